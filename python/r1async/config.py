@@ -1,0 +1,374 @@
+"""Every setting with its unit and range. YAML holds only what differs from these defaults.
+
+Imports neither torch nor an engine: ``r1async run --dry-run`` answers at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields, is_dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Literal
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+
+class ConfigError(ValueError):
+    """A setting that cannot work; the message names the key, what it got and what it wants."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelConfig:
+    path: str = ""
+    """Directory of a Hugging Face causal LM (config.json, safetensors, tokenizer). Empty: the cold start makes it."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Dtype of the weights that generators serve; the learner keeps float32 masters."""
+    attention: Literal["auto", "sdpa", "flash_attention_2", "eager"] = "auto"
+    """Attention of the learner; auto takes FlashAttention where its kernel exists, else padded SDPA."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DataConfig:
+    task: Literal["chain-mod", "file"] = "file"
+    """chain-mod: the embedded arithmetic task. file: prompts and answers from `data.path`."""
+    path: str = ""
+    """JSONL or parquet file, or a directory saved by `datasets`, for task=file."""
+    eval_path: str = ""
+    """Held-out prompts in the same form. Empty: the last `eval.prompts` rows of `data.path` are held out."""
+    prompt_key: str = "prompt"
+    """Column that holds the prompt: a string, or a list of chat messages."""
+    answer_key: str = "answer"
+    """Column that holds the reference answer."""
+    template: Literal["none", "chat", "r1_zero"] = "chat"
+    """none: the prompt as it is. chat: the tokenizer's chat template. r1_zero: R1-Zero's plain template."""
+    max_prompt_tokens: int = 1024
+    """A longer prompt is refused at the border and counted `invalid`."""
+    epochs: int = 0
+    """Passes over the data; 0 repeats until `steps` are done. The order is shuffled anew, by seed, in each."""
+    shuffle: bool = True
+    """Shuffle the rows by `seed`; false keeps the file's order."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ColdStartConfig:
+    enabled: bool = False
+    """Make the start checkpoint by supervised fine-tuning of a tiny model on the task's demonstrations."""
+    target_accuracy: float = 0.85
+    """Stop when greedy completions that begin with <think> reach this accuracy on the dev problems."""
+    max_steps: int = 2000
+    """An error, not a start checkpoint, if the target is not reached by then."""
+    eval_every: int = 25
+    """Optimizer steps between two looks at the stop criterion."""
+    batch_size: int = 64
+    """Demonstrations a step."""
+    lr: float = 4e-3
+    """Peak learning rate of AdamW."""
+    warmup_steps: int = 20
+    """Linear warm-up."""
+    cache_dir: str = "runs/cold_start"
+    """A checkpoint made from the same settings and seed is taken from here instead of being made again."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SamplingConfig:
+    temperature: float = 1.0
+    """Logits are divided by it in the engine and, identically, in the learner. Greedy evaluation has its own switch."""
+    top_p: float = 1.0
+    """Nucleus; below 1 is refused for training: the learner would train another distribution than was sampled."""
+    top_k: int = 0
+    """0 is off; anything else is refused for training, for the same reason."""
+    max_tokens: int = 1024
+    """Completion tokens at most; a rollout that reaches it is finished with reason `length`."""
+    stop: tuple[str, ...] = ()
+    """Extra stop tokens (each one token of the vocabulary) besides the model's end-of-sequence token."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GeneratorConfig:
+    engine: Literal["torch"] = "torch"
+    """The engine of each generator. torch: embedded, runs anywhere."""
+    count: int = 1
+    """Generator processes that `r1async run` starts."""
+    slots: int = 128
+    """Rollouts that one engine decodes at a time."""
+    eval_slots: int = 64
+    """Slots kept for evaluation at a pinned version; stepped in turn with the training slots."""
+    chunk_tokens: int = 64
+    """Tokens of an unfinished rollout after which they are streamed to the buffer."""
+    threads: int = 1
+    """Torch threads of one generator."""
+    restarts: int = 3
+    """Times `r1async run` starts a generator again after it died."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RewardConfig:
+    weights: dict[str, float] = field(default_factory=lambda: {"accuracy": 1.0, "format": 0.2})
+    """Parts that add up to the reward: accuracy, format, or `module:function` of your own; each is logged."""
+    format: Literal["r1_zero", "think"] = "r1_zero"
+    """r1_zero: <think>…</think><answer>…</answer> and nothing else. think: <think>…</think> and a non-empty rest."""
+    think_prefilled: bool = False
+    """The prompt template already ends in <think>, so the completion begins inside the thought."""
+    deadline_s: float = 10.0
+    """Seconds one verdict may take; then the worker process is killed and replaced."""
+    retries: int = 1
+    """Times a verdict that hit the grader's own deadline or lost its worker is tried on another worker."""
+    timeout_is: Literal["zero", "abstain"] = "zero"
+    """What a rollout whose grading timed out on every try becomes."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ScorerConfig:
+    count: int = 1
+    """Scorer processes that `r1async run` starts."""
+    workers: int = 1
+    """Worker processes of one scorer; each grades one rollout at a time."""
+    queue: int = 256
+    """Rollouts one scorer holds at most (its credits)."""
+    restarts: int = 3
+    """Times `r1async run` starts a scorer again after it died."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GroupConfig:
+    group_size: int = 8
+    """G: completions of one prompt."""
+    min_group_size: int = 0
+    """A group with fewer scored members is dropped `too_few_scored`. 0: half of group_size, at least 1."""
+    baseline: Literal["std", "mean", "leave_one_out", "none"] = "std"
+    """Advantage: (r - mean) / (std + eps), r - mean (Dr. GRPO), r - mean of the others (RLOO), or r."""
+    std: Literal["population", "sample"] = "population"
+    """Which standard deviation `baseline=std` divides by."""
+    eps: float = 1e-6
+    """Added to the standard deviation."""
+    zero_variance: Literal["train", "drop"] = "train"
+    """A group of equal rewards: trained (its gradient is zero), or dropped and refilled (DAPO's dynamic sampling)."""
+    oversample: float = 1.0
+    """Groups opened for each one wanted; above 1 hides the wait for refills at the price of age."""
+    max_refills: int = 64
+    """Zero-variance groups dropped for one step at most; after that they are trained and the run says so."""
+    drop_truncated: bool = False
+    """A rollout cut at max_tokens abstains (DAPO's overlong filtering) instead of being scored."""
+    rollout_deadline_s: float = 600.0
+    """Seconds from a rollout's first lease to its last token; the group closes without it after that."""
+    lease_s: float = 60.0
+    """Seconds without a new token after which a lease is taken back and given to another generator."""
+    group_deadline_s: float = 0.0
+    """Seconds from first lease to the close. 0: rollout deadline + scorer deadline x (retries + 1), with head-room."""
+    max_attempts: int = 3
+    """Leases one rollout may lose before it abstains with status `lost`."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StalenessConfig:
+    max_staleness: int = 2
+    """e: no token older than this many optimizer steps has a loss. 0 is synchronous on-policy training."""
+    pacing: int = -1
+    """w: the typical lag, 0 <= w <= max_staleness; admission opens floor((w + 1) * B) groups. -1: max_staleness."""
+    over_age: Literal["mask", "drop", "train"] = "mask"
+    """Tokens older than e: leave the loss, take their whole group with them, or are trained and counted."""
+    retries: int = 1
+    """Times the prompt of a group dropped for age is queued again (over_age=drop)."""
+    waste_budget: float = 0.05
+    """Share of generated tokens that may die of age before a step is held for them. 0 waits for all, 1 never holds."""
+    hold_deadline_s: float = 60.0
+    """Seconds a step is held at most."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BufferConfig:
+    max_message_bytes: int = 256 * 2**20
+    """A larger message is refused before anything is allocated for it."""
+    outbox: int = 1024
+    """Messages kept for a peer that does not read; past that it is disconnected and its leases are lost."""
+    peer_deadline_s: float = 20.0
+    """Seconds without any message after which a peer counts as gone. Peers send a heartbeat every quarter of it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LossConfig:
+    kind: Literal["grpo", "r1", "dapo", "dr_grpo", "gspo", "cispo"] = "grpo"
+    """Preset of ratio, clip and normalisation; docs/losses.md has a page for each."""
+    correction: Literal["auto", "none", "behavior_clip", "tis", "mis", "decoupled"] = "auto"
+    """How lag is corrected. auto: behavior_clip as soon as max_staleness > 0, none needed at 0."""
+    clip_low: float | None = None
+    """The importance ratio is held above 1 - clip_low; None takes the preset's."""
+    clip_high: float | None = None
+    """And below 1 + clip_high; None takes the preset's."""
+    aggregation: Literal["preset", "completion", "token", "constant"] = "preset"
+    """Mean per completion (DeepSeekMath), over all tokens (DAPO), or a constant length (Dr. GRPO)."""
+    kl_coef: float | None = None
+    """Weight of the k3 KL to the reference model; None takes the preset's. 0 loads no reference."""
+    ref_refresh_steps: int | None = None
+    """Optimizer steps after which the reference becomes the current policy; None takes the preset's, 0 never."""
+    is_cap: float = 2.0
+    """tis: importance weights are cut at it. mis: tokens outside [1 / is_cap, is_cap] leave the loss."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LearnerConfig:
+    groups_per_step: int = 16
+    """B: groups that one optimizer step trains."""
+    ranks: int = 1
+    """Learner processes (FSDP2 over torch.distributed when more than one)."""
+    threads: int = 1
+    """Torch threads of one learner rank."""
+    micro_batch_tokens: int = 65536
+    """Padded tokens of one forward pass at most; gradients accumulate over micro-batches with exact normalisation."""
+    lr: float = 1e-6
+    """Peak learning rate of AdamW."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """AdamW's moment decay rates."""
+    weight_decay: float = 0.0
+    """AdamW's decoupled weight decay."""
+    max_grad_norm: float = 1.0
+    """Gradients are scaled down to this global norm; 0 does not clip."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """Learning-rate schedule after the warm-up, down to zero at the last step."""
+    warmup_steps: int = 0
+    """Linear warm-up."""
+    autocast: bool = False
+    """bfloat16 autocast in forward and backward."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass."""
+    checkpoint_every: int = 20
+    """Optimizer steps between two checkpoints; one is always saved at the end and on Ctrl-C."""
+    keep_checkpoints: int = 2
+    """Checkpoints kept; older ones are deleted."""
+    restarts: int = 3
+    """Times `r1async run` starts the learner again from its checkpoint after it died."""
+    batch_deadline_s: float = 1800.0
+    """Seconds the learner waits for one batch before it ends with an error that names the wait."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WeightsConfig:
+    publish_every: int = 1
+    """Optimizer steps between two publications; max_staleness=0 needs 1."""
+    chunk_bytes: int = 8 * 2**20
+    """Bytes of one chunk of a snapshot."""
+    deadline_s: float = 120.0
+    """Seconds a receiver waits for the next chunk before it asks again from the manifest."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvalConfig:
+    every: int = 0
+    """Optimizer steps between two evaluations while training goes on; 0: only before and after."""
+    prompts: int = 400
+    """Held-out prompts of one evaluation."""
+    samples: int = 1
+    """k completions per prompt for pass@1, pass@k and cons@k."""
+    temperature: float = 0.6
+    """Of the sampled evaluation (DeepSeek-R1, section 3)."""
+    top_p: float = 0.95
+    """Of the sampled evaluation (DeepSeek-R1, section 3)."""
+    greedy: bool = True
+    """Also decode each prompt once greedily."""
+    deadline_s: float = 1800.0
+    """Seconds one evaluation may take before it is given up, by name."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EndpointsConfig:
+    rollouts: str = ""
+    """Buffer's socket for generators, scorers and evaluation. Empty: ipc:// inside the run's folder."""
+    batches: str = ""
+    """Buffer's socket for learners."""
+    events: str = ""
+    """Buffer's publications: version, state, metrics."""
+    weights: str = ""
+    """Learner's socket for weight versions."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MonitorConfig:
+    terminal: Literal["auto", "live", "plain", "quiet"] = "auto"
+    """live: a table that redraws. plain: a line every few seconds. auto: live on a terminal, else plain."""
+    interval_s: float = 1.0
+    """Seconds between two publications of the buffer's and the roles' figures."""
+    tensorboard: bool = True
+    """Write TensorBoard event files into the run's folder."""
+    stall_s: float = 120.0
+    """Seconds without any progress after which the run says what it waits for."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Config:
+    name: str = "run"
+    """The run's folder is `runs_dir`/`name`."""
+    runs_dir: str = "runs"
+    """Where runs live."""
+    seed: int = 0
+    """Seeds prompts, sampling and initialisation."""
+    steps: int = 100
+    """Optimizer steps of the run."""
+    resume: Literal["auto", "true", "false"] = "auto"
+    """auto: go on from the newest whole checkpoint of this run's folder if there is one. true: insist. false: refuse a used folder."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    cold_start: ColdStartConfig = field(default_factory=ColdStartConfig)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    generator: GeneratorConfig = field(default_factory=GeneratorConfig)
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    scorer: ScorerConfig = field(default_factory=ScorerConfig)
+    group: GroupConfig = field(default_factory=GroupConfig)
+    staleness: StalenessConfig = field(default_factory=StalenessConfig)
+    buffer: BufferConfig = field(default_factory=BufferConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    learner: LearnerConfig = field(default_factory=LearnerConfig)
+    weights: WeightsConfig = field(default_factory=WeightsConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    endpoints: EndpointsConfig = field(default_factory=EndpointsConfig)
+    monitor: MonitorConfig = field(default_factory=MonitorConfig)
+
+    @property
+    def run_dir(self) -> Path:
+        return Path(self.runs_dir) / self.name
+
+    @property
+    def pacing(self) -> int:
+        """w of DESIGN 3.3, resolved."""
+        return self.staleness.max_staleness if self.staleness.pacing < 0 else self.staleness.pacing
+
+    @property
+    def min_group_size(self) -> int:
+        return self.group.min_group_size or max(1, self.group.group_size // 2)
+
+    @property
+    def group_deadline_s(self) -> float:
+        return self.group.group_deadline_s or self.group.rollout_deadline_s + self.scoring_deadline_s + 10.0
+
+    @property
+    def scoring_deadline_s(self) -> float:
+        """The longest a verdict can take: every try runs into its deadline."""
+        return self.reward.deadline_s * (self.reward.retries + 1)
+
+    @property
+    def correction(self) -> str:
+        """loss.correction, resolved."""
+        if self.loss.correction != "auto":
+            return self.loss.correction
+        return "behavior_clip" if self.staleness.max_staleness > 0 else "none"
+
+    def endpoint(self, socket: Literal["rollouts", "batches", "events", "weights"]) -> str:
+        """The socket's address; ipc:// in the run's folder unless configured."""
+        configured: str = {
+            "rollouts": self.endpoints.rollouts,
+            "batches": self.endpoints.batches,
+            "events": self.endpoints.events,
+            "weights": self.endpoints.weights,
+        }[socket]
+        return configured or f"ipc://{ipc_dir(self.run_dir)}/{socket}"
+
+
+def ipc_dir(run_dir: Path) -> Path:
+    """Folder of the run's ipc sockets: short, because a Unix socket's path has 107 bytes at most."""
+    import hashlib
+    import os
+    import tempfile
+
+    digest = hashlib.sha256(str(run_dir.resolve()).encode()).hexdigest()[:12]
+    return Path(tempfile.gettempdir()) / f"r1async-{os.getuid()}-{digest}"

@@ -1,0 +1,111 @@
+"""One message is one frame: a msgpack header, then raw little-endian columns.
+
+    offset 0   magic  b"R1A1"          the layout's version
+           4   u32    header bytes H
+           8   header H bytes of msgpack: a map with "t" (the type) and "cols": [[name, dtype, count], ...]
+       8 + H   zero padding up to a multiple of 8
+               the columns in that order, each padded up to a multiple of 8
+
+One frame, because what a message costs in Python is the object per frame, not the bytes. The same
+layout is read and written by `rust/r1async-core/src/frame.rs`; docs/protocol.md lists the messages.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import msgpack
+import numpy as np
+from numpy.typing import NDArray
+
+PROTOCOL = 1
+"""Raised when a message changes its meaning; `hello` names it and the buffer refuses another."""
+
+MAGIC = b"R1A1"
+MAX_HEADER_BYTES = 64 * 2**20
+DTYPES: Mapping[str, np.dtype] = {
+    name: np.dtype(code)
+    for name, code in {
+        "u1": "<u1", "i2": "<i2", "u2": "<u2", "i4": "<i4", "i8": "<i8", "f4": "<f4", "f8": "<f8",
+    }.items()
+}  # fmt: skip
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+
+
+class WireError(ValueError):
+    """A message that breaks the layout or names a type nobody knows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    header: dict
+    columns: dict[str, NDArray]
+
+    @property
+    def type(self) -> str:
+        return self.header["t"]
+
+
+def _padding(size: int) -> int:
+    return -size % 8
+
+
+def pack(header: Mapping, columns: Mapping[str, NDArray] | None = None) -> bytes:
+    """A message as the bytes of its one frame.
+
+    Raises:
+        WireError: a column is not one-dimensional or has a dtype the wire does not know.
+    """
+    columns = columns or {}
+    for name, column in columns.items():
+        if column.ndim != 1 or column.dtype not in _NAMES:
+            raise WireError(f"column {name!r} must be one-dimensional of {sorted(DTYPES)}, got {column.dtype}{column.shape}")
+    cols = [[name, _NAMES[column.dtype], len(column)] for name, column in columns.items()]
+    head = msgpack.packb({**header, "cols": cols})
+    parts = [MAGIC, struct.pack("<I", len(head)), head, bytes(_padding(len(head)))]
+    for column in columns.values():
+        raw = np.ascontiguousarray(column).tobytes()
+        parts += [raw, bytes(_padding(len(raw)))]
+    return b"".join(parts)
+
+
+def unpack(frame: bytes | bytearray | memoryview) -> Message:
+    """The message in a frame. Columns are views of the frame, not copies; they keep it alive.
+
+    Raises:
+        WireError: the frame breaks the layout; the text says where.
+    """
+    view = memoryview(frame).cast("B")
+    if len(view) < 8 or view[:4] != MAGIC:
+        raise WireError(f"not a message of this protocol: {len(view)} bytes beginning with {bytes(view[:4])!r}")
+    (size,) = struct.unpack_from("<I", view, 4)
+    if size > MAX_HEADER_BYTES or 8 + size > len(view):
+        raise WireError(f"header of {size} bytes in a frame of {len(view)}")
+    try:
+        header = msgpack.unpackb(view[8 : 8 + size], max_buffer_size=MAX_HEADER_BYTES)
+    except (ValueError, msgpack.UnpackException, RecursionError) as error:
+        raise WireError(f"header is not msgpack: {error}") from error
+    if not isinstance(header, dict) or not isinstance(header.get("t"), str):
+        raise WireError("header must be a map with a string 't'")
+    columns, offset = {}, 8 + size + _padding(size)
+    for entry in header.pop("cols", []):
+        name, dtype, count = _column_entry(entry)
+        end = offset + count * dtype.itemsize
+        if end > len(view):
+            raise WireError(f"column {name!r} ends at byte {end} of {len(view)}")
+        columns[name] = np.frombuffer(view[offset:end], dtype)
+        offset = end + _padding(end)
+    if offset != len(view):
+        raise WireError(f"{len(view) - offset} bytes after the last column")
+    return Message(header, columns)
+
+
+def _column_entry(entry: object) -> tuple[str, np.dtype, int]:
+    match entry:
+        case [str(name), str(dtype), int(count)] if dtype in DTYPES and count >= 0:
+            return name, DTYPES[dtype], count
+        case _:
+            raise WireError(f"column entry must be [name, dtype, count], got {entry!r}")
