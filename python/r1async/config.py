@@ -5,14 +5,13 @@ Imports neither torch nor an engine: ``r1async run --dry-run`` answers at once.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field, fields, is_dataclass
-from difflib import get_close_matches
+import hashlib
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
-
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 
 class ConfigError(ValueError):
@@ -306,7 +305,7 @@ class Config:
     steps: int = 100
     """Optimizer steps of the run."""
     resume: Literal["auto", "true", "false"] = "auto"
-    """auto: go on from the newest whole checkpoint of this run's folder if there is one. true: insist. false: refuse a used folder."""
+    """auto: go on from the newest whole checkpoint in the run's folder. true: insist on one. false: refuse that folder."""
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     cold_start: ColdStartConfig = field(default_factory=ColdStartConfig)
@@ -364,11 +363,19 @@ class Config:
         return configured or f"ipc://{ipc_dir(self.run_dir)}/{socket}"
 
 
+def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Config:
+    """The checked settings of a run: a YAML file, then `key=value` overrides, each value read as YAML.
+
+    Raises:
+        ConfigError: a file that is missing or not YAML, an unknown key, a value of the wrong type or out of its
+            range, a combination that cannot work. The text holds every problem found, one a line.
+    """
+    from r1async.settings import load  # which needs the classes above
+
+    return load(path, overrides)
+
+
 def ipc_dir(run_dir: Path) -> Path:
     """Folder of the run's ipc sockets: short, because a Unix socket's path has 107 bytes at most."""
-    import hashlib
-    import os
-    import tempfile
-
     digest = hashlib.sha256(str(run_dir.resolve()).encode()).hexdigest()[:12]
     return Path(tempfile.gettempdir()) / f"r1async-{os.getuid()}-{digest}"

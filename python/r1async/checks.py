@@ -1,0 +1,408 @@
+"""What a configuration must satisfy, beyond types: ranges, combinations that cannot work, and what it implies.
+
+Pure: every function takes a Config and returns sentences.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from ipaddress import ip_address
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+if TYPE_CHECKING:
+    from r1async.config import Config
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """Numbers from `low` to `high`; `above` leaves `low` itself out."""
+
+    low: float
+    high: float = math.inf
+    above: bool = False
+
+    def holds(self, value: float) -> bool:
+        return math.isfinite(value) and (value > self.low if self.above else value >= self.low) and value <= self.high
+
+    def __str__(self) -> str:
+        if self.high == math.inf:
+            return f"above {_number(self.low)}" if self.above else f"at least {_number(self.low)}"
+        if self.above:
+            return f"above {_number(self.low)} and at most {_number(self.high)}"
+        return f"{_number(self.low)} to {_number(self.high)}"
+
+
+def _number(value: float) -> str:
+    return str(int(value)) if float(value).is_integer() else f"{value:g}"
+
+
+COUNT = Range(1, 1_000_000)
+MAYBE = Range(0, 1_000_000_000)
+SECONDS = Range(0, 30 * 86400, above=True)
+SHARE = Range(0, 1)
+POSITIVE = Range(0, above=True)
+
+RANGES: dict[str, Range] = {
+    "seed": Range(0, 2**31 - 1),
+    "steps": Range(1, 10_000_000),
+    "data.max_prompt_tokens": COUNT,
+    "data.epochs": MAYBE,
+    "cold_start.target_accuracy": SHARE,
+    "cold_start.max_steps": COUNT,
+    "cold_start.eval_every": COUNT,
+    "cold_start.batch_size": COUNT,
+    "cold_start.lr": POSITIVE,
+    "cold_start.warmup_steps": MAYBE,
+    "sampling.temperature": Range(0, 10, above=True),
+    "sampling.top_p": Range(0, 1, above=True),
+    "sampling.top_k": MAYBE,
+    "sampling.max_tokens": COUNT,
+    "generator.count": Range(1, 1024),
+    "generator.slots": Range(1, 65536),
+    "generator.eval_slots": Range(1, 65536),
+    "generator.chunk_tokens": COUNT,
+    "generator.threads": Range(1, 1024),
+    "generator.restarts": MAYBE,
+    "reward.deadline_s": SECONDS,
+    "reward.retries": Range(0, 100),
+    "scorer.count": Range(1, 1024),
+    "scorer.workers": Range(1, 1024),
+    "scorer.queue": COUNT,
+    "scorer.restarts": MAYBE,
+    "group.group_size": Range(1, 65536),
+    "group.min_group_size": Range(0, 65536),
+    "group.eps": Range(0, 1),
+    "group.oversample": Range(1, 16),
+    "group.max_refills": MAYBE,
+    "group.rollout_deadline_s": SECONDS,
+    "group.lease_s": SECONDS,
+    "group.group_deadline_s": Range(0, 30 * 86400),
+    "group.max_attempts": Range(1, 1000),
+    "staleness.max_staleness": Range(0, 1_000_000),
+    "staleness.pacing": Range(-1, 1_000_000),
+    "staleness.retries": Range(0, 1000),
+    "staleness.waste_budget": SHARE,
+    "staleness.hold_deadline_s": SECONDS,
+    "buffer.max_message_bytes": Range(2**16, 2**31),
+    "buffer.outbox": COUNT,
+    "buffer.peer_deadline_s": SECONDS,
+    "loss.clip_low": Range(0, 1),
+    "loss.clip_high": POSITIVE,
+    "loss.kl_coef": Range(0),
+    "loss.ref_refresh_steps": MAYBE,
+    "loss.is_cap": Range(1),
+    "learner.groups_per_step": Range(1, 65536),
+    "learner.ranks": Range(1, 4096),
+    "learner.threads": Range(1, 1024),
+    "learner.micro_batch_tokens": Range(1, 2**31),
+    "learner.lr": POSITIVE,
+    "learner.betas": Range(0, 0.999999),
+    "learner.weight_decay": Range(0),
+    "learner.max_grad_norm": Range(0),
+    "learner.warmup_steps": MAYBE,
+    "learner.checkpoint_every": COUNT,
+    "learner.keep_checkpoints": COUNT,
+    "learner.restarts": MAYBE,
+    "learner.batch_deadline_s": SECONDS,
+    "weights.publish_every": COUNT,
+    "weights.chunk_bytes": Range(2**10, 2**30),
+    "weights.deadline_s": SECONDS,
+    "eval.every": MAYBE,
+    "eval.prompts": COUNT,
+    "eval.samples": Range(1, 65536),
+    "eval.temperature": Range(0, 10, above=True),
+    "eval.top_p": Range(0, 1, above=True),
+    "eval.deadline_s": SECONDS,
+    "monitor.interval_s": Range(0.05, 3600),
+    "monitor.stall_s": SECONDS,
+}
+
+
+def value_of(config: Config, key: str) -> object:
+    """The setting with this full key."""
+    node: object = config
+    for name in key.split("."):
+        node = getattr(node, name)
+    return node
+
+
+def problems(config: Config) -> list[str]:
+    """Why this configuration cannot work; empty when it can. Combinations are looked at once all ranges hold."""
+    return _out_of_range(config) or [
+        *_source_problems(config),
+        *_group_problems(config),
+        *_staleness_problems(config),
+        *_learning_problems(config),
+        *_endpoint_problems(config),
+    ]
+
+
+def _out_of_range(config: Config) -> list[str]:
+    found = []
+    for key, allowed in RANGES.items():
+        value = value_of(config, key)
+        numbers = value if isinstance(value, tuple) else (value,)
+        for number in numbers:
+            if isinstance(number, int | float) and not allowed.holds(number):
+                found.append(f"{key}: must be {allowed}, got {number}")
+    found += [
+        f"reward.weights.{part}: must be a finite number, got {weight}"
+        for part, weight in config.reward.weights.items()
+        if not math.isfinite(weight)
+    ]
+    return found
+
+
+def _source_problems(config: Config) -> list[str]:
+    found = []
+    parts = config.name.split("/")
+    if any(part in ("", ".", "..") for part in parts):
+        found.append(f"name: must be a folder name such as demo or sweeps/demo, got {config.name!r}")
+    if config.data.task == "file" and not config.data.path:
+        found.append("data.path: data.task=file needs a JSONL or parquet file or a data set folder; set data.path=FILE")
+    if config.cold_start.enabled and config.data.task != "chain-mod":
+        found.append("cold_start.enabled: only data.task=chain-mod has demonstrations; set model.path=DIR")
+    if config.cold_start.enabled and config.model.path:
+        found.append(
+            f"cold_start.enabled: makes the start model itself, but model.path={config.model.path} is set; drop one"
+        )
+    if not config.cold_start.enabled and not config.model.path:
+        found.append("model.path: must be the folder of a Hugging Face causal LM (or set cold_start.enabled=true)")
+    if not config.reward.weights:
+        found.append("reward.weights: must name at least one part, as in {accuracy: 1.0}")
+    for part in config.reward.weights:
+        module, colon, function = part.partition(":")
+        if part not in ("accuracy", "format") and not (colon and module and function):
+            found.append(f"reward.weights.{part}: must be accuracy, format, or module:function of your own")
+    return found
+
+
+def _group_problems(config: Config) -> list[str]:
+    group, found = config.group, []
+    if group.group_size == 1 and group.baseline in ("std", "leave_one_out"):
+        found.append(
+            f"group.group_size: 1 leaves baseline={group.baseline} nothing to compare with, all advantages would be 0; "
+            "set group.group_size=2 or more, or group.baseline=none"
+        )
+    if group.group_size == 1 and group.baseline == "mean":
+        found.append(
+            "group.group_size: with 1 the mean is the rollout itself, each advantage is 0; set group.baseline=none"
+        )
+    if group.baseline == "std" and group.std == "sample" and config.min_group_size < 2:
+        found.append("group.std: sample needs two scored members; set group.min_group_size=2 or group.std=population")
+    if group.min_group_size > group.group_size:
+        found.append(
+            f"group.min_group_size: {group.min_group_size} scored members never come from group_size={group.group_size}"
+        )
+    needed = group.rollout_deadline_s + config.scoring_deadline_s
+    if group.group_deadline_s and group.group_deadline_s < needed:
+        found.append(
+            f"group.group_deadline_s: {group.group_deadline_s:g} s is shorter than a rollout and its verdict may take: "
+            f"rollout_deadline_s {group.rollout_deadline_s:g} + reward.deadline_s {config.reward.deadline_s:g} x "
+            f"(retries {config.reward.retries} + 1) = {needed:g} s; 0 sets it from these"
+        )
+    if group.lease_s > group.rollout_deadline_s:
+        found.append(
+            f"group.lease_s: {group.lease_s:g} s outlives rollout_deadline_s={group.rollout_deadline_s:g}: no lost "
+            "lease could be given to another generator"
+        )
+    if group.zero_variance == "drop" and group.max_refills == 0:
+        found.append(
+            "group.zero_variance: drop without refill would leave batches short for ever; set group.max_refills above 0"
+            " or zero_variance=train"
+        )
+    if group.zero_variance == "drop" and group.group_size == 1:
+        found.append("group.zero_variance: a group of 1 has no variance, drop would drop every group; set train")
+    return found
+
+
+def _staleness_problems(config: Config) -> list[str]:
+    staleness, found = config.staleness, []
+    e, w, published = staleness.max_staleness, config.pacing, config.weights.publish_every
+    if staleness.pacing > e:
+        found.append(f"staleness.pacing: {staleness.pacing} must be at most staleness.max_staleness={e}")
+    if e == 0 and published != 1:
+        found.append(
+            f"weights.publish_every: max_staleness=0 trains only tokens of the newest weights: every step publishes; "
+            f"got {published}; set weights.publish_every=1 or staleness.max_staleness={published - 1} or more"
+        )
+    elif published > w + 1:
+        found.append(
+            f"weights.publish_every: {published} steps need {published} batches open before the next publication, but "
+            f"pacing={w} opens {w + 1}: the run would stop; set weights.publish_every={w + 1} or "
+            f"staleness.max_staleness={published - 1} or more"
+        )
+    if e == 0 and staleness.over_age == "train":
+        found.append("staleness.over_age: train with max_staleness=0 would not be synchronous; set over_age=mask")
+    if places(config) < config.learner.groups_per_step:
+        found.append(
+            f"learner.groups_per_step: a batch of {config.learner.groups_per_step} groups is larger than the "
+            f"{places(config)} that pacing={w} and oversample={config.group.oversample:g} open"
+        )
+    return found
+
+
+def _learning_problems(config: Config) -> list[str]:
+    found, sampling, learner = [], config.sampling, config.learner
+    if sampling.top_p < 1:
+        found.append(
+            f"sampling.top_p: {sampling.top_p:g} samples from another distribution than the learner trains: the torch"
+            " engine cannot return each token's support; set sampling.top_p=1"
+        )
+    if sampling.top_k:
+        found.append(
+            f"sampling.top_k: {sampling.top_k} samples from another distribution than the learner trains: the torch"
+            " engine cannot return each token's support; set sampling.top_k=0"
+        )
+    longest = config.data.max_prompt_tokens + sampling.max_tokens
+    rollouts = learner.groups_per_step * config.group.group_size
+    if learner.micro_batch_tokens < longest:
+        found.append(
+            f"learner.micro_batch_tokens: {learner.micro_batch_tokens} cannot hold a rollout: data.max_prompt_tokens + "
+            f"sampling.max_tokens = {longest} tokens"
+        )
+    if learner.ranks > rollouts:
+        found.append(f"learner.ranks: {learner.ranks} ranks for {rollouts} rollouts a step leave some without work")
+    if learner.schedule != "constant" and learner.warmup_steps >= config.steps:
+        found.append(f"learner.warmup_steps: {learner.warmup_steps} leaves none of steps={config.steps} to decay over")
+    return found
+
+
+def _endpoint_problems(config: Config) -> list[str]:
+    found, seen = [], {}
+    for name in ("rollouts", "batches", "events", "weights"):
+        address, key = config.endpoint(name), f"endpoints.{name}"
+        problem = _address_problem(address)
+        if problem:
+            found.append(f"{key}: {problem}")
+        if address in seen:
+            found.append(f"{key}: {address} is also endpoints.{seen[address]}; each socket needs its own")
+        seen[address] = name
+    return found
+
+
+def _address_problem(address: str) -> str | None:
+    scheme, separator, path = address.partition("://")
+    if scheme == "ipc" and separator and path:
+        if len(path.encode()) > 107:
+            return f"a Unix socket's path has 107 bytes at most, got {len(path.encode())}: {address}"
+        return None
+    if scheme != "tcp" or not separator:
+        return f"must be ipc://PATH or tcp://127.0.0.1:PORT, got {address!r}"
+    try:
+        url = urlsplit(address)
+        host, port = url.hostname, url.port
+    except ValueError:
+        host, port = None, None
+    if not host or not port:
+        return f"must be tcp://HOST:PORT with a port of 1 to 65535, got {address!r}"
+    if not _is_loopback(host):
+        return (
+            f"{address} leaves this machine without keys: anyone on the network could send rollouts. "
+            "Use tcp://127.0.0.1:PORT at both ends and carry it between machines with an SSH tunnel (ssh -L)"
+        )
+    return None
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def places(config: Config) -> int:
+    """Groups open at a time at most (DESIGN 3.3, pacing)."""
+    return int((config.pacing + 1) * config.learner.groups_per_step * config.group.oversample)
+
+
+def rollouts_in_flight(config: Config) -> int:
+    """Rollouts that generators decode at a time, at most."""
+    return min(config.generator.count * config.generator.slots, places(config) * config.group.group_size)
+
+
+def warnings(config: Config) -> list[str]:
+    """What works, but probably not as meant."""
+    found, e = [], config.staleness.max_staleness
+    needed = full_speed_needs(config)
+    if e > 0 and config.correction == "none":
+        found.append(
+            f"loss.correction=none with max_staleness={e}: lag is not corrected, expect a visibly worse model; "
+            "auto takes behavior_clip"
+        )
+    if e > 0 and config.staleness.over_age == "train":
+        found.append("staleness.over_age=train: tokens beyond max_staleness are trained and only counted")
+    if e == 0 and config.group.oversample > 1:
+        found.append(
+            f"group.oversample={config.group.oversample:g} with max_staleness=0: the surplus groups are too old for the"
+            " next step and are dropped `stale`"
+        )
+    if e > 0 and e + 1 < needed:
+        found.append(
+            f"staleness.max_staleness={e}: full speed with long-tailed lengths wants e + 1 >= {needed:.1f} "
+            "(3.4 x rollouts in flight / rollouts per step); expect steps held or tokens masked"
+        )
+    if config.generator.count * config.generator.slots < config.group.group_size:
+        found.append(
+            f"generator.slots: all {config.generator.count * config.generator.slots} slots hold less than one group of "
+            f"{config.group.group_size}; its rollouts will age behind one another"
+        )
+    if config.monitor.stall_s < config.reward.deadline_s:
+        found.append(
+            f"monitor.stall_s={config.monitor.stall_s:g}: one verdict may take reward.deadline_s="
+            f"{config.reward.deadline_s:g}, so a healthy run may be called stalled"
+        )
+    return found
+
+
+def full_speed_needs(config: Config) -> float:
+    """e + 1 from which long-tailed lengths cost no speed at 5 % waste."""
+    return 3.4 * rollouts_in_flight(config) / (config.learner.groups_per_step * config.group.group_size)
+
+
+def implications(config: Config) -> list[str]:
+    """What the settings mean in numbers: `--dry-run` prints these lines."""
+    step_groups, size = config.learner.groups_per_step, config.group.group_size
+    e, w = config.staleness.max_staleness, config.pacing
+    return [
+        *_staleness_lines(config),
+        f"places: pacing {w} opens at most {places(config)} groups = floor(({w} + 1) x {step_groups} x "
+        f"{config.group.oversample:g}), {places(config) * size} rollouts",
+        f"rollouts in flight: at most {rollouts_in_flight(config)} ({config.generator.count} generator(s) x "
+        f"{config.generator.slots} slots)",
+        f"one step: {step_groups} groups x {size} = {step_groups * size} rollouts, at most "
+        f"{step_groups * size * config.sampling.max_tokens} completion tokens; {config.steps} steps: "
+        f"{config.steps * step_groups * size} rollouts",
+        f"full speed with long-tailed lengths: e + 1 >= 3.4 x rollouts in flight / rollouts per step = "
+        f"{full_speed_needs(config):.1f}; here e + 1 = {e + 1}",
+        f"correction: {config.correction}; group deadline: {config.group_deadline_s:g} s; "
+        f"fewest scored members: {config.min_group_size} of {size}",
+        *(f"warning: {each}" for each in warnings(config)),
+    ]
+
+
+def _staleness_lines(config: Config) -> list[str]:
+    e, rule = config.staleness.max_staleness, config.staleness.over_age
+    published = config.weights.publish_every
+    if e == 0:
+        return ["worst-case staleness: 0 optimizer steps: synchronous, every token is trained on-policy"]
+    in_turn = math.ceil(places(config) / config.learner.groups_per_step) - 1
+    bound = {
+        "mask": f"{e} optimizer steps: older tokens stay in the context and leave the loss",
+        "drop": f"{e} optimizer steps: a group with an older token is dropped whole",
+        "train": "no bound: tokens older than max_staleness are trained and counted",
+    }[rule]
+    lines = [
+        f"worst-case staleness: {bound}",
+        f"staleness of a group trained in its turn: at most {in_turn} steps after the version it was leased at",
+    ]
+    if published > 1:
+        lines.append(
+            f"weights are published every {published} steps, so a freshly leased token is already up to {published - 1}"
+            " steps old (versions count optimizer steps, not publications)"
+        )
+    return lines
