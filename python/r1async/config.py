@@ -305,7 +305,7 @@ class Config:
     steps: int = 100
     """Optimizer steps of the run."""
     resume: Literal["auto", "true", "false"] = "auto"
-    """auto: go on from the newest whole checkpoint in the run's folder. true: insist on one. false: refuse that folder."""
+    """auto: go on from the newest checkpoint in the run's folder. true: insist on one. false: refuse the folder."""
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     cold_start: ColdStartConfig = field(default_factory=ColdStartConfig)
