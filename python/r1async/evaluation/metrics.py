@@ -1,0 +1,172 @@
+"""What an evaluation says: pass@1 over k samples, unbiased pass@k, cons@k, each with its standard error.
+
+Pure functions. Abstentions are unknown, not wrong: they leave the statistics and are counted.
+Problems are the units of chance here: every standard error is taken over problems, not over samples, because the
+samples of one problem rise and fall together (a cluster; Miller, "Adding error bars to evals", arXiv 2411.00640).
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+_ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
+_BOXED = re.compile(r"\\boxed\{((?:[^{}]|\{[^{}]*\})*)\}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sample:
+    """One graded completion of a held-out problem."""
+
+    prompt: int
+    """The problem's place in the held-out list."""
+    member: int
+    """Which of its samples."""
+    passed: bool | None
+    """Full marks for accuracy; None if the grader abstained."""
+    format: float | None
+    """The format part of the reward, if there is one."""
+    reward: float | None
+    """The weighted total."""
+    answer: str
+    """What the completion answers, for the vote; empty if it does not."""
+    tokens: int
+    truncated: bool
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Estimate:
+    """A mean over problems and its standard error; both None where there is nothing to take them of."""
+
+    value: float | None
+    stderr: float | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvalMetrics:
+    """Figures of one pass over the held-out problems."""
+
+    accuracy: float | None
+    """pass@1: the mean over problems of the share of samples that pass."""
+    stderr: float | None
+    """Standard error of `accuracy`, clustered by problem."""
+    format: float | None
+    reward: float | None
+    pass_at_k: Mapping[str, float]
+    """Unbiased, by k: 1, 2, 4, ... and the number of samples."""
+    pass_at_k_stderr: Mapping[str, float | None]
+    cons_at_k: float | None
+    """Share of problems whose most frequent answer is right, ties shared."""
+    cons_at_k_stderr: float | None
+    k: int
+    """Samples a problem."""
+    problems: int
+    """With at least one graded sample."""
+    samples: int
+    """Graded ones."""
+    abstained: int
+    mean_tokens: float | None
+    truncated: float | None
+    """Share of completions cut at max_tokens."""
+
+    def as_record(self) -> dict[str, object]:
+        return asdict(self)
+
+
+def unbiased_pass_at_k(samples: int, passed: int, k: int) -> float:
+    """Probability that one of k samples drawn without replacement passes: ``1 - C(n - c, k) / C(n, k)``.
+
+    Raises:
+        ValueError: not ``0 <= passed <= samples`` or not ``1 <= k <= samples``.
+
+    Source: Chen et al., "Evaluating large language models trained on code" (arXiv 2107.03374), eq. 1. The plain
+    ``1 - (1 - c / n)^k`` is biased downwards.
+    """
+    if not 0 <= passed <= samples or not 1 <= k <= samples:
+        raise ValueError(f"need 0 <= passed <= samples and 1 <= k <= samples, got {passed=}, {samples=}, {k=}")
+    return 1.0 - math.comb(samples - passed, k) / math.comb(samples, k)
+
+
+def consensus(votes: Iterable[tuple[str, bool]]) -> float:
+    """Expected correctness of the most frequent answer; a tie is broken by lot, so each leader counts its share.
+
+    Args:
+        votes: answer and whether it is right, of every graded sample. All right answers are one candidate, however
+            they are written (1/2 and 0.5 both equal the reference); wrong ones differ by their text. An empty
+            answer does not vote; if nobody votes the consensus is wrong.
+
+    Source: Wang et al., "Self-consistency" (arXiv 2203.11171); DeepSeek-R1's cons@64.
+    """
+    count: Counter[str | None] = Counter(None if right else answer for answer, right in votes if right or answer)
+    if not count:
+        return 0.0
+    most = max(count.values())
+    leaders = [answer for answer, votes_ in count.items() if votes_ == most]
+    return 1.0 / len(leaders) if None in leaders else 0.0
+
+
+def answer_of(text: str) -> str:
+    """What a completion answers: its last ``<answer>`` or ``\\boxed{}``, without spaces; empty if it has neither."""
+    found = _ANSWER.findall(text) or _BOXED.findall(text)
+    return re.sub(r"\s+", "", found[-1]) if found else ""
+
+
+def estimate(values: Sequence[float]) -> Estimate:
+    """Mean of one value per problem; the standard error (sample standard deviation over root n) needs two."""
+    if not values:
+        return Estimate(value=None, stderr=None)
+    array = np.asarray(values, dtype=np.float64)
+    stderr = float(array.std(ddof=1) / math.sqrt(len(array))) if len(array) > 1 else None
+    return Estimate(value=float(array.mean()), stderr=stderr)
+
+
+def evaluate(samples: Sequence[Sample], k: int) -> EvalMetrics:
+    """The figures of one pass with `k` samples a problem.
+
+    A problem with abstentions has fewer than k graded samples: it counts in pass@1 with those it has, and only in
+    the pass@j with j no larger than that.
+    """
+    by_prompt: dict[int, list[Sample]] = {}
+    for sample in samples:
+        if sample.passed is not None:
+            by_prompt.setdefault(sample.prompt, []).append(sample)
+    problems = list(by_prompt.values())
+    graded = [sample for problem in problems for sample in problem]
+    accuracy = estimate([_passed(problem) / len(problem) for problem in problems])
+    votes = estimate([consensus((s.answer, bool(s.passed)) for s in problem) for problem in problems])
+    pass_at = {j: _pass_at(problems, j) for j in _ks(k)}
+    return EvalMetrics(
+        accuracy=accuracy.value,
+        stderr=accuracy.stderr,
+        format=estimate([s.format for s in graded if s.format is not None]).value,
+        reward=estimate([s.reward for s in graded if s.reward is not None]).value,
+        pass_at_k={str(j): at.value for j, at in pass_at.items() if at.value is not None},
+        pass_at_k_stderr={str(j): at.stderr for j, at in pass_at.items() if at.value is not None},
+        cons_at_k=votes.value,
+        cons_at_k_stderr=votes.stderr,
+        k=k,
+        problems=len(problems),
+        samples=len(graded),
+        abstained=len(samples) - len(graded),
+        mean_tokens=estimate([float(s.tokens) for s in samples]).value,
+        truncated=estimate([float(s.truncated) for s in samples]).value,
+    )
+
+
+def _passed(problem: Sequence[Sample]) -> int:
+    return sum(bool(sample.passed) for sample in problem)
+
+
+def _pass_at(problems: Sequence[Sequence[Sample]], k: int) -> Estimate:
+    return estimate([unbiased_pass_at_k(len(p), _passed(p), k) for p in problems if len(p) >= k])
+
+
+def _ks(samples: int) -> list[int]:
+    """1, 2, 4, ... below the number of samples, and that number."""
+    powers = [2**i for i in range(samples.bit_length()) if 2**i < samples]
+    return [*powers, samples]
