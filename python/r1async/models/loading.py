@@ -1,0 +1,192 @@
+"""A Hugging Face causal LM from a directory, its tokenizer, and its weights as named tensors.
+
+Weights travel between roles as ``{state-dict name: tensor}``: names of the Hugging Face checkpoint, a tied
+language-model head left out, since the embedding it shares is there.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import is_flash_attn_2_available
+
+DTYPES: Mapping[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+HEAD = "lm_head.weight"
+
+
+class ModelError(ValueError):
+    """A model directory or a set of weights that cannot be used; the message names the file or the tensor."""
+
+
+def load_config(path: str | Path) -> PreTrainedConfig:
+    """The model's config.json.
+
+    Raises:
+        ModelError: the directory or its config.json is missing or unreadable.
+    """
+    directory = Path(path)
+    if not (directory / "config.json").is_file():
+        raise ModelError(f"model.path={str(path)!r} must be a directory with a Hugging Face config.json in it")
+    try:
+        return AutoConfig.from_pretrained(directory)
+    except (ValueError, KeyError, OSError) as error:
+        raise ModelError(f"{directory / 'config.json'} cannot be read: {error}") from error
+
+
+def load_model(
+    path: str | Path,
+    *,
+    dtype: torch.dtype = torch.float32,
+    attention: Literal["auto", "sdpa", "flash_attention_2", "eager"] = "auto",
+    device: str | torch.device = "cpu",
+) -> PreTrainedModel:
+    """The causal LM in ``path``, ready to train.
+
+    Raises:
+        ModelError: no checkpoint there, or one whose weights do not fill the model.
+    """
+    config = load_config(path)
+    model, info = AutoModelForCausalLM.from_pretrained(
+        path,
+        config=config,
+        dtype=dtype,
+        attn_implementation=_attention(attention, torch.device(device)),
+        output_loading_info=True,
+    )
+    if missing := sorted(info["missing_keys"]):
+        raise ModelError(f"{path} has no tensor {missing[0]!r} ({len(missing)} missing); is it a checkpoint of another model?")
+    return model.to(device)
+
+
+def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
+    """The tokenizer in ``path``.
+
+    Raises:
+        ModelError: there is none.
+    """
+    load_config(path)
+    try:
+        return AutoTokenizer.from_pretrained(path)
+    except (ValueError, OSError) as error:
+        raise ModelError(f"model.path={str(path)!r} has no usable tokenizer: {error}") from error
+
+
+def stop_token_ids(
+    path: str | Path, tokenizer: PreTrainedTokenizerBase, extra: Sequence[str] = ()
+) -> tuple[int, ...]:
+    """Tokens that end a completion: the model's end-of-sequence tokens and ``extra``, ascending.
+
+    The generation config decides (chat models list several there), else config.json, else the tokenizer.
+
+    Raises:
+        ModelError: an extra stop that is not one token of the vocabulary, or no stop token at all.
+    """
+    found = _eos(path) or _ids(tokenizer.eos_token_id)
+    for text in extra:
+        ids = tokenizer.encode(text, add_special_tokens=False)
+        if len(ids) != 1:
+            raise ModelError(f"sampling.stop {text!r} must be one token of the vocabulary, got {len(ids)}: {ids}")
+        found |= set(ids)
+    if not found:
+        raise ModelError(f"{path} names no end-of-sequence token; say one with sampling.stop=[...]")
+    return tuple(sorted(found))
+
+
+def state_tensors(model: PreTrainedModel) -> dict[str, Tensor]:
+    """The model's weights by state-dict name, sharing its memory; a tied head is left out."""
+    tied = bool(model.config.tie_word_embeddings)
+    return {name: tensor.detach() for name, tensor in model.state_dict().items() if not (tied and name == HEAD)}
+
+
+def read_tensors(path: str | Path) -> dict[str, Tensor]:
+    """The weights in a directory's safetensors files, as `state_tensors` names them, without making a model.
+
+    Raises:
+        ModelError: no safetensors there, or an index that names a missing file.
+    """
+    directory = Path(path)
+    tied = bool(load_config(directory).tie_word_embeddings)
+    tensors: dict[str, Tensor] = {}
+    for file in _safetensors_files(directory):
+        with safe_open(file, framework="pt") as opened:
+            tensors |= {name: opened.get_tensor(name) for name in opened.keys() if not (tied and name == HEAD)}  # noqa: SIM118
+    return tensors
+
+
+def check_tensors(wanted: Mapping[str, torch.Size | tuple[int, ...]], tensors: Mapping[str, Tensor]) -> None:
+    """Says which tensor makes ``tensors`` other than a whole set of the ``wanted`` shapes, before any is used.
+
+    Raises:
+        ModelError: a tensor missing, foreign, of another shape, not floating-point, or with NaN or inf in it.
+    """
+    if missing := sorted(wanted.keys() - tensors.keys()):
+        raise ModelError(f"weights have no tensor {missing[0]!r} ({len(missing)} of {len(wanted)} missing)")
+    if foreign := sorted(tensors.keys() - wanted.keys()):
+        raise ModelError(f"weights have a tensor {foreign[0]!r} that the model has not ({len(foreign)} such)")
+    for name, tensor in tensors.items():
+        if tuple(tensor.shape) != tuple(wanted[name]):
+            raise ModelError(f"tensor {name!r} must have shape {tuple(wanted[name])}, got {tuple(tensor.shape)}")
+        if not tensor.is_floating_point():
+            raise ModelError(f"tensor {name!r} must be floating-point, got {tensor.dtype}")
+        if not bool(tensor.isfinite().all()):
+            raise ModelError(f"tensor {name!r} has NaN or inf in it")
+
+
+@torch.no_grad()
+def load_state(model: PreTrainedModel, tensors: Mapping[str, Tensor]) -> None:
+    """Copies a whole set of weights into the model, all of it or nothing.
+
+    Raises:
+        ModelError: as `check_tensors` says; the model is as it was.
+    """
+    own = state_tensors(model)
+    check_tensors({name: tensor.shape for name, tensor in own.items()}, tensors)
+    for name, tensor in own.items():
+        tensor.copy_(tensors[name])
+
+
+def _attention(attention: str, device: torch.device) -> str:
+    if attention != "auto":
+        return attention
+    return "flash_attention_2" if device.type == "cuda" and is_flash_attn_2_available() else "sdpa"
+
+
+def _eos(path: str | Path) -> set[int]:
+    if (Path(path) / "generation_config.json").is_file():
+        ids = _ids(GenerationConfig.from_pretrained(path).eos_token_id)
+        if ids:
+            return ids
+    return _ids(load_config(path).eos_token_id)
+
+
+def _ids(value: int | Iterable[int] | None) -> set[int]:
+    if value is None:
+        return set()
+    return {value} if isinstance(value, int) else set(value)
+
+
+def _safetensors_files(directory: Path) -> list[Path]:
+    index = directory / "model.safetensors.index.json"
+    if not index.is_file():
+        names = ["model.safetensors"]
+    else:
+        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    for name in names:
+        if not (directory / name).is_file():
+            raise ModelError(f"{directory / name} is missing; weights are read from safetensors files only")
+    return [directory / name for name in names]
