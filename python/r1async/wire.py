@@ -34,7 +34,6 @@ DTYPES: Mapping[str, np.dtype] = {
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
-
 class WireError(ValueError):
     """A message that breaks the layout or names a type nobody knows."""
 
@@ -62,7 +61,8 @@ def pack(header: Mapping, columns: Mapping[str, NDArray] | None = None) -> bytes
     columns = columns or {}
     for name, column in columns.items():
         if column.ndim != 1 or column.dtype not in _NAMES:
-            raise WireError(f"column {name!r} must be one-dimensional of {sorted(DTYPES)}, got {column.dtype}{column.shape}")
+            got = f"{column.dtype}{column.shape}"
+            raise WireError(f"column {name!r} must be one-dimensional of {sorted(DTYPES)}, got {got}")
     cols = [[name, _NAMES[column.dtype], len(column)] for name, column in columns.items()]
     head = msgpack.packb({**header, "cols": cols})
     parts = [MAGIC, struct.pack("<I", len(head)), head, bytes(_padding(len(head)))]
@@ -85,7 +85,7 @@ def unpack(frame: bytes | bytearray | memoryview) -> Message:
     if size > MAX_HEADER_BYTES or 8 + size > len(view):
         raise WireError(f"header of {size} bytes in a frame of {len(view)}")
     try:
-        header = msgpack.unpackb(view[8 : 8 + size], max_buffer_size=MAX_HEADER_BYTES)
+        header = msgpack.unpackb(view[8 : 8 + size])
     except (ValueError, msgpack.UnpackException, RecursionError) as error:
         raise WireError(f"header is not msgpack: {error}") from error
     if not isinstance(header, dict) or not isinstance(header.get("t"), str):
