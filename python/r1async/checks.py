@@ -1,6 +1,6 @@
 """What a configuration must satisfy, beyond types: ranges, combinations that cannot work, and what it implies.
 
-Pure: every function takes a Config and returns sentences.
+Every function takes a Config and returns sentences; only `missing_files` looks at the disk.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from ipaddress import ip_address
+from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
@@ -88,6 +89,7 @@ RANGES: dict[str, Range] = {
     "buffer.max_message_bytes": Range(2**16, 2**31),
     "buffer.outbox": COUNT,
     "buffer.peer_deadline_s": SECONDS,
+    "buffer.connect_deadline_s": SECONDS,
     "loss.clip_low": Range(0, 1),
     "loss.clip_high": POSITIVE,
     "loss.kl_coef": Range(0),
@@ -176,6 +178,20 @@ def _source_problems(config: Config) -> list[str]:
         module, colon, function = part.partition(":")
         if part not in ("accuracy", "format") and not (colon and module and function):
             found.append(f"reward.weights.{part}: must be accuracy, format, or module:function of your own")
+    return found
+
+
+def missing_files(config: Config) -> list[str]:
+    """Files and folders that the settings name and that are not there."""
+    found = []
+    model = config.model.path
+    if model and not Path(model, "config.json").is_file():
+        what = "has no config.json; a Hugging Face model folder has one" if Path(model).is_dir() else "no such folder"
+        found.append(f"model.path: {model}: {what}")
+    if config.data.task == "file":
+        for key, path in (("data.path", config.data.path), ("data.eval_path", config.data.eval_path)):
+            if path and not Path(path).exists():
+                found.append(f"{key}: {path}: no such file or folder")
     return found
 
 

@@ -1,0 +1,279 @@
+"""The command line: `r1async run configs/demo.yaml key=value ...`, or each role on its own.
+
+Imports nothing slow: a role's modules are imported by the role's own command, so `--help`, `--dry-run` and a
+mistake in the settings answer at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from r1async.checks import implications, missing_files
+from r1async.config import Config, ConfigError, load_config
+from r1async.settings import to_yaml
+
+EXIT_CODES = """exit codes:
+  0    done
+  1    a process failed, or broke more often than it may be restarted; the message names it and its log
+  2    a mistake in the settings, the files or the command line; the message names it
+  3    the run stalled and was ended with its state saved
+  130  ended by Ctrl-C (143: by SIGTERM) with its state saved; the same command goes on from there
+"""
+
+RUN_HELP = f"""Start every role on this machine, supervise them, and end with a summary and a report.
+
+  r1async run configs/demo.yaml
+  r1async run configs/math.yaml model.path=DIR data.path=FILE.jsonl steps=200
+  r1async run configs/demo.yaml staleness.max_staleness=4 --dry-run
+
+Ctrl-C ends the run after one checkpoint; a second Ctrl-C does not wait for it. The same command goes on from the
+newest checkpoint (resume=auto; true insists on one, false refuses a used folder). What a run leaves is in
+runs/<name>/: summary.json, report.html, metrics/, checkpoints/, model/, logs/.
+
+{EXIT_CODES}"""
+
+SWEEP_HELP = f"""Run every combination of the listed values, then tabulate and plot held-out accuracy.
+
+  r1async sweep configs/demo.yaml staleness.max_staleness=0,1,2,4 seed=0,1,2 learner.lr=5e-4
+
+A key with one value is the same in every run. Runs lie in runs/<name>/<point>/, means and standard errors are over
+seeds. Runs that are complete are not run again, so the same command goes on after an interruption.
+
+{EXIT_CODES}"""
+
+ROLE_HELP = """Start one role by itself. Roles of one run share the config and its endpoints, and may be started in any
+order. Without `endpoints.*` they meet at sockets of this machine that belong to the run's folder.
+
+exit codes: 0 ended well, 1 failed, 2 a mistake in the settings or files"""
+
+
+class UsageError(ValueError):
+    """A mistake on the command line."""
+
+
+def main(arguments: Sequence[str] | None = None, *, launched: bool = False) -> int:
+    """Runs one command; returns its exit code.
+
+    Args:
+        arguments: the command line without the program; None takes the process's.
+        launched: a launcher started this process, which then only ends when told.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if arguments[:1] == ["bench"]:  # has a command line of its own
+        return _bench(arguments[1:])
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    unknown = [each for each in rest if each.startswith("-")]
+    if unknown:
+        parser.error(f"unknown option {unknown[0]}")
+    options.overrides = [*getattr(options, "overrides", []), *rest]
+    options.launched = launched
+    try:
+        return options.command(options)
+    except (ConfigError, UsageError) as error:
+        return _mistake(error)
+
+
+def _mistake(error: Exception) -> int:
+    print(f"r1async: {error}", file=sys.stderr, flush=True)
+    return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="r1async",
+        description="Asynchronous off-policy reinforcement learning for language models that reason.",
+        epilog=EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    run = _command(commands, "run", "start all roles on this machine and see the run through", RUN_HELP, _run)
+    run.add_argument("--dry-run", action="store_true", help="print the resolved settings and what they imply, and end")
+    for name, (help_text, start) in _ROLES.items():
+        role = _command(commands, name, help_text, ROLE_HELP, start)
+        if name in ("generate", "score"):
+            role.add_argument("--index", type=_index, default=0, help="number of this process among its kind, from 0")
+        if name == "learn":
+            role.add_argument("--rank", type=_index, default=0, help="number of this learner rank, from 0")
+        if name == "cold-start":
+            role.add_argument("--result", type=Path, help="file that receives the start checkpoint's folder")
+    sweep = _command(commands, "sweep", "run every combination of listed values; table and plot", SWEEP_HELP, _sweep)
+    sweep.add_argument("--jobs", type=_positive, default=1, metavar="N", help="runs at a time (default 1)")
+    commands.add_parser("bench", help="measure: `r1async bench throughput --help`")
+    return parser
+
+
+def _command(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser],
+    name: str,
+    help_text: str,
+    description: str,
+    start: Callable[[argparse.Namespace], int],
+) -> argparse.ArgumentParser:
+    parser = commands.add_parser(
+        name, help=help_text, description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("config", type=Path, metavar="CONFIG", help="YAML file of what differs from the defaults")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that win over the file")
+    parser.set_defaults(command=start)
+    return parser
+
+
+def _index(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"must be a whole number from 0, got {text!r}")
+    return int(text)
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1, got {text!r}")
+    return int(text)
+
+
+def _run(options: argparse.Namespace) -> int:
+    config = load_config(options.config, options.overrides)
+    if options.dry_run:
+        print(to_yaml(config))
+        print("\n".join(f"# {line}" for line in [*implications(config), *missing_files(config)]))
+        return 0
+    _refuse_missing(config)
+    from r1async.launch.local import run
+
+    return run(config)
+
+
+def _sweep(options: argparse.Namespace) -> int:
+    from r1async.launch.sweep import sweep
+
+    return sweep(options.config, options.overrides, jobs=options.jobs)
+
+
+def _bench(arguments: Sequence[str]) -> int:
+    from r1async.bench import main as bench
+
+    return bench(arguments)
+
+
+def _refuse_missing(config: Config) -> None:
+    missing = missing_files(config)
+    if missing:
+        raise ConfigError("\n".join(missing))
+
+
+def _role(options: argparse.Namespace, start: Callable[[Config], None]) -> int:
+    """Runs one role's main under the conventions that all share: signals, and what a failure looks like."""
+    if options.launched:
+        # The terminal's Ctrl-C is the launcher's to handle: it tells the roles, in order.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _end)
+    config = load_config(options.config, options.overrides)
+    _refuse_missing(config)
+    if not options.launched:
+        config = _with_start_model(config)
+    from r1async.launch.folders import make_ipc_dir
+
+    make_ipc_dir(config)
+    try:
+        start(config)
+    except (ValueError, FileNotFoundError) as error:
+        if options.launched:
+            traceback.print_exc()  # stderr is the role's log
+        return _mistake(error)
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def _end(number: int, frame: object) -> None:
+    raise SystemExit(0)
+
+
+def _with_start_model(config: Config) -> Config:
+    """A role started by hand finds the cold start's model, or makes it: the launcher does that for its own."""
+    if not config.cold_start.enabled:
+        return config
+    from r1async.launch.start_model import with_start_model
+    from r1async.recipes.cold_start import main as cold_start
+
+    return with_start_model(config, cold_start(config))
+
+
+def _buffer(options: argparse.Namespace) -> int:
+    def start(config: Config) -> None:
+        from r1async.buffer.server import main
+
+        main(config)
+
+    return _role(options, start)
+
+
+def _generate(options: argparse.Namespace) -> int:
+    def start(config: Config) -> None:
+        from r1async.generator.generator import main
+
+        main(config, options.index)
+
+    return _role(options, start)
+
+
+def _score(options: argparse.Namespace) -> int:
+    def start(config: Config) -> None:
+        from r1async.rewards.scorer import main
+
+        main(config, options.index)
+
+    return _role(options, start)
+
+
+def _learn(options: argparse.Namespace) -> int:
+    def start(config: Config) -> None:
+        from r1async.learner.learner import main
+
+        if options.rank >= config.learner.ranks:
+            raise UsageError(f"--rank: must be below learner.ranks={config.learner.ranks}, got {options.rank}")
+        main(config, options.rank)
+
+    return _role(options, start)
+
+
+def _eval(options: argparse.Namespace) -> int:
+    def start(config: Config) -> None:
+        from r1async.evaluation.evaluator import main
+
+        main(config)
+
+    return _role(options, start)
+
+
+def _cold_start(options: argparse.Namespace) -> int:
+    config = load_config(options.config, options.overrides)
+    if not config.cold_start.enabled:
+        raise ConfigError("cold_start.enabled: must be true for `r1async cold-start`, got false")
+    from r1async.recipes.cold_start import main
+
+    try:
+        checkpoint = main(config)
+    except ValueError as error:
+        return _mistake(error)
+    except KeyboardInterrupt:
+        return 130
+    if options.result is not None:
+        options.result.write_text(str(checkpoint))
+    print(f"start checkpoint: {checkpoint}")
+    return 0
+
+
+_ROLES: dict[str, tuple[str, Callable[[argparse.Namespace], int]]] = {
+    "buffer": ("the rollout buffer: prompts in, batches out", _buffer),
+    "generate": ("a generator: samples completions", _generate),
+    "score": ("a scorer: grades completions", _score),
+    "learn": ("a learner rank: trains, publishes weights, checkpoints", _learn),
+    "eval": ("the evaluator: scores pinned versions on held-out prompts", _eval),
+    "cold-start": ("supervised fine-tuning of the start checkpoint", _cold_start),
+}

@@ -1,0 +1,184 @@
+"""Processes and their ends. Nothing here polls: the kernel says when a child ends or a signal comes.
+
+Takes: roles to start. Gives: their exits. Waits for: SIGCHLD, SIGINT, SIGTERM. Woken by: the signal wake-up descriptor.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Self
+
+from r1async.launch.lifeline import Lifeline
+
+TAIL_LINES = 15
+"""Lines of a dead role's log that the error repeats."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Role:
+    """One process of the run."""
+
+    name: str
+    """As in logs, messages and the live view: `generator-0`."""
+    kind: str
+    """Roles of one kind that cannot live without one another (learner ranks) die and start together."""
+    arguments: tuple[str, ...]
+    """After `python -m r1async`."""
+    environment: Mapping[str, str] = field(default_factory=dict)
+    restarts: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Exit:
+    """How a role's process ended."""
+
+    role: Role
+    code: int
+    """Exit status; -9 is killed by signal 9."""
+
+    def __str__(self) -> str:
+        if self.code < 0:
+            return f"{self.role.name} was killed by signal {-self.code} ({signal.Signals(-self.code).name})"
+        return f"{self.role.name} ended with exit code {self.code}"
+
+
+class Signals:
+    """Turns signals into bytes on `fileno()`, and counts the requests to end."""
+
+    def __init__(self) -> None:
+        self._reader, self._writer = socket.socketpair()
+        self._reader.setblocking(False)
+        self._writer.setblocking(False)
+        self.requests: deque[int] = deque()
+        """SIGINT and SIGTERM that nobody has taken up yet, oldest first."""
+
+    def __enter__(self) -> Self:
+        self._former_descriptor = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
+        self._former = {
+            number: signal.signal(number, handler)
+            for number, handler in (
+                (signal.SIGCHLD, _wake_only),
+                (signal.SIGINT, self._request),
+                (signal.SIGTERM, self._request),
+            )
+        }
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        for number, handler in self._former.items():
+            signal.signal(number, handler)
+        signal.set_wakeup_fd(self._former_descriptor)
+        self._reader.close()
+        self._writer.close()
+
+    def fileno(self) -> int:
+        return self._reader.fileno()
+
+    def drain(self) -> None:
+        """Takes the wake-up bytes; what they were for is in `requests` and in the children's states."""
+        try:
+            while self._reader.recv(4096):
+                pass
+        except BlockingIOError:
+            pass
+
+    def _request(self, number: int, frame: FrameType | None) -> None:
+        self.requests.append(number)
+
+
+def _wake_only(number: int, frame: FrameType | None) -> None:
+    """A handler has to exist for the wake-up byte to be written."""
+
+
+class Supervisor:
+    """The running roles. Start them from the main thread: parent-death signals follow the thread that forked."""
+
+    def __init__(self, lifeline: Lifeline, logs: Path) -> None:
+        self._lifeline = lifeline
+        self._logs = logs
+        self._running: dict[str, tuple[Role, subprocess.Popen[bytes]]] = {}
+        logs.mkdir(parents=True, exist_ok=True)
+
+    @property
+    def running(self) -> dict[str, Role]:
+        return {name: role for name, (role, _) in self._running.items()}
+
+    def log(self, role: Role) -> Path:
+        return self._logs / f"{role.name}.log"
+
+    def start(self, role: Role, *, own_output: bool = True) -> None:
+        """Starts the role's process as the leader of its own group, so that a kill takes what it started too.
+
+        Args:
+            role: what to start; it must not run yet.
+            own_output: stdout and stderr go to the role's log; False leaves them on ours.
+        """
+        assert role.name not in self._running, f"{role.name} runs already"
+        environment = {**os.environ, "PYTHONUNBUFFERED": "1", **role.environment, **self._lifeline.environment()}
+        with self.log(role).open("ab") as log:
+            started = datetime.now().astimezone().isoformat(timespec="seconds")
+            log.write(f"--- {started} r1async {' '.join(role.arguments)}\n".encode())
+            log.flush()
+            process = subprocess.Popen(
+                [sys.executable, "-m", "r1async", *role.arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=log if own_output else None,
+                stderr=log if own_output else None,
+                env=environment,
+                pass_fds=[self._lifeline.read_end],
+                process_group=0,
+            )
+        self._running[role.name] = (role, process)
+
+    def reap(self) -> list[Exit]:
+        """The roles that have ended since the last call. What they left in their process group is killed."""
+        exits = []
+        for name, (role, process) in list(self._running.items()):
+            # Looked at without reaping: the zombie keeps its number from being given to another group.
+            if os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+                continue
+            _signal_group(process.pid, signal.SIGKILL)
+            exits.append(Exit(role, process.wait()))
+            del self._running[name]
+        return exits
+
+    def terminate(self, names: Iterable[str]) -> None:
+        """Asks roles to end: SIGTERM, to the role and not to its workers, which it ends itself."""
+        for name in names:
+            if name in self._running:
+                self._running[name][1].send_signal(signal.SIGTERM)
+
+    def kill(self, names: Iterable[str]) -> None:
+        """Ends roles and all they started, now."""
+        for name in names:
+            if name in self._running:
+                _signal_group(self._running[name][1].pid, signal.SIGKILL)
+
+    def tail(self, role: Role) -> str:
+        """The last lines of the role's log."""
+        path = self.log(role)
+        lines = path.read_text(errors="replace").splitlines()[-TAIL_LINES:] if path.is_file() else []
+        return "\n".join(f"  {line}" for line in lines)
+
+    def mistake(self, role: Role) -> str:
+        """What a role that ended with exit code 2 said about the user's mistake."""
+        text = self.log(role).read_text(errors="replace")
+        _, found, message = text.rpartition("\nr1async: ")
+        return message.strip() if found else self.tail(role).strip()
+
+
+def _signal_group(group: int, number: signal.Signals) -> None:
+    try:
+        os.killpg(group, number)
+    except ProcessLookupError:
+        pass  # it ended by itself meanwhile, which is what was wanted
