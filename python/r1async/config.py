@@ -184,6 +184,8 @@ class BufferConfig:
     """Messages kept for a peer that does not read; past that it is disconnected and its leases are lost."""
     peer_deadline_s: float = 20.0
     """Seconds without any message after which a peer counts as gone. Peers send a heartbeat every quarter of it."""
+    connect_deadline_s: float = 600.0
+    """Seconds that a role waits for the buffer's welcome, at its start or after the buffer went away; then it fails."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -65,6 +65,7 @@ def pack(header: Mapping, columns: Mapping[str, NDArray] | None = None) -> bytes
             raise WireError(f"column {name!r} must be one-dimensional of {sorted(DTYPES)}, got {got}")
     cols = [[name, _NAMES[column.dtype], len(column)] for name, column in columns.items()]
     head = msgpack.packb({**header, "cols": cols})
+    assert isinstance(head, bytes)
     parts = [MAGIC, struct.pack("<I", len(head)), head, bytes(_padding(len(head)))]
     for column in columns.values():
         raw = np.ascontiguousarray(column).tobytes()
