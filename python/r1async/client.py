@@ -17,7 +17,7 @@ import threading
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
@@ -86,6 +86,7 @@ class Connection:
         hello: header of the hello (see `greeting`), or a function that makes it; called in the thread each time.
         inbox: gets `Connected`, every message that the role must see, and failures.
         stats: figures for the heartbeat; called in the thread.
+        watch: header fields of the buffer's messages; an answered heartbeat reaches the inbox only when one changed.
         max_message_bytes: a larger message ends the connection before anything is allocated for it.
         connect_deadline_s: seconds without a welcome after which the role fails, at the start and later.
         send_deadline_s: seconds that `send` waits for a buffer that does not read.
@@ -98,6 +99,7 @@ class Connection:
         inbox: Inbox,
         *,
         stats: Callable[[], Mapping[str, float]] = dict,
+        watch: Sequence[str] = ("state",),
         max_message_bytes: int = 256 * 2**20,
         connect_deadline_s: float = 600.0,
         send_deadline_s: float = 60.0,
@@ -117,7 +119,16 @@ class Connection:
         self._outgoing.sndtimeo = round(send_deadline_s * 1000)
         make_hello = hello if callable(hello) else lambda: hello
         self._worker = _Worker(
-            self, self._context, outgoing, control, make_hello, inbox, stats, max_message_bytes, connect_deadline_s
+            self,
+            self._context,
+            outgoing,
+            control,
+            make_hello,
+            inbox,
+            stats,
+            watch,
+            max_message_bytes,
+            connect_deadline_s,
         )
         inbox.add_source(self._worker.describe)
         self._thread = threading.Thread(target=self._worker.run, name=f"buffer {endpoint}", daemon=True)
@@ -194,6 +205,7 @@ class _Worker:
         hello: Callable[[], Mapping[str, object]],
         inbox: Inbox,
         stats: Callable[[], Mapping[str, float]],
+        watch: Sequence[str],
         max_message_bytes: int,
         connect_deadline_s: float,
     ) -> None:
@@ -205,6 +217,7 @@ class _Worker:
         self._hello = hello
         self._inbox = inbox
         self._stats = stats
+        self._watch = watch
         self._max_message_bytes = max_message_bytes
         self._connect_deadline_s = connect_deadline_s
         self._pending: deque[bytes | zmq.Frame] = deque()
@@ -215,7 +228,7 @@ class _Worker:
         self._hello_sent = False
         """A hello is on its way: errors "hello" before its answer are about what was sent before it."""
         self._session = 0
-        self._state: object = None
+        self._watched: tuple[object, ...] = (None,) * len(watch)
         self._peer_deadline_s = 20.0
         now = time.monotonic()
         self._heard = self._beat = now
@@ -328,7 +341,8 @@ class _Worker:
 
     def _handle(self, message: Message) -> None:
         header = message.header
-        state, self._state = self._state, header.get("state", self._state)
+        before = self._watched
+        self._watched = tuple(header.get(name, value) for name, value in zip(self._watch, before, strict=True))
         match message.type:
             case "welcome":
                 self._welcome(message)
@@ -339,7 +353,7 @@ class _Worker:
                 raise Refused(self._endpoint, header)
             case "gone":
                 self._welcomed = False
-            case "alive" if self._state == state:
+            case "alive" if self._watched == before:
                 pass
             case _:
                 self._inbox.put(message)
