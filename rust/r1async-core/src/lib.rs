@@ -1,0 +1,41 @@
+//! The rollout buffer of r1async as a state machine.
+//!
+//! Nothing here reads a clock, opens a socket or starts a thread: `now` (seconds), versions and bytes
+//! are arguments, and what is to be sent comes back as values. So the same code runs behind the
+//! sockets, in a property test and in a simulation, and what it decides can be replayed.
+//!
+//! [`Ledger`] is the state of a run: groups of rollouts, who works on them, what the learner trains.
+
+mod audit;
+mod batch;
+mod checkpoint;
+mod evaluation;
+mod group;
+mod ids;
+mod lease;
+mod learner;
+mod ledger;
+mod scoring;
+mod settings;
+mod staleness;
+mod statistics;
+mod stats;
+mod waits;
+
+pub mod balance;
+
+pub use audit::{Account, Audit, DropReason};
+pub use batch::{Bind, BindError, BoundBatch, BoundGroup, BoundRollout};
+pub use checkpoint::RestoreError;
+pub use evaluation::{EvaluateError, EvaluatedGroup, EvaluatedMember, EvaluationRequest};
+pub use group::{Finish, Outcome, Prompt, Score};
+pub use ids::{EVALUATION_BIT, GroupId, HolderId, LeaseId, PolicyVersion, RolloutId, Step};
+pub use lease::{Announcement, ChunkAck, ChunkError, ChunkRef, RolloutLease};
+pub use learner::LearnerError;
+pub use ledger::{AdmitError, Ledger, News};
+pub use scoring::{ScoreLease, Verdict, VerdictAck};
+pub use settings::{OverAge, Sampling, Settings, SettingsError, ZeroVariance};
+pub use staleness::{StalenessHistogram, VersionRun, VersionRuns, staleness};
+pub use statistics::{Baseline, GroupStatistics, StdKind, advantages, group_statistics};
+pub use stats::Stats;
+pub use waits::WaitReason;
