@@ -84,7 +84,7 @@ class Timeline:
         self.role = role
         self._clock = clock or _steady_clock()
         self._cpu_clock = cpu_clock
-        self._own = MetricsWriter(path, started) if path else None
+        self._own = MetricsWriter(path, started, self._clock) if path else None
         self._bin_s = bin_s
         self._busy_spans: dict[str, _Span] = {}
         self._wait_spans: dict[str, _Span] = {}

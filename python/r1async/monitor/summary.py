@@ -1,0 +1,170 @@
+"""What a run came to: summary.json in its folder, and the same on the screen. docs/metrics.md explains each field."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from rich.console import Console, Group
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from r1async.monitor.metrics import jsonable
+from r1async.monitor.rundata import Record, RunData, busy_fractions, load_run, staleness_histogram
+
+
+def write_summary(run_dir: Path, wall_s: float | None = None) -> Record:
+    """Write ``summary.json`` and return what it says.
+
+    Args:
+        run_dir: the run's folder.
+        wall_s: seconds the run took; from its first to its newest line if None.
+    """
+    summary = summarize(load_run(run_dir), wall_s)
+    path = run_dir / "summary.json"
+    partial = path.with_suffix(".json.partial")
+    partial.write_text(json.dumps(jsonable(summary), indent=2, ensure_ascii=False) + "\n")
+    partial.rename(path)
+    return summary
+
+
+def summarize(run: RunData, wall_s: float | None = None) -> Record:
+    """The summary of a run's data; what is not known is None."""
+    audit = run.audit or {}
+    rollouts, tokens = audit.get("rollouts") or {}, audit.get("tokens") or {}
+    if wall_s is None and run.started is not None and run.ended is not None:
+        wall_s = run.ended - run.started
+    histogram = staleness_histogram(run.steps)
+    last = run.steps[-1] if run.steps else {}
+    before, after = before_and_after(run.evaluations)
+    return {
+        "name": run.config.get("name", run.run_dir.name),
+        "seed": run.config.get("seed"),
+        "wall_s": wall_s,
+        "cold_start": run.cold_start,
+        "before": before,
+        "after": after,
+        "steps": len(run.steps),
+        "completions_trained": rollouts.get("trained", sum(int(r.get("rollouts", 0)) for r in run.steps)),
+        "policy_version": last.get("version", 0),
+        "staleness": {"mean": histogram.mean, "p95": histogram.quantile(0.95), "max": histogram.max},
+        "tokens": {
+            "generated": tokens.get("in"),
+            "trained": tokens.get("trained"),
+            "dropped_by_reason": tokens.get("dropped") or {},
+        },
+        "role_busy_fraction": busy_fractions(run.bins),
+        "audit": run.audit,
+    }
+
+
+def before_and_after(evaluations: Sequence[Record]) -> tuple[Record | None, Record | None]:
+    """Version 0, and the newest version that was evaluated, if that is another one."""
+    versions = sorted({record["version"] for record in evaluations})
+    before = _version_figures(evaluations, 0) if 0 in versions else None
+    after = _version_figures(evaluations, versions[-1]) if versions and versions[-1] > 0 else None
+    return before, after
+
+
+def _version_figures(evaluations: Sequence[Record], version: int) -> Record:
+    by_pass = {record["pass"]: record for record in evaluations if record["version"] == version}
+    sampled, greedy = by_pass.get("sampled", {}), by_pass.get("greedy", {})
+    known = sampled or greedy
+    return {
+        "version": version,
+        "epoch": known.get("epoch"),
+        "hash": known.get("hash"),
+        "accuracy": sampled.get("accuracy"),
+        "stderr": sampled.get("stderr"),
+        "greedy": greedy.get("accuracy"),
+        "greedy_stderr": greedy.get("stderr"),
+        "format": sampled.get("format"),
+        "pass_at_k": sampled.get("pass_at_k"),
+        "cons_at_k": sampled.get("cons_at_k"),
+        "k": sampled.get("k"),
+        "mean_tokens": sampled.get("mean_tokens"),
+        "problems": known.get("problems"),
+    }
+
+
+def audit_line(audit: Mapping[str, object] | None) -> str:
+    """The ledger's balance in one line: what came in is what was trained, dropped or is still live."""
+    if not audit:
+        return "no audit yet"
+    rollouts = audit.get("rollouts")
+    if not isinstance(rollouts, dict):
+        return "no audit yet"
+    dropped = rollouts.get("dropped") or {}
+    lost = sum(dropped.values()) if isinstance(dropped, dict) else dropped
+    balanced = "balanced" if audit.get("balanced") else "NOT BALANCED"
+    return (
+        f"{balanced}: {rollouts.get('in', 0):,} rollouts in = {rollouts.get('trained', 0):,} trained"
+        f" + {lost:,} dropped + {rollouts.get('live', 0):,} live"
+    )
+
+
+def percent(value: object, stderr: object = None) -> str:
+    if not isinstance(value, int | float):
+        return "–"
+    error = f" ± {100 * stderr:.1f}" if isinstance(stderr, int | float) else ""
+    return f"{100 * value:.1f}{error} %"
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds as a person says them: 43 s, 2 min 05 s, 1 h 10 min."""
+    if seconds is None:
+        return "–"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def print_summary(summary: Record, console: Console | None = None) -> None:
+    """The summary as the run's last words on the screen."""
+    (console or Console()).print(
+        Panel(
+            Group(_held_out(summary), Text(), _figures(summary)), title=f"[bold]{summary['name']}[/bold]", expand=False
+        )
+    )
+
+
+def _held_out(summary: Record) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
+    before, after = summary["before"] or {}, summary["after"] or {}
+    k = after.get("k") or before.get("k") or 1
+    for column in ("held-out", "before", "after"):
+        table.add_column(column, justify="left" if column == "held-out" else "right")
+    for label, name, error in (("accuracy", "accuracy", "stderr"), ("greedy", "greedy", "greedy_stderr")):
+        table.add_row(label, *(percent(side.get(name), side.get(error)) for side in (before, after)))
+    table.add_row("format", *(percent(side.get("format")) for side in (before, after)))
+    if k > 1:
+        table.add_row(f"pass@{k}", *(percent((side.get("pass_at_k") or {}).get(str(k))) for side in (before, after)))
+        table.add_row(f"cons@{k}", *(percent(side.get("cons_at_k")) for side in (before, after)))
+    lengths = [side.get("mean_tokens") for side in (before, after)]
+    table.add_row("tokens a completion", *("–" if x is None else f"{x:.1f}" for x in lengths))
+    return table
+
+
+def _figures(summary: Record) -> Table:
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 3, 0, 0))
+    staleness, tokens = summary["staleness"], summary["tokens"]
+    table.add_row("time", duration(summary["wall_s"]))
+    table.add_row("trained", f"{summary['steps']:,} steps, {summary['completions_trained']:,} completions")
+    if staleness["mean"] is not None:
+        table.add_row(
+            "staleness", f"mean {staleness['mean']:.2f}, p95 {staleness['p95']}, max {staleness['max']} steps"
+        )
+    if tokens["generated"]:
+        dropped = ", ".join(f"{count:,} {reason}" for reason, count in tokens["dropped_by_reason"].items() if count)
+        table.add_row(
+            "tokens", f"{tokens['generated']:,} generated, {tokens['trained']:,} trained; dropped: {dropped or 'none'}"
+        )
+    busy = ", ".join(f"{role} {percent(share)}" for role, share in summary["role_busy_fraction"].items())
+    table.add_row("busy", busy or "–")
+    table.add_row("audit", audit_line(summary["audit"]))
+    return table
