@@ -90,6 +90,7 @@ RANGES: dict[str, Range] = {
     "buffer.outbox": COUNT,
     "buffer.peer_deadline_s": SECONDS,
     "buffer.connect_deadline_s": SECONDS,
+    "buffer.connect_deadline_s": SECONDS,
     "loss.clip_low": Range(0, 1),
     "loss.clip_high": POSITIVE,
     "loss.kl_coef": Range(0),

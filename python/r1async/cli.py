@@ -15,6 +15,7 @@ from pathlib import Path
 
 from r1async.checks import implications, missing_files
 from r1async.config import Config, ConfigError, load_config
+from r1async.inbox import Stopped
 from r1async.settings import to_yaml
 
 EXIT_CODES = """exit codes:
@@ -185,6 +186,8 @@ def _role(options: argparse.Namespace, start: Callable[[Config], None]) -> int:
         if options.launched:
             traceback.print_exc()  # stderr is the role's log
         return _mistake(error)
+    except Stopped:
+        return 0
     except KeyboardInterrupt:
         return 130
     return 0

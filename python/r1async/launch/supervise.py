@@ -5,6 +5,7 @@ Takes: roles to start. Gives: their exits. Waits for: SIGCHLD, SIGINT, SIGTERM. 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -178,7 +179,5 @@ class Supervisor:
 
 
 def _signal_group(group: int, number: signal.Signals) -> None:
-    try:
+    with contextlib.suppress(ProcessLookupError):  # it ended by itself meanwhile, which is what was wanted
         os.killpg(group, number)
-    except ProcessLookupError:
-        pass  # it ended by itself meanwhile, which is what was wanted

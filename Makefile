@@ -1,0 +1,69 @@
+# Everything a person needs: `make demo`, `make test`, `make check`, `make bench`.
+# pip reads your PIP_* settings (PIP_INDEX_URL, PIP_CONSTRAINT, PIP_FIND_LINKS, ...); nothing here overrides them.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+JOBS ?= 2
+
+RUST_SOURCES := $(shell find rust -name '*.rs' -o -name Cargo.toml) Cargo.toml $(wildcard Cargo.lock)
+export CARGO_BUILD_JOBS := $(JOBS)
+
+.PHONY: help demo test check bench env clean
+
+help:
+	@echo 'make demo    train the demo model with asynchronous GRPO, about two minutes (configs/demo.yaml)'
+	@echo 'make test    cargo test and pytest'
+	@echo 'make check   make test, and formatters, linters, type and stub checks'
+	@echo 'make bench   throughput of asynchronous against synchronous training'
+	@echo 'make env     the environment in $(VENV), with the extension built'
+	@echo 'make clean   remove the environment and everything built'
+
+demo: env
+	$(BIN)/r1async run configs/demo.yaml $(ARGS)
+
+# One thread per process: the tests start many, and small matrices gain nothing from a second.
+test: env
+	cargo test --workspace --quiet
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(ARGS)
+
+check: env
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets --quiet -- -D warnings
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/basedpyright
+	$(BIN)/python -m mypy.stubtest r1async._core
+	$(MAKE) test
+
+bench: env
+	$(BIN)/r1async bench throughput $(ARGS)
+
+env: $(VENV)/extension.stamp
+
+$(VENV)/created.stamp:
+	@command -v cargo >/dev/null || { echo 'r1async builds a Rust extension and needs cargo: see https://rustup.rs' >&2; exit 1; }
+	@command -v $(PYTHON) >/dev/null || { echo 'r1async needs Python 3.11 or newer: $(PYTHON) is not there; set PYTHON=...' >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "r1async needs Python 3.11 or newer: $(PYTHON) is $$($(PYTHON) -V 2>&1); set PYTHON=python3.11 or newer" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+	  { echo 'r1async needs the venv module of $(PYTHON) (Debian and Ubuntu: apt install python3-venv)' >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet 'pip>=25.1'  # the first that reads dependency groups
+	touch $@
+
+$(VENV)/packages.stamp: $(VENV)/created.stamp pyproject.toml
+	$(BIN)/python -m pip install --quiet --group dev
+	touch $@
+
+$(VENV)/extension.stamp: $(VENV)/packages.stamp pyproject.toml $(RUST_SOURCES)
+	@command -v cargo >/dev/null || { echo 'r1async builds a Rust extension and needs cargo: see https://rustup.rs' >&2; exit 1; }
+	$(BIN)/python -m pip install --quiet --no-build-isolation --editable .
+	touch $@
+
+clean:
+	rm -rf $(VENV) target python/r1async/*.so

@@ -1,0 +1,343 @@
+"""All roles on one machine: `r1async run`.
+
+Takes: a Config. Gives: a run's folder and an exit code. Waits for: a child's end, a signal, an event of the buffer,
+or the next deadline (stall watch, live view). Woken by: the signal descriptor or the events socket.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import zmq
+
+from r1async.config import Config
+from r1async.launch.folders import (
+    FolderLock,
+    Outcome,
+    Start,
+    is_done,
+    make_ipc_dir,
+    prepare,
+    remove_ipc_dir,
+    write_config,
+    write_outcome,
+)
+from r1async.launch.lifeline import Lifeline
+from r1async.launch.roles import (
+    FEW_THREADS,
+    buffer_role,
+    evaluator_role,
+    generator_roles,
+    learner_roles,
+    scorer_roles,
+)
+from r1async.launch.stall import StallWatch
+from r1async.launch.start_model import with_start_model
+from r1async.launch.supervise import Exit, Role, Signals, Supervisor
+from r1async.monitor.live import LiveView
+from r1async.monitor.metrics import run_started
+from r1async.monitor.report import write_report
+from r1async.monitor.summary import print_summary, write_summary
+from r1async.settings import to_yaml
+from r1async.wire import WireError, unpack
+
+END_S = 5.0
+"""Seconds a role has to end after SIGTERM; then it is killed."""
+CHECKPOINT_S = 300.0
+"""Seconds on top of that for the learner's last checkpoint."""
+BUFFER_END_S = 10.0
+"""Seconds the buffer has to write its audit."""
+
+
+def run(config: Config) -> int:
+    """Sees one run through; returns the exit code (`r1async run --help` lists them).
+
+    Raises:
+        ConfigError: the folder is in use, or cannot be used as `resume` says.
+    """
+    lock = FolderLock(config.run_dir)
+    try:
+        if config.resume != "false" and is_done(config):
+            print(
+                f"{config.run_dir} is done already: see {config.run_dir / 'summary.json'}; set name=OTHER to run again"
+            )
+            return 0
+        start = prepare(config)
+        (config.run_dir / "outcome.json").unlink(missing_ok=True)
+        make_ipc_dir(config)
+        with Signals() as signals:
+            try:
+                outcome = Launcher(config, start, signals).run()
+            finally:
+                remove_ipc_dir(config)
+        write_outcome(config, outcome)
+        if outcome.message:
+            print(f"r1async: {outcome.message}", file=sys.stderr, flush=True)
+        return outcome.exit_code
+    finally:
+        lock.close()
+
+
+class Launcher:
+    """One run's processes, from the first to the last."""
+
+    def __init__(self, config: Config, start: Start, signals: Signals) -> None:
+        self._config = config
+        self._start = start
+        self._signals = signals
+        self._lifeline = Lifeline()
+        self._supervisor = Supervisor(self._lifeline, config.run_dir / "logs")
+        self._died: dict[str, int] = {}
+        """Deaths by kind of role; at most its `restarts` are made good."""
+        self._restarting: set[str] = set()
+        """Kinds whose remaining processes are being killed so that all of them can start again."""
+        self._finished: set[str] = set()
+        """Roles that ended well."""
+
+    def run(self) -> Outcome:
+        started = run_started(self._config.run_dir)
+        try:
+            outcome = self._cold_start()
+            if outcome is not None:
+                return outcome
+            self._config_path = write_config(self._config)
+            outcome = self._train()
+        finally:
+            self._lifeline.close()
+        if outcome.kind != "mistake":
+            self._report(None if self._start.resumed else time.time() - started)
+        return outcome
+
+    def _cold_start(self) -> Outcome | None:
+        """Makes the start model where the settings ask for it; an outcome if that ends the run."""
+        config = self._config
+        if not config.cold_start.enabled:
+            return None
+        wanted, result = config.run_dir / "cold_start.yaml", config.run_dir / "start_model"
+        result.unlink(missing_ok=True)
+        wanted.write_text(to_yaml(config))
+        role = Role(
+            name="cold-start",
+            kind="cold-start",
+            arguments=("cold-start", str(wanted), "--result", str(result)),
+            environment={**FEW_THREADS, "OMP_NUM_THREADS": str(config.learner.threads)},
+        )
+        self._supervisor.start(role, own_output=config.monitor.terminal == "quiet")
+        ended = self._await_cold_start()
+        if isinstance(ended, Outcome):
+            return ended
+        if ended.code == 2:
+            return Outcome("mistake", 2, "the cold start could not be made; its message is above or in its log")
+        if ended.code != 0:
+            return Outcome("failed", 1, f"{ended}; nothing was trained")
+        checkpoint = Path(result.read_text())
+        if (checkpoint / "cold_start.json").is_file():
+            shutil.copyfile(checkpoint / "cold_start.json", config.run_dir / "cold_start.json")
+        self._config = with_start_model(config, checkpoint)
+        return None
+
+    def _await_cold_start(self) -> Exit | Outcome:
+        poller = zmq.Poller()
+        poller.register(self._signals, zmq.POLLIN)
+        while True:
+            poller.poll()  # without a deadline of its own: the cold start has `cold_start.max_steps`
+            self._signals.drain()
+            for each in self._supervisor.reap():
+                return each
+            if self._signals.requests:
+                number = self._signals.requests.popleft()
+                self._supervisor.kill(self._supervisor.running)
+                return Outcome("interrupted", 128 + number, "ended during the cold start; nothing was trained")
+
+    def _train(self) -> Outcome:
+        """Starts the roles and sees them through to an outcome; none of them runs afterwards."""
+        context = zmq.Context()
+        events = context.socket(zmq.SUB)
+        events.setsockopt(zmq.LINGER, 0)
+        events.subscribe(b"")
+        events.connect(self._config.endpoint("events"))
+        view = LiveView(self._config)
+        try:
+            self._say_start(view)
+            for role in self._roles():
+                self._supervisor.start(role)
+            outcome = self._watch(events, view)
+            return self._shut_down(outcome, events, view)
+        finally:
+            # Whatever went wrong above, nothing stays behind.
+            self._supervisor.kill(self._supervisor.running)
+            view.close()
+            context.destroy(linger=0)
+
+    def _roles(self) -> list[Role]:
+        config, path = self._config, self._config_path
+        return [
+            buffer_role(path),
+            *learner_roles(config, path),
+            *generator_roles(config, path),
+            *scorer_roles(config, path),
+            evaluator_role(path),
+        ]
+
+    def _say_start(self, view: LiveView) -> None:
+        if self._start.resumed:
+            view.note(f"resume: going on after step {self._start.step} of {self._config.steps}")
+        for change in self._start.changed:
+            view.note(f"resume: {change}")
+
+    def _watch(self, events: zmq.Socket[bytes], view: LiveView) -> Outcome:
+        """The loop of a healthy run: returns how it should end."""
+        watch = StallWatch(self._config.monitor.stall_s, time.monotonic())
+        while True:
+            self._wait(events, min(watch.deadline, time.monotonic() + view.interval_s))
+            now = time.monotonic()
+            for header in self._received(events):
+                view.event(header)
+                if header["t"] == "stats":
+                    watch.saw(header, now)
+            for each in self._supervisor.reap():
+                watch.moved(f"{each} {now}", now)
+                outcome = self._on_exit(each, view)
+                if outcome is not None:
+                    return outcome
+            if self._signals.requests:
+                return self._interrupted(view)
+            verdict = watch.check(now)
+            if verdict != "fine":
+                view.note(watch.describe(now))
+            if verdict == "end":
+                return Outcome("stalled", 3, f"{watch.describe(now)}; logs in {self._config.run_dir / 'logs'}")
+            view.refresh(now)
+
+    def _wait(self, events: zmq.Socket[bytes], until: float) -> None:
+        """Until a signal, a child's end, an event, or the deadline on the monotonic clock."""
+        poller = zmq.Poller()
+        poller.register(self._signals, zmq.POLLIN)
+        poller.register(events, zmq.POLLIN)
+        if not self._signals.requests:
+            poller.poll(max(0, math.ceil((until - time.monotonic()) * 1000)))
+        self._signals.drain()
+
+    def _received(self, events: zmq.Socket[bytes]) -> Iterable[Mapping]:
+        while True:
+            try:
+                frame = events.recv(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            try:
+                yield unpack(frame).header
+            except WireError as error:
+                print(
+                    f"r1async: an event that is not ours at {self._config.endpoint('events')}: {error}", file=sys.stderr
+                )
+
+    def _interrupted(self, view: LiveView) -> Outcome:
+        number = self._signals.requests.popleft()
+        view.note(f"{signal.Signals(number).name}: ending after one checkpoint (once more: without it)")
+        return Outcome("interrupted", 128 + number, "")
+
+    def _on_exit(self, ended: Exit, view: LiveView) -> Outcome | None:
+        """What a role's end means for the run; None if it goes on."""
+        role = ended.role
+        if role.kind in self._restarting:
+            self._start_again(role.kind)
+            return None
+        if ended.code == 2:
+            return Outcome("mistake", 2, self._supervisor.mistake(role))
+        if role.kind == "buffer":
+            return Outcome("failed", 1, self._buffer_gone(ended))
+        if ended.code == 0 and role.kind in ("evaluator", "learner"):
+            self._finished.add(role.name)
+            return Outcome("done", 0) if role.kind == "evaluator" else None
+        deaths = self._died[role.kind] = self._died.get(role.kind, 0) + 1
+        log = self._supervisor.log(role)
+        if deaths > role.restarts:
+            return Outcome(
+                "failed",
+                1,
+                f"{ended}, after {role.restarts} restarts; the end of {log}:\n{self._supervisor.tail(role)}",
+            )
+        view.note(f"{ended}; starting it again ({deaths} of {role.restarts}), see {log}")
+        self._restarting.add(role.kind)
+        self._supervisor.kill(name for name, other in self._supervisor.running.items() if other.kind == role.kind)
+        self._start_again(role.kind)
+        return None
+
+    def _start_again(self, kind: str) -> None:
+        """Starts all roles of the kind once none of them runs any more."""
+        if all(role.kind != kind for role in self._supervisor.running.values()):
+            self._restarting.discard(kind)
+            for role in self._roles():
+                if role.kind == kind:
+                    self._supervisor.start(role)
+
+    def _buffer_gone(self, ended: Exit) -> str:
+        log = self._supervisor.log(ended.role)
+        return (
+            f"{ended}, and with it the rollouts that were not trained yet. The same command goes on from the newest "
+            f"checkpoint (resume=auto). The end of {log}:\n{self._supervisor.tail(ended.role)}"
+        )
+
+    def _shut_down(self, outcome: Outcome, events: zmq.Socket[bytes], view: LiveView) -> Outcome:
+        """Ends all roles: first everyone but the buffer, which confirms the learner's last checkpoint, then it."""
+        supervisor, now = self._supervisor, time.monotonic()
+        running = {name: role.kind for name, role in supervisor.running.items() if name != "buffer"}
+        deadlines = {name: now + END_S + (CHECKPOINT_S if kind == "learner" else 0) for name, kind in running.items()}
+        if "buffer" not in supervisor.running:
+            deadlines = dict.fromkeys(running, now)  # a checkpoint that no ledger confirms could not be resumed
+        supervisor.terminate(running)
+        well = self._await_ends(deadlines, events, view)
+        saved = all(name in well or name in self._finished for name, kind in running.items() if kind == "learner")
+        supervisor.terminate(["buffer"])
+        if "buffer" in supervisor.running:
+            saved = "buffer" in self._await_ends({"buffer": time.monotonic() + BUFFER_END_S}, events, view) and saved
+        if outcome.kind == "interrupted":
+            how = "with its state saved" if saved else "without a last checkpoint"
+            return Outcome("interrupted", outcome.exit_code, f"ended {how}; the same command goes on from there")
+        if outcome.kind == "done" and not saved:
+            return Outcome("failed", 1, f"training is done but was not saved; see {self._config.run_dir / 'logs'}")
+        return outcome
+
+    def _await_ends(self, deadlines: dict[str, float], events: zmq.Socket[bytes], view: LiveView) -> set[str]:
+        """Waits for these roles to end; kills those past their deadline, and all of them on another Ctrl-C.
+
+        Returns:
+            The roles that ended well by themselves.
+        """
+        supervisor, well, killed = self._supervisor, set[str](), set[str]()
+        while waiting := {name for name in deadlines if name in supervisor.running}:
+            now = time.monotonic()
+            late = {name for name in waiting - killed if now >= deadlines[name]}
+            if self._signals.requests:
+                self._signals.requests.clear()
+                late = waiting - killed
+            if late:
+                view.note(f"killing {', '.join(sorted(late))}, which did not end yet")
+                supervisor.kill(late)
+                killed |= late
+            # A killed process ends whatever it did; the deadline is for those that still may.
+            until = min((deadlines[name] for name in waiting - killed), default=now + END_S)
+            self._wait(events, until)
+            for header in self._received(events):
+                view.event(header)
+            for each in supervisor.reap():
+                if each.code == 0:
+                    well.add(each.role.name)
+                elif each.role.name not in killed:
+                    view.note(f"{each} while ending, see {supervisor.log(each.role)}")
+                if each.role.kind == "buffer" and "buffer" not in deadlines:
+                    deadlines = dict.fromkeys(deadlines, now)
+        return well
+
+    def _report(self, wall_s: float | None) -> None:
+        summary = write_summary(self._config.run_dir, wall_s)
+        report = write_report(self._config.run_dir)
+        if self._config.monitor.terminal != "quiet":
+            print_summary(summary)
+            print(f"report: {report}   summary: {self._config.run_dir / 'summary.json'}")

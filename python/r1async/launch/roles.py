@@ -1,0 +1,87 @@
+"""Which processes a run consists of."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+from r1async.config import Config
+from r1async.launch.supervise import Role
+
+EVALUATOR_RESTARTS = 3
+
+FEW_THREADS = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+"""A role computes with the threads that its setting says; the others' would compete for the same cores."""
+
+
+def buffer_role(config_path: Path) -> Role:
+    """Never restarted: until there is a journal, what it held is gone with it."""
+    return Role(name="buffer", kind="buffer", arguments=("buffer", str(config_path)), environment=FEW_THREADS)
+
+
+def generator_roles(config: Config, config_path: Path) -> list[Role]:
+    return [
+        Role(
+            name=f"generator-{index}",
+            kind=f"generator-{index}",
+            arguments=("generate", str(config_path), "--index", str(index)),
+            environment=_threads(config.generator.threads),
+            restarts=config.generator.restarts,
+        )
+        for index in range(config.generator.count)
+    ]
+
+
+def scorer_roles(config: Config, config_path: Path) -> list[Role]:
+    return [
+        Role(
+            name=f"scorer-{index}",
+            kind=f"scorer-{index}",
+            arguments=("score", str(config_path), "--index", str(index)),
+            environment=FEW_THREADS,
+            restarts=config.scorer.restarts,
+        )
+        for index in range(config.scorer.count)
+    ]
+
+
+def learner_roles(config: Config, config_path: Path) -> list[Role]:
+    """The ranks, with a fresh port for torch.distributed: the former life's may linger in TIME_WAIT."""
+    port = _free_port() if config.learner.ranks > 1 else 0
+    return [
+        Role(
+            name=f"learner-{rank}",
+            kind="learner",
+            arguments=("learn", str(config_path), "--rank", str(rank)),
+            environment={
+                **_threads(config.learner.threads),
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": str(port),
+                "RANK": str(rank),
+                "LOCAL_RANK": str(rank),
+                "WORLD_SIZE": str(config.learner.ranks),
+            },
+            restarts=config.learner.restarts,
+        )
+        for rank in range(config.learner.ranks)
+    ]
+
+
+def evaluator_role(config_path: Path) -> Role:
+    return Role(
+        name="evaluator",
+        kind="evaluator",
+        arguments=("eval", str(config_path)),
+        environment=FEW_THREADS,
+        restarts=EVALUATOR_RESTARTS,
+    )
+
+
+def _threads(count: int) -> dict[str, str]:
+    return {**FEW_THREADS, "OMP_NUM_THREADS": str(count)}
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
