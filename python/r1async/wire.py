@@ -91,8 +91,11 @@ def unpack(frame: bytes | bytearray | memoryview) -> Message:
         raise WireError(f"header is not msgpack: {error}") from error
     if not isinstance(header, dict) or not isinstance(header.get("t"), str):
         raise WireError("header must be a map with a string 't'")
+    entries = header.pop("cols", [])
+    if not isinstance(entries, list):
+        raise WireError(f"cols must be a list, got {entries!r}")
     columns, offset = {}, 8 + size + _padding(size)
-    for entry in header.pop("cols", []):
+    for entry in entries:
         name, dtype, count = _column_entry(entry)
         end = offset + count * dtype.itemsize
         if end > len(view):

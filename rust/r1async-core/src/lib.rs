@@ -23,6 +23,10 @@ mod stats;
 mod waits;
 
 pub mod balance;
+pub mod frame;
+pub mod messages;
+pub mod pack;
+pub mod service;
 
 pub use audit::{Account, Audit, DropReason};
 pub use batch::{Bind, BindError, BoundBatch, BoundGroup, BoundRollout};

@@ -1,0 +1,219 @@
+//! Writing a frame: the header first, then columns straight into the one buffer they travel in.
+
+use rmp::encode::{self, ByteBuf};
+
+use super::{Dtype, Element, MAGIC, padded};
+
+/// Collects the header and the shapes of the columns; [`FrameWriter::open`] allocates the frame.
+#[derive(Debug)]
+pub struct FrameWriter {
+    body: Nested,
+    entries: u32,
+    cols: Vec<(String, Dtype, usize)>,
+}
+
+impl FrameWriter {
+    /// A message of type `kind`.
+    #[must_use]
+    pub fn new(kind: &str) -> Self {
+        Self { body: Nested::default(), entries: 0, cols: Vec::new() }.str("t", kind)
+    }
+
+    fn entry(mut self, name: &str, write: impl FnOnce(&mut Nested)) -> Self {
+        self.entries += 1;
+        self.body.str(name);
+        write(&mut self.body);
+        self
+    }
+
+    /// An integer under `name`.
+    #[must_use]
+    pub fn int(self, name: &str, value: i64) -> Self {
+        self.entry(name, |out| out.int(value))
+    }
+
+    /// A double under `name`.
+    #[must_use]
+    pub fn float(self, name: &str, value: f64) -> Self {
+        self.entry(name, |out| out.float(value))
+    }
+
+    /// A truth under `name`.
+    #[must_use]
+    pub fn bool(self, name: &str, value: bool) -> Self {
+        self.entry(name, |out| out.bool(value))
+    }
+
+    /// A text under `name`.
+    #[must_use]
+    pub fn str(self, name: &str, value: &str) -> Self {
+        self.entry(name, |out| out.str(value))
+    }
+
+    /// A list of `len` under `name`; `write` gives exactly that many values.
+    #[must_use]
+    pub fn list(self, name: &str, len: usize, write: impl FnOnce(&mut Nested)) -> Self {
+        self.entry(name, |out| {
+            out.list(len);
+            write(out);
+        })
+    }
+
+    /// A map of `len` entries under `name`; `write` gives that many keys and values, in turn.
+    #[must_use]
+    pub fn map(self, name: &str, len: usize, write: impl FnOnce(&mut Nested)) -> Self {
+        self.entry(name, |out| {
+            out.map(len);
+            write(out);
+        })
+    }
+
+    /// Announces a column of `count` elements; [`Open::put`] fills the columns in the order announced.
+    #[must_use]
+    pub fn column<T: Element>(mut self, name: impl Into<String>, count: usize) -> Self {
+        self.cols.push((name.into(), T::DTYPE, count));
+        self
+    }
+
+    /// The frame with its header written and room for exactly the columns announced.
+    #[must_use]
+    pub fn open(self) -> Open {
+        let Self { body, entries, cols } = self;
+        let mut head = Nested::default();
+        head.map(entries as usize + 1);
+        head.0.as_mut_vec().extend_from_slice(body.as_slice());
+        head.str("cols");
+        head.list(cols.len());
+        for (name, dtype, count) in &cols {
+            head.list(3);
+            head.str(name);
+            head.str(dtype.name());
+            head.int(*count as i64);
+        }
+        let head = head.as_slice();
+        let columns: usize = cols.iter().map(|(_, dtype, count)| padded(dtype.size() * count)).sum();
+        let mut bytes = Vec::with_capacity(padded(8 + head.len()) + columns);
+        bytes.extend_from_slice(&MAGIC);
+        bytes.extend_from_slice(&(head.len() as u32).to_le_bytes());
+        bytes.extend_from_slice(head);
+        bytes.resize(padded(bytes.len()), 0);
+        let ends = cols.into_iter().map(|(_, dtype, count)| (dtype, dtype.size() * count)).collect();
+        Open { begin: bytes.len(), bytes, columns: ends, at: 0 }
+    }
+
+    /// A frame without columns.
+    #[must_use]
+    pub fn finish(self) -> Vec<u8> {
+        self.open().finish()
+    }
+}
+
+/// A frame whose columns are being filled, in order.
+#[derive(Debug)]
+pub struct Open {
+    bytes: Vec<u8>,
+    /// Type and bytes of each column.
+    columns: Vec<(Dtype, usize)>,
+    /// The column being filled.
+    at: usize,
+    /// Where it begins.
+    begin: usize,
+}
+
+impl Open {
+    /// Appends elements to the current column. A column that is full is left for the next by [`Open::end_column`].
+    pub fn put<T: Element>(&mut self, elements: &[T]) {
+        debug_assert_eq!(self.columns[self.at].0, T::DTYPE, "column {} holds another type", self.at);
+        self.bytes.extend_from_slice(bytemuck::cast_slice(elements));
+    }
+
+    /// Appends `count` zeros.
+    pub fn put_zeros<T: Element>(&mut self, count: usize) {
+        self.bytes.resize(self.bytes.len() + count * T::DTYPE.size(), 0);
+    }
+
+    /// Appends one element for each of the iterator.
+    pub fn put_each<T: Element>(&mut self, elements: impl IntoIterator<Item = T>) {
+        for element in elements {
+            self.bytes.extend_from_slice(bytemuck::bytes_of(&element));
+        }
+    }
+
+    /// Ends the current column.
+    ///
+    /// # Panics
+    /// It does not hold what was announced: a bug of ours, and a frame nobody could read.
+    pub fn end_column(&mut self) {
+        let (_, size) = self.columns[self.at];
+        assert_eq!(self.bytes.len() - self.begin, size, "bytes of column {}", self.at);
+        self.bytes.resize(padded(self.bytes.len()), 0);
+        self.begin = self.bytes.len();
+        self.at += 1;
+    }
+
+    /// A whole column at once.
+    pub fn fill<T: Element>(&mut self, elements: &[T]) {
+        self.put(elements);
+        self.end_column();
+    }
+
+    /// The frame.
+    ///
+    /// # Panics
+    /// A column was announced and not filled: a bug of ours.
+    #[must_use]
+    pub fn finish(self) -> Vec<u8> {
+        assert_eq!(self.at, self.columns.len(), "columns filled");
+        self.bytes
+    }
+}
+
+/// Values inside a list or a map of the header. Writing into memory cannot fail, and the types say so.
+#[derive(Debug, Default)]
+pub struct Nested(ByteBuf);
+
+impl Nested {
+    /// Nothing.
+    pub fn nil(&mut self) {
+        let Ok(()) = encode::write_nil(&mut self.0);
+    }
+
+    /// A truth.
+    pub fn bool(&mut self, value: bool) {
+        let Ok(()) = encode::write_bool(&mut self.0, value);
+    }
+
+    /// An integer.
+    pub fn int(&mut self, value: i64) {
+        let Ok(_) = encode::write_sint(&mut self.0, value);
+    }
+
+    /// A double.
+    pub fn float(&mut self, value: f64) {
+        let Ok(()) = encode::write_f64(&mut self.0, value);
+    }
+
+    /// A text.
+    pub fn str(&mut self, value: &str) {
+        let Ok(()) = encode::write_str(&mut self.0, value);
+    }
+
+    /// Bytes.
+    pub fn bin(&mut self, value: &[u8]) {
+        let Ok(()) = encode::write_bin(&mut self.0, value);
+    }
+
+    /// A list of `len`; its values follow.
+    pub fn list(&mut self, len: usize) {
+        let Ok(_) = encode::write_array_len(&mut self.0, len as u32);
+    }
+
+    /// A map of `len` entries; keys and values follow, in turn.
+    pub fn map(&mut self, len: usize) {
+        let Ok(_) = encode::write_map_len(&mut self.0, len as u32);
+    }
+
+    fn as_slice(&self) -> &[u8] {
+        self.0.as_slice()
+    }
+}
