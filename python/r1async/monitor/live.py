@@ -11,7 +11,7 @@ from __future__ import annotations
 import sys
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from rich.console import Console, Group, RenderableType
@@ -72,7 +72,7 @@ class LiveView:
         clock: seconds, for rates and the time left.
     """
 
-    def __init__(self, config: Config, console: Console | None = None, clock: Any = time.monotonic) -> None:
+    def __init__(self, config: Config, console: Console | None = None, clock: Callable[[], float] = time.monotonic) -> None:
         self._config = config
         self._console = console or Console()
         self._clock = clock
@@ -80,12 +80,13 @@ class LiveView:
         self.interval_s = config.monitor.interval_s if self.mode == "live" else PLAIN_EVERY_S
         self._began = clock()
         self._step = 0
+        self._last_step_at = self._began
         self._first_step: tuple[int, float] | None = None
         self._recent: deque[Mapping[str, Any]] = deque(maxlen=RUNNING_STEPS)
         self._stats: Mapping[str, Any] = {}
         self._rates: dict[str, Rate] = {}
         self._published = 0
-        self._drawn_at = -float("inf")
+        self._drawn_at: float = -float("inf")
         self._live: Live | None = None
         if self.mode == "live":
             self._live = Live(self.render(), console=self._console, auto_refresh=False, transient=True)
