@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-
 from r1async.checks import full_speed_needs, implications, missing_files, places, rollouts_in_flight, warnings
 from r1async.config import Config, load_config
 

@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 import pytest
-
 from r1async.cli import main
 from r1async.config import load_config
 

@@ -6,7 +6,6 @@ import ast
 from pathlib import Path
 
 import pytest
-
 import r1async
 from r1async.checks import RANGES
 from r1async.config import Config, ConfigError, ipc_dir, load_config

@@ -14,8 +14,11 @@ from typing import TextIO
 from r1async.config import Config, ConfigError, ipc_dir, load_config
 from r1async.settings import to_yaml
 
-KEPT = frozenset({"lock", "attempts", "sweep"})
-"""What a fresh start in a used folder leaves where it is."""
+LIFE = (
+    "config.yaml", "cold_start.yaml", "cold_start.json", "start_model", "started", "epoch", "logs", "metrics",
+    "tensorboard", "checkpoints", "ledger", "model", "evaluation.jsonl", "audit.json", "summary.json", "report.html",
+)  # fmt: skip
+"""What one life of a run leaves in its folder. A sweep's points may lie in there too, and stay."""
 
 FIXED = ("seed", "group.group_size", "model.dtype", "data.task", "data.path", "data.epochs", "data.shuffle")
 """Settings that a resumed run shares with its former life: the ledger's rollouts are numbered and ordered by them."""
@@ -121,9 +124,9 @@ def _archive(run_dir: Path) -> None:
     """Moves a former life that saved nothing out of the way of the new one's figures."""
     target = _unused(run_dir / "attempts" / "1")
     target.mkdir(parents=True)
-    for path in list(run_dir.iterdir()):
-        if path.name not in KEPT:
-            path.rename(target / path.name)
+    for name in LIFE:
+        if (run_dir / name).exists():
+            (run_dir / name).rename(target / name)
 
 
 def _unused(path: Path) -> Path:

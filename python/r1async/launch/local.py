@@ -6,8 +6,8 @@ or the next deadline (stall watch, live view). Woken by: the signal descriptor o
 
 from __future__ import annotations
 
+import json
 import math
-import shutil
 import signal
 import sys
 import time
@@ -128,17 +128,21 @@ class Launcher:
             arguments=("cold-start", str(wanted), "--result", str(result)),
             environment={**FEW_THREADS, "OMP_NUM_THREADS": str(config.learner.threads)},
         )
+        started = time.time()
         self._supervisor.start(role, own_output=config.monitor.terminal == "quiet")
         ended = self._await_cold_start()
         if isinstance(ended, Outcome):
             return ended
         if ended.code == 2:
-            return Outcome("mistake", 2, "the cold start could not be made; its message is above or in its log")
+            return Outcome("mistake", 2, "the cold start could not be made, see above")
         if ended.code != 0:
             return Outcome("failed", 1, f"{ended}; nothing was trained")
         checkpoint = Path(result.read_text())
-        if (checkpoint / "cold_start.json").is_file():
-            shutil.copyfile(checkpoint / "cold_start.json", config.run_dir / "cold_start.json")
+        record = checkpoint / "cold_start.json"
+        if record.is_file():
+            cached = record.stat().st_mtime < started
+            told = {**json.loads(record.read_text()), "cached": cached}
+            (config.run_dir / "cold_start.json").write_text(json.dumps(told, indent=2) + "\n")
         self._config = with_start_model(config, checkpoint)
         return None
 
