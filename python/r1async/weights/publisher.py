@@ -1,0 +1,84 @@
+"""The learner's side of weight publication.
+
+publisher = Publisher(endpoint, run="demo", dtype="bfloat16", chunk_bytes=8 * 2**20, deadline_s=120.0)
+digest = publisher.publish(PolicyVersion(1, 0), tensors)
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Self
+
+from torch import Tensor
+
+from r1async.types import PolicyVersion
+from r1async.weights.manifest import take_snapshot
+from r1async.weights.medium import SendingMedium
+from r1async.weights.store import SnapshotStore
+from r1async.weights.zmq_sender import ZmqSender
+
+
+class Publisher:
+    """Keeps the newest version and those that an evaluation needs; a thread serves them. Binds when made.
+
+    Args:
+        endpoint: ``ipc://`` or ``tcp://`` address to bind.
+        run: receivers of another run are refused.
+        dtype: floating point tensors are cast to it: what engines serve.
+        chunk_bytes: a snapshot travels in pieces of this size.
+        deadline_s: a version that is being read is kept this long after the reader's last question.
+    """
+
+    def __init__(self, endpoint: str, *, run: str, dtype: str, chunk_bytes: int, deadline_s: float) -> None:
+        self._run = run
+        self._dtype = dtype
+        self._chunk_bytes = chunk_bytes
+        self._store = SnapshotStore(transfer_s=deadline_s)
+        self._medium: SendingMedium = ZmqSender(endpoint, self._store, run=run)
+
+    def publish(self, version: PolicyVersion, tensors: Mapping[str, Tensor], *, retain: bool = False) -> str:
+        """Copies the tensors and returns; receivers are served from the copy while the learner goes on.
+
+        Args:
+            version: above every version published before.
+            tensors: the whole set, by state-dict name; a tied head left out.
+            retain: keep it until `release`, however many newer ones follow.
+
+        Returns:
+            The hash of the bytes that engines will serve.
+
+        Raises:
+            ValueError: a version that is not newer, or tensors that cannot travel.
+        """
+        snapshot = take_snapshot(version, tensors, run=self._run, dtype=self._dtype, chunk_bytes=self._chunk_bytes)
+        self._store.add(snapshot, time.monotonic())
+        if retain:
+            self._store.retain(version)
+        self._medium.announce()
+        return snapshot.manifest.hash
+
+    def retain(self, version: PolicyVersion) -> bool:
+        """Keeps a version until `release`; False if it is gone already."""
+        return self._store.retain(version)
+
+    def release(self, version: PolicyVersion) -> None:
+        self._store.release(version, time.monotonic())
+
+    def versions(self) -> list[PolicyVersion]:
+        """What is kept, in order."""
+        return self._store.versions()
+
+    def acknowledged(self) -> dict[str, tuple[PolicyVersion, str]]:
+        """By receiver's name: the version it last installed, with its hash."""
+        return self._medium.acknowledged()
+
+    def close(self) -> None:
+        self._medium.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
