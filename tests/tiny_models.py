@@ -46,11 +46,11 @@ def tiny_model(
     kv_heads: int = 1,
     mlp: int = 192,
     vocabulary: int = len(VOCABULARY),
-    scale: float = 0.25,
+    scale: float = 0.12,
     rope: dict | None = None,
     **config: object,
 ) -> PreTrainedModel:
-    """A random model of the demo's shape. ``scale`` is the weights' deviation: large enough that logits differ a lot."""
+    """A random model of the demo's shape. ```scale``: the weights' deviation; logits span a few nats."""
     cls, make = {
         "qwen2": (Qwen2Config, Qwen2ForCausalLM),
         "qwen3": (Qwen3Config, Qwen3ForCausalLM),
