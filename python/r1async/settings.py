@@ -62,7 +62,7 @@ def all_fields() -> Iterator[tuple[str, object]]:
 
 def read_tree(path: Path) -> Tree:
     """What the YAML file says, before it is checked."""
-    if not path.is_file():
+    if not path.exists() or path.is_dir():  # a pipe will do: /dev/stdin
         raise ConfigError(f"config {path}: no such file")
     try:
         loaded = OmegaConf.load(path)
