@@ -22,6 +22,7 @@ from collections.abc import Callable
 import zmq
 from numpy.typing import NDArray
 
+from r1async.sockets import bind, router
 from r1async.types import PolicyVersion
 from r1async.weights.manifest import Snapshot, read_version
 from r1async.weights.store import SnapshotStore
@@ -41,7 +42,7 @@ class ZmqSender:
     """Serves a store's snapshots from a thread of its own until `close`.
 
     Raises:
-        OSError: the address cannot be bound; the text names it.
+        ConfigError: the address cannot be bound; the text names it.
     """
 
     def __init__(self, endpoint: str, store: SnapshotStore, *, run: str) -> None:
@@ -56,8 +57,8 @@ class ZmqSender:
         self.refused = 0
         """Messages answered with an error."""
         self._context = zmq.Context()
-        self._router = self._context.socket(zmq.ROUTER)
-        self._bind()
+        self._router = router(self._context, max_message_bytes=MAX_REQUEST_BYTES, sndhwm=SEND_HWM)
+        bind(self._router, endpoint, "endpoints.weights")
         address = f"inproc://publisher-{uuid.uuid4().hex}"
         self._wake = self._context.socket(zmq.PAIR)
         self._woken = self._context.socket(zmq.PAIR)
@@ -84,20 +85,6 @@ class ZmqSender:
         self._woken.close(linger=0)
         self._wake.close(linger=0)
         self._context.term()
-
-    def _bind(self) -> None:
-        router = self._router
-        router.linger = 0
-        router.router_mandatory = 1
-        router.router_handover = 1
-        router.maxmsgsize = MAX_REQUEST_BYTES
-        router.sndhwm = SEND_HWM
-        try:
-            router.bind(self.endpoint)
-        except zmq.ZMQError as error:
-            router.close(linger=0)
-            self._context.term()
-            raise OSError(error.errno, f"cannot bind weights at {self.endpoint}: {error}") from error
 
     def _serve(self) -> None:
         poller = zmq.Poller()
