@@ -1,8 +1,14 @@
 //! Conservation: whatever came in was trained, was dropped for a reason, or is live.
 
+use std::collections::BTreeSet;
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
+
+use crate::batch::StepBatch;
+use crate::group::{Group, Purpose};
+use crate::ids::GroupId;
+use crate::ledger::Ledger;
 
 /// Why something was dropped. Closed: a new reason is a change of the protocol.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -191,6 +197,123 @@ impl Audit {
             None
         } else {
             Some(wrong.join("; "))
+        }
+    }
+}
+
+/// The running sums of the accounts; what is live is counted when an audit asks.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Books {
+    pub(crate) prompts: Account,
+    pub(crate) rollouts: Account,
+    pub(crate) tokens: Account,
+    pub(crate) prompt_tokens: Account,
+    pub(crate) evaluation_rollouts: Account,
+    pub(crate) evaluation_tokens: Account,
+    trained_twice: u64,
+    /// All groups below this number have ended, and those in `ended`: to see if one ends twice.
+    ended_below: u64,
+    ended: BTreeSet<u64>,
+}
+
+impl Books {
+    /// Notes the end of a group; `false` if it had ended before.
+    pub(crate) fn group_ended(&mut self, group: GroupId) -> bool {
+        let is_new = group.0 >= self.ended_below && self.ended.insert(group.0);
+        while self.ended.remove(&self.ended_below) {
+            self.ended_below += 1;
+        }
+        is_new
+    }
+
+    /// A group that is in no batch ends, for one reason.
+    pub(crate) fn drop_group(&mut self, group: &Group, reason: DropReason) {
+        self.group_ended(group.id);
+        self.prompts.drop(reason, 1);
+        self.rollouts.drop(reason, group.members.len() as u64);
+        self.tokens.drop(reason, group.tokens());
+        self.prompt_tokens
+            .drop(reason, group.prompt.tokens.len() as u64);
+    }
+
+    /// The groups of a batch are trained.
+    pub(crate) fn train(&mut self, batch: &StepBatch) {
+        for group in &batch.bound.groups {
+            if !self.group_ended(group.group) {
+                self.trained_twice += 1;
+            }
+            self.prompts.trained += 1;
+            self.rollouts.trained += group.rollouts.len() as u64;
+            self.tokens.trained += group
+                .rollouts
+                .iter()
+                .map(|rollout| rollout.loss_tokens())
+                .sum::<u64>();
+        }
+        self.prompt_tokens.trained += batch.prompt_tokens();
+        for (&reason, &(rollouts, tokens)) in &batch.dropped {
+            self.rollouts.drop(reason, rollouts);
+            self.tokens.drop(reason, tokens);
+        }
+    }
+
+    /// The accounts, with nothing live yet.
+    pub(crate) fn accounts(&self) -> Audit {
+        Audit {
+            prompts: self.prompts.clone(),
+            rollouts: self.rollouts.clone(),
+            tokens: self.tokens.clone(),
+            prompt_tokens: self.prompt_tokens.clone(),
+            evaluation_rollouts: self.evaluation_rollouts.clone(),
+            evaluation_tokens: self.evaluation_tokens.clone(),
+            trained_twice: self.trained_twice,
+            misplaced: 0,
+        }
+    }
+}
+
+impl Ledger {
+    /// The accounts of this moment. Counts all that is held: for commits and people, not for every message.
+    #[must_use]
+    pub fn audit(&self) -> Audit {
+        let mut audit = self.books.accounts();
+        let size = self.settings.group_size as u64;
+        let restored = self.frontier.restored.len() as u64;
+        audit.prompts.live += restored;
+        audit.rollouts.live += restored * size;
+        for group in self.groups.values() {
+            if group.id.is_evaluation() {
+                audit.evaluation_rollouts.live += group.members.len() as u64;
+                audit.evaluation_tokens.live += group.tokens();
+            } else {
+                audit.prompts.live += 1;
+                audit.rollouts.live += size;
+                audit.tokens.live += group.tokens();
+                audit.prompt_tokens.live += group.prompt.tokens.len() as u64;
+            }
+            audit.misplaced += u64::from(!self.is_placed(group));
+        }
+        for batch in &self.batches {
+            let groups = batch.bound.groups.len() as u64;
+            audit.prompts.live += groups;
+            audit.rollouts.live += groups * size;
+            audit.tokens.live += batch.tokens();
+            audit.prompt_tokens.live += batch.prompt_tokens();
+        }
+        let in_sets =
+            self.queued.len() + self.open.len() + self.ready.len() + self.evaluations.open_groups();
+        audit.misplaced += in_sets.abs_diff(self.groups.len()) as u64;
+        audit
+    }
+
+    /// Whether a group is in exactly the set it should be in.
+    fn is_placed(&self, group: &Group) -> bool {
+        match (&group.purpose, &group.closed) {
+            (Purpose::Evaluation(name), _) => self.evaluations.contains(name, group.id),
+            (Purpose::Training { .. }, Some(closed)) => self.ready.contains(group.id, closed.key),
+            (Purpose::Training { .. }, None) => {
+                self.open.contains(&group.id) != self.queued.contains(&group.id)
+            }
         }
     }
 }

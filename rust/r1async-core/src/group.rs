@@ -1,6 +1,13 @@
 //! A group and its rollouts: what is known of them, and in which state they are.
 
-use crate::ids::PolicyVersion;
+use std::sync::Arc;
+
+use crate::audit::DropReason;
+use crate::ids::{GroupId, LeaseId, Member, RolloutId};
+use crate::ready::ReadyKey;
+use crate::settings::{OverAge, Settings};
+use crate::staleness::VersionRuns;
+use crate::statistics::{GroupStatistics, advantages, group_statistics};
 
 /// One question as the ledger holds it: tokens for the generator, an opaque description for the scorer.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,5 +60,216 @@ pub enum Outcome {
     Abstain(String),
 }
 
-#[allow(dead_code)]
-type Version = PolicyVersion;
+/// How a rollout ended.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Ended {
+    Scored(Score),
+    /// Without a score: why, and under which reason its tokens are counted if its group trains.
+    Abstained(String, DropReason),
+}
+
+impl Ended {
+    pub(crate) fn abstained(status: &str) -> Self {
+        Ended::Abstained(status.to_owned(), DropReason::Abstained)
+    }
+
+    pub(crate) fn past_deadline() -> Self {
+        Ended::Abstained("deadline".to_owned(), DropReason::Deadline)
+    }
+
+    pub(crate) fn truncated() -> Self {
+        Ended::Abstained("truncated".to_owned(), DropReason::Truncated)
+    }
+}
+
+/// Where a rollout is.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum State {
+    /// Waits for a generator.
+    Waiting,
+    /// Lent to a generator.
+    Generating(LeaseId),
+    /// Finished; waits for a scorer, at this place of the line.
+    Unscored(u64),
+    /// Lent to a scorer; its place in the line, should the scorer be lost.
+    Scoring(LeaseId, u64),
+    /// Scored or abstained.
+    Ended(Ended),
+}
+
+/// A rollout of a group that is in no batch yet.
+#[derive(Debug)]
+pub(crate) struct Rollout {
+    pub(crate) state: State,
+    pub(crate) tokens: Vec<i32>,
+    pub(crate) logprobs: Vec<f32>,
+    pub(crate) runs: VersionRuns,
+    pub(crate) finish: Option<Finish>,
+    /// The generator's lease held last: current, lost, or the one it was finished under.
+    pub(crate) last_lease: Option<LeaseId>,
+    /// Generator leases lost.
+    pub(crate) attempts: u32,
+    /// Scorer leases lost.
+    pub(crate) score_attempts: u32,
+    /// When its timer fires, while one is set.
+    pub(crate) deadline: Option<f64>,
+}
+
+impl Rollout {
+    fn new() -> Self {
+        Self {
+            state: State::Waiting,
+            tokens: Vec::new(),
+            logprobs: Vec::new(),
+            runs: VersionRuns::default(),
+            finish: None,
+            last_lease: None,
+            attempts: 0,
+            score_attempts: 0,
+            deadline: None,
+        }
+    }
+
+    pub(crate) fn has_ended(&self) -> bool {
+        matches!(self.state, State::Ended(_))
+    }
+
+    /// Whether its tokens may still train: it has not abstained.
+    pub(crate) fn may_train(&self) -> bool {
+        !matches!(self.state, State::Ended(Ended::Abstained(..)))
+    }
+
+    pub(crate) fn score(&self) -> Option<&Score> {
+        match &self.state {
+            State::Ended(Ended::Scored(score)) => Some(score),
+            _ => None,
+        }
+    }
+
+    /// Forgets its tokens, to be sampled from the start; answers how many there were.
+    pub(crate) fn restart(&mut self) -> u64 {
+        let tokens = self.tokens.len() as u64;
+        self.tokens.clear();
+        self.logprobs.clear();
+        self.runs.clear();
+        tokens
+    }
+}
+
+/// What a group is for.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Purpose {
+    /// Training; how often its prompt returns if age drops it.
+    Training { retries: u32 },
+    /// The evaluation of this name.
+    Evaluation(Arc<str>),
+}
+
+/// What is final about a training group once it closed.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Closed {
+    pub(crate) statistics: GroupStatistics,
+    /// By member; abstained members have none.
+    pub(crate) advantages: Vec<Option<f64>>,
+    pub(crate) key: ReadyKey,
+}
+
+/// A group that is in no batch yet.
+#[derive(Debug)]
+pub(crate) struct Group {
+    pub(crate) id: GroupId,
+    pub(crate) first_rollout: u64,
+    pub(crate) purpose: Purpose,
+    pub(crate) prompt: Arc<Prompt>,
+    pub(crate) members: Vec<Rollout>,
+    /// When its timer fires, while one is set.
+    pub(crate) deadline: Option<f64>,
+    pub(crate) closed: Option<Closed>,
+}
+
+impl Group {
+    pub(crate) fn new(
+        id: GroupId,
+        first_rollout: u64,
+        size: usize,
+        prompt: Arc<Prompt>,
+        purpose: Purpose,
+    ) -> Self {
+        let members = std::iter::repeat_with(Rollout::new).take(size).collect();
+        Self {
+            id,
+            first_rollout,
+            purpose,
+            prompt,
+            members,
+            deadline: None,
+            closed: None,
+        }
+    }
+
+    pub(crate) fn rollout_id(&self, index: usize) -> RolloutId {
+        RolloutId(self.first_rollout + index as u64)
+    }
+
+    pub(crate) fn member(&self, index: usize) -> Member {
+        Member {
+            group: self.id,
+            index,
+        }
+    }
+
+    pub(crate) fn has_ended(&self) -> bool {
+        self.members.iter().all(Rollout::has_ended)
+    }
+
+    /// Sampled tokens held.
+    pub(crate) fn tokens(&self) -> u64 {
+        self.members
+            .iter()
+            .map(|rollout| rollout.tokens.len() as u64)
+            .sum()
+    }
+
+    /// Statistics, advantages and age over the scored members; `None` if fewer than wanted are scored.
+    pub(crate) fn summarise(&self, settings: &Settings) -> Option<Closed> {
+        let scored: Vec<&Rollout> = self
+            .members
+            .iter()
+            .filter(|rollout| rollout.score().is_some())
+            .collect();
+        let rewards: Vec<f64> = scored
+            .iter()
+            .filter_map(|rollout| rollout.score())
+            .map(|score| score.total)
+            .collect();
+        if rewards.len() < settings.min_group_size {
+            return None;
+        }
+        let statistics = group_statistics(&rewards, settings.std, settings.pass_mark)?;
+        let mut relative =
+            advantages(&rewards, settings.baseline, settings.std, settings.eps).into_iter();
+        let oldest = scored
+            .iter()
+            .filter_map(|rollout| rollout.runs.lowest())
+            .min()?;
+        let newest = scored
+            .iter()
+            .filter_map(|rollout| rollout.runs.newest())
+            .max()?;
+        let useful_to = match settings.over_age {
+            OverAge::Mask => newest,
+            OverAge::Drop => oldest,
+            OverAge::Train => u64::MAX,
+        };
+        let advantages = self
+            .members
+            .iter()
+            .map(|rollout| rollout.score().and_then(|_| relative.next()))
+            .collect();
+        Some(Closed {
+            statistics,
+            advantages,
+            key: ReadyKey { oldest, useful_to },
+        })
+    }
+}

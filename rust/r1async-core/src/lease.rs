@@ -2,13 +2,14 @@
 
 use std::sync::Arc;
 
-use thiserror::Error;
-
-use crate::group::{Finish, Prompt};
-use crate::ids::{GroupId, HolderId, LeaseId, PolicyVersion, RolloutId};
+use crate::audit::DropReason;
+use crate::group::{Ended, Prompt, Purpose, State};
+use crate::ids::{GroupId, HolderId, LeaseId, Member, PolicyVersion, RolloutId};
+use crate::leases::{Lease, Work};
 use crate::ledger::Ledger;
+use crate::pacing::{LearnerPosition, may_sample};
 use crate::settings::Sampling;
-use crate::staleness::VersionRun;
+use crate::timers::Timer;
 
 /// A rollout lent to a generator.
 #[derive(Debug, Clone, PartialEq)]
@@ -27,23 +28,6 @@ pub struct RolloutLease {
     pub resume: Vec<i32>,
     /// The only version that may sample it; `None` in training.
     pub pin: Option<PolicyVersion>,
-}
-
-/// New tokens of one leased rollout.
-#[derive(Debug, Clone, Copy)]
-pub struct ChunkRef<'a> {
-    /// The loan they were sampled under.
-    pub lease: LeaseId,
-    /// Tokens of the completion before these.
-    pub offset: usize,
-    /// The tokens.
-    pub tokens: &'a [i32],
-    /// Log-probability of each, in nats.
-    pub logprobs: &'a [f32],
-    /// Version of each, run-length-encoded.
-    pub runs: &'a [VersionRun],
-    /// Set on the last chunk.
-    pub finish: Option<Finish>,
 }
 
 /// What a generator says it holds after it connected again.
@@ -66,84 +50,10 @@ pub enum ChunkAck {
     Lost,
 }
 
-/// A chunk that cannot be. It changes nothing but a counter.
-#[derive(Debug, Clone, PartialEq, Error)]
-pub enum ChunkError {
-    /// The columns do not fit together.
-    #[error(
-        "lease {lease}: {tokens} tokens, {logprobs} logprobs and version runs of {runs} in all; want the same of each"
-    )]
-    Lengths {
-        /// The loan.
-        lease: LeaseId,
-        /// Tokens sent.
-        tokens: usize,
-        /// Log-probabilities sent.
-        logprobs: usize,
-        /// Tokens that the version runs cover.
-        runs: u64,
-    },
-    /// A version run of no tokens.
-    #[error("lease {0}: a version run of 0 tokens; want at least 1 in each")]
-    EmptyRun(LeaseId),
-    /// A token that no vocabulary has.
-    #[error("lease {lease}: token {token} at position {position}; want 0 or more")]
-    Token {
-        /// The loan.
-        lease: LeaseId,
-        /// The token.
-        token: i32,
-        /// Its place in the completion.
-        position: usize,
-    },
-    /// A log-probability that is not finite.
-    #[error(
-        "lease {lease}: behavior logprob {logprob} at position {position}; want a finite number"
-    )]
-    Logprob {
-        /// The loan.
-        lease: LeaseId,
-        /// The log-probability.
-        logprob: f32,
-        /// Its place in the completion.
-        position: usize,
-    },
-    /// A version that no learner has made, or another than the pinned one.
-    #[error("lease {lease}: tokens of version {got}; want {want}")]
-    Version {
-        /// The loan.
-        lease: LeaseId,
-        /// The version named.
-        got: PolicyVersion,
-        /// What it may be.
-        want: String,
-    },
-    /// More tokens than asked for.
-    #[error("lease {lease}: {got} completion tokens; want at most max_tokens = {want}")]
-    TooLong {
-        /// The loan.
-        lease: LeaseId,
-        /// Tokens it would have.
-        got: usize,
-        /// Tokens it may have.
-        want: u32,
-    },
-    /// The end is not where the tokens end.
-    #[error(
-        "lease {lease}: ends at {end} tokens where {held} are held; a completion has at least 1 token and ends once"
-    )]
-    End {
-        /// The loan.
-        lease: LeaseId,
-        /// Where it would end.
-        end: usize,
-        /// What is held.
-        held: usize,
-    },
-}
-
 impl Ledger {
-    /// Lends rollouts to a generator that has `installed` and room for `free` of its `capacity`.
+    /// Lends rollouts to a generator that has `installed` and room for `free` of its `capacity`: first
+    /// members of open groups, oldest group first; then whole new groups while there are places, or as
+    /// much of one as an idle generator smaller than a group can take.
     pub fn lease_rollouts(
         &mut self,
         now: f64,
@@ -152,55 +62,309 @@ impl Ledger {
         free: usize,
         capacity: usize,
     ) -> Vec<RolloutLease> {
-        todo!("{now} {holder} {installed} {free} {capacity}")
+        let mut leases = Vec::new();
+        if !self.may_sample(installed) {
+            return leases;
+        }
+        while leases.len() < free {
+            let Some(&member) = self.waiting.first() else {
+                break;
+            };
+            leases.push(self.lend_rollout(now, holder, member));
+        }
+        let size = self.settings.group_size;
+        let idle_but_small = leases.is_empty() && capacity < size && free >= capacity;
+        while leases.len() < free && (free - leases.len() >= size || idle_but_small) {
+            let Some(id) = self.open_group(now, installed) else {
+                break;
+            };
+            for index in 0..size.min(free - leases.len()) {
+                leases.push(self.lend_rollout(now, holder, Member { group: id, index }));
+            }
+        }
+        leases
     }
 
-    /// Lends rollouts of evaluations to a generator with room for `free` of them; all of one pinned version at a time.
-    pub fn lease_evaluation(
+    /// Where the learner is; `None` before one came.
+    pub(crate) fn position(&self) -> Option<LearnerPosition> {
+        let epoch = self.learner.epoch?;
+        Some(LearnerPosition {
+            epoch,
+            stepped: self.learner.stepped,
+            next_bind: self.next_bind(),
+        })
+    }
+
+    fn may_sample(&self, installed: PolicyVersion) -> bool {
+        let fresh = self
+            .position()
+            .is_some_and(|position| may_sample(&self.settings, position, installed));
+        fresh && self.is_known_version(installed)
+    }
+
+    /// Opens the next queued group, if there is a place for it and a step that needs it.
+    fn open_group(&mut self, now: f64, installed: PolicyVersion) -> Option<GroupId> {
+        let has_place = self.places(installed.number) < self.settings.place_limit();
+        let is_needed = ((self.open.len() + self.ready.len()) as u64) < self.wanted_groups();
+        if !(has_place && is_needed) {
+            return None;
+        }
+        let id = self.queued.pop_first()?;
+        self.open.insert(id);
+        let deadline = now + self.settings.group_deadline_s;
+        self.timers.set(deadline, Timer::Group(id));
+        let group = self.group_mut(id);
+        group.deadline = Some(deadline);
+        let members: Vec<Member> = (0..group.members.len())
+            .map(|index| group.member(index))
+            .collect();
+        self.waiting.extend(members);
+        self.news.prompts = true;
+        Some(id)
+    }
+
+    fn lend_rollout(&mut self, now: f64, holder: HolderId, member: Member) -> RolloutLease {
+        self.waiting.remove(&member);
+        self.restart_if_over_age(member);
+        let sampling = self.settings.sampling();
+        self.begin_generation(now, holder, member, sampling, None)
+    }
+
+    /// Tokens of a lost lease are gone on from only if all of them can still train.
+    fn restart_if_over_age(&mut self, member: Member) {
+        let oldest_trainable = self.settings.oldest_trainable(self.next_bind());
+        let rollout = &mut self
+            .groups
+            .get_mut(&member.group)
+            .expect("waiting rollouts are held")
+            .members[member.index];
+        let (Some(lowest), Some(oldest)) = (rollout.runs.lowest(), oldest_trainable) else {
+            return;
+        };
+        if lowest < oldest {
+            self.ages.remove(member, rollout.runs.as_slice());
+            self.books
+                .tokens
+                .drop(DropReason::Superseded, rollout.restart());
+        }
+    }
+
+    /// Makes the lease of a rollout that waits for a generator. Its deadline runs from its first lease.
+    pub(crate) fn begin_generation(
         &mut self,
         now: f64,
         holder: HolderId,
-        free: usize,
-    ) -> Vec<RolloutLease> {
-        todo!("{now} {holder} {free}")
+        member: Member,
+        sampling: Sampling,
+        pin: Option<PolicyVersion>,
+    ) -> RolloutLease {
+        let id = self.leases.new_id();
+        let until = now + self.settings.lease_s;
+        let lease = Lease {
+            holder,
+            member,
+            work: Work::Generate,
+            pin,
+            since: now,
+            until,
+        };
+        self.leases.begin(id, lease, &mut self.timers);
+        let deadline = now + self.settings.rollout_deadline_s;
+        let group = self
+            .groups
+            .get_mut(&member.group)
+            .expect("waiting rollouts are held");
+        let rollout = &mut group.members[member.index];
+        rollout.state = State::Generating(id);
+        rollout.last_lease = Some(id);
+        if rollout.deadline.is_none() {
+            rollout.deadline = Some(deadline);
+            self.timers.set(deadline, Timer::Rollout(member));
+        }
+        let resume = rollout.tokens.clone();
+        let (rollout, prompt) = (group.rollout_id(member.index), group.prompt.clone());
+        RolloutLease {
+            lease: id,
+            rollout,
+            group: group.id,
+            prompt,
+            sampling,
+            resume,
+            pin,
+        }
     }
 
-    /// Files the tokens of a chunk, if its lease is current; skips what is held already.
-    ///
-    /// # Errors
-    /// The chunk cannot be; nothing has changed but a counter.
-    pub fn chunk(
-        &mut self,
-        now: f64,
-        holder: HolderId,
-        chunk: ChunkRef<'_>,
-    ) -> Result<ChunkAck, ChunkError> {
-        todo!("{now} {holder} {chunk:?}")
+    /// A lease ran out: a generator brought no token, or a scorer no verdict at all, for too long.
+    pub(crate) fn expire_lease(&mut self, now: f64, id: LeaseId) {
+        let Some(lease) = self.leases.get(id) else {
+            return;
+        };
+        if lease.work == Work::Score {
+            // A scorer works through its line: a verdict on another rollout is progress on this one.
+            let since = self
+                .leases
+                .last_verdict(lease.holder)
+                .map_or(lease.since, |at| at.max(lease.since));
+            let until = since + self.settings.scoring_lease_s();
+            if until > now {
+                return self.leases.renew(id, until, &mut self.timers);
+            }
+        }
+        self.lose_lease(id);
+    }
+
+    /// The lease is lost through no wish of its holder: an attempt is counted.
+    fn lose_lease(&mut self, id: LeaseId) {
+        let Some(lease) = self.leases.end(id, &mut self.timers) else {
+            return;
+        };
+        let (max_attempts, score_retries) =
+            (self.settings.max_attempts, self.settings.score_retries);
+        let rollout = self.rollout_mut(lease.member);
+        match lease.work {
+            Work::Generate => {
+                rollout.attempts += 1;
+                let given_up = rollout.attempts >= max_attempts;
+                self.counters.leases_lost += 1;
+                self.wait_again(lease.member);
+                if given_up {
+                    self.end_rollout(lease.member, Ended::abstained("lost"));
+                }
+            }
+            Work::Score => {
+                rollout.score_attempts += 1;
+                let given_up = rollout.score_attempts > score_retries;
+                self.counters.score_leases_lost += 1;
+                self.wait_again(lease.member);
+                if given_up {
+                    self.end_rollout(lease.member, Ended::abstained("scorer_lost"));
+                }
+            }
+            Work::Sent => {}
+        }
+    }
+
+    /// A rollout whose lease has ended goes back into the line it came from, at its old place.
+    fn wait_again(&mut self, member: Member) {
+        let group = self
+            .groups
+            .get_mut(&member.group)
+            .expect("leased rollouts are held");
+        let rollout = &mut group.members[member.index];
+        match rollout.state {
+            State::Generating(_) => {
+                rollout.state = State::Waiting;
+                match group.purpose {
+                    Purpose::Training { .. } => self.waiting.insert(member),
+                    Purpose::Evaluation(_) => self.evaluations.waiting.insert(member),
+                };
+                self.news.rollouts = true;
+            }
+            State::Scoring(_, place) => {
+                rollout.state = State::Unscored(place);
+                self.unscored.insert(place, member);
+                self.news.scoring = true;
+            }
+            _ => unreachable!("only a rollout at work loses its lease"),
+        }
     }
 
     /// A lease is handed back unfinished, on purpose: no attempt is counted. `false`: it was not the holder's.
-    pub fn release(&mut self, now: f64, holder: HolderId, lease: LeaseId) -> bool {
-        todo!("{now} {holder} {lease}")
+    pub fn release(&mut self, holder: HolderId, lease: LeaseId) -> bool {
+        let Some(held) = self.leases.get(lease) else {
+            return false;
+        };
+        if held.holder != holder || held.work == Work::Sent {
+            return false;
+        }
+        self.leases.end(lease, &mut self.timers);
+        self.wait_again(held.member);
+        true
     }
 
-    /// Everything `holder` has is handed back on purpose (a clean leave).
-    pub fn release_all(&mut self, now: f64, holder: HolderId) {
-        todo!("{now} {holder}")
+    /// The leases that `holder` has work to do for, in the order in which they were made.
+    #[must_use]
+    pub fn leases_of(&self, holder: HolderId) -> Vec<LeaseId> {
+        self.leases.of(holder)
+    }
+
+    /// Everything `holder` has is handed back on purpose: a clean leave.
+    pub fn release_all(&mut self, holder: HolderId) {
+        for lease in self.leases.of(holder) {
+            self.release(holder, lease);
+        }
+        self.leases.forget(holder);
     }
 
     /// `holder` is gone: its leases are lost.
-    pub fn holder_lost(&mut self, now: f64, holder: HolderId) {
-        todo!("{now} {holder}")
+    pub fn holder_lost(&mut self, holder: HolderId) {
+        for lease in self.leases.of(holder) {
+            self.lose_lease(lease);
+        }
+        self.leases.forget(holder);
     }
 
-    /// A generator names a lease that it worked under before it connected again.
+    /// A generator names a lease that it worked under before it connected again. It goes on unless
+    /// somebody else has, or had, the rollout since.
     pub fn announce(&mut self, now: f64, holder: HolderId, announced: Announcement) -> ChunkAck {
-        todo!("{now} {holder} {announced:?}")
+        let id = announced.lease;
+        let Some(lease) = self.leases.get(id) else {
+            return self.lend_again(now, holder, announced);
+        };
+        let rollout = self.groups[&lease.member.group].rollout_id(lease.member.index);
+        if rollout != announced.rollout || lease.work == Work::Score {
+            return ChunkAck::Lost;
+        }
+        if lease.work == Work::Generate && lease.holder != holder {
+            self.leases.end(id, &mut self.timers);
+            let until = now + self.settings.lease_s;
+            self.leases.begin(
+                id,
+                Lease {
+                    holder,
+                    until,
+                    ..lease
+                },
+                &mut self.timers,
+            );
+        }
+        self.held(lease.member)
     }
 
-    /// Whether a learner can have made `version`. A version counts from the moment its batch was handed
-    /// out: weights may reach a generator before the report of the step reaches the buffer.
-    pub fn is_known_version(&self, version: PolicyVersion) -> bool {
-        todo!("{version}")
+    /// The lease was lost, but nobody has had its rollout since: it is made good.
+    fn lend_again(&mut self, now: f64, holder: HolderId, announced: Announcement) -> ChunkAck {
+        let size = self.settings.group_size as u64;
+        let member = Member {
+            group: GroupId(announced.rollout.0 / size),
+            index: (announced.rollout.0 % size) as usize,
+        };
+        if !self.open.contains(&member.group) {
+            return ChunkAck::Lost;
+        }
+        let rollout = self.rollout_mut(member);
+        if rollout.state != State::Waiting || rollout.last_lease != Some(announced.lease) {
+            return ChunkAck::Lost;
+        }
+        rollout.state = State::Generating(announced.lease);
+        self.waiting.remove(&member);
+        let until = now + self.settings.lease_s;
+        let lease = Lease {
+            holder,
+            member,
+            work: Work::Generate,
+            pin: None,
+            since: now,
+            until,
+        };
+        self.leases.begin(announced.lease, lease, &mut self.timers);
+        self.held(member)
+    }
+
+    pub(crate) fn held(&self, member: Member) -> ChunkAck {
+        ChunkAck::Held(
+            self.groups[&member.group].members[member.index]
+                .tokens
+                .len(),
+        )
     }
 }

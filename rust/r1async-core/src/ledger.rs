@@ -1,26 +1,21 @@
-//! The ledger: the state of a run and the only place that changes it.
+//! The ledger: the state of a run. This file holds its parts and the life of a group; what generators,
+//! scorers, learners and evaluators may do with it is in the files named after them.
 
-use thiserror::Error;
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
-use crate::audit::Audit;
-use crate::ids::GroupId;
-use crate::settings::{Settings, SettingsError};
-
-/// A prompt that was not asked for.
-#[derive(Debug, Clone, PartialEq, Eq, Error)]
-pub enum AdmitError {
-    /// Prompts come in the order of `wanted_prompts`.
-    #[error("prompt {got}; want {want:?}, the first of the prompts asked for")]
-    OutOfOrder {
-        /// The ordinal that came.
-        got: u64,
-        /// The ordinal that is next, if any is wanted.
-        want: Option<u64>,
-    },
-    /// A prompt without tokens.
-    #[error("prompt {0} has no tokens; reject it instead")]
-    Empty(u64),
-}
+use crate::audit::{Books, DropReason};
+use crate::batch::{Hold, StepBatch};
+use crate::evaluation::Evaluations;
+use crate::group::{Ended, Group, Purpose, State};
+use crate::ids::{GroupId, Member};
+use crate::learner::Learner;
+use crate::leases::Leases;
+use crate::prompts::Frontier;
+use crate::ready::ReadySet;
+use crate::settings::{OverAge, Settings, SettingsError, ZeroVariance};
+use crate::stats::{Counters, Figures};
+use crate::timers::{Timer, Timers};
+use crate::waste::{TokenAges, WasteMeter};
 
 /// What may be possible now that was not before: hints for the caller, cleared when taken.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -38,9 +33,53 @@ pub struct News {
 }
 
 /// The state of a run.
+///
+/// ```
+/// use r1async_core::{Bind, HolderId, Ledger, PolicyVersion, Settings, Step};
+///
+/// let mut ledger = Ledger::new(Settings { groups_per_step: 2, ..Settings::default() })?;
+/// for ordinal in ledger.wanted_prompts() {
+///     ledger.admit(ordinal, vec![1, 2, 3], Vec::new())?;
+/// }
+/// ledger.connect_learner(0, 0)?;
+/// ledger.published(PolicyVersion::new(0, 0), "hash of the start checkpoint")?;
+/// // A generator with room for 20 gets two whole groups of 8.
+/// let leases = ledger.lease_rollouts(0.0, HolderId(1), PolicyVersion::new(0, 0), 20, 128);
+/// assert_eq!(leases.len(), 16);
+/// let Bind::Wait(reason) = ledger.bind_batch(0.0, Step(0))? else { unreachable!() };
+/// assert_eq!(reason.to_string(), "groups: 0 of 2 ready for step 0, 2 open");
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug)]
 pub struct Ledger {
     pub(crate) settings: Settings,
+    pub(crate) frontier: Frontier,
+    /// Groups that are in no batch: queued, open or ready, and those of evaluations.
+    pub(crate) groups: HashMap<GroupId, Group>,
+    pub(crate) queued: BTreeSet<GroupId>,
+    pub(crate) open: BTreeSet<GroupId>,
+    pub(crate) ready: ReadySet,
+    /// Batches that are not trained, by step, without a gap.
+    pub(crate) batches: VecDeque<StepBatch>,
+    /// Members of open groups that wait for a generator, oldest group first.
+    pub(crate) waiting: BTreeSet<Member>,
+    /// Finished rollouts that wait for a scorer, in the order in which they finished.
+    pub(crate) unscored: BTreeMap<u64, Member>,
+    pub(crate) finished_so_far: u64,
+    pub(crate) leases: Leases,
+    pub(crate) timers: Timers,
+    pub(crate) learner: Learner,
+    pub(crate) hold: Option<Hold>,
+    /// Groups of equal rewards dropped for the step that is bound next.
+    pub(crate) refills: u64,
+    pub(crate) waste: WasteMeter,
+    pub(crate) ages: TokenAges,
+    pub(crate) evaluations: Evaluations,
+    pub(crate) books: Books,
+    pub(crate) counters: Counters,
+    /// Of trained steps; those of steps not trained yet are with their batches.
+    pub(crate) figures: Figures,
+    pub(crate) news: News,
 }
 
 impl Ledger {
@@ -50,7 +89,33 @@ impl Ledger {
     /// A setting that cannot work.
     pub fn new(settings: Settings) -> Result<Self, SettingsError> {
         settings.validate()?;
-        Ok(Self { settings })
+        Ok(Self {
+            frontier: Frontier::default(),
+            groups: HashMap::new(),
+            queued: BTreeSet::new(),
+            open: BTreeSet::new(),
+            ready: ReadySet::new(settings.max_staleness),
+            batches: VecDeque::new(),
+            waiting: BTreeSet::new(),
+            unscored: BTreeMap::new(),
+            finished_so_far: 0,
+            leases: Leases::default(),
+            timers: Timers::default(),
+            learner: Learner::default(),
+            hold: None,
+            refills: 0,
+            waste: WasteMeter::default(),
+            ages: TokenAges::default(),
+            evaluations: Evaluations::default(),
+            books: Books::default(),
+            counters: Counters::default(),
+            figures: Figures::default(),
+            news: News {
+                prompts: true,
+                ..News::default()
+            },
+            settings,
+        })
     }
 
     /// The settings it decides by.
@@ -59,63 +124,210 @@ impl Ledger {
         &self.settings
     }
 
-    /// Ordinals to admit (or reject) now, in this order.
-    #[must_use]
-    pub fn wanted_prompts(&self) -> Vec<u64> {
-        todo!()
-    }
-
-    /// Admits the first of the prompts asked for; answers its group's number.
-    ///
-    /// # Errors
-    /// It is not the first one asked for, or has no tokens.
-    pub fn admit(
-        &mut self,
-        ordinal: u64,
-        tokens: Vec<i32>,
-        meta: Vec<u8>,
-    ) -> Result<GroupId, AdmitError> {
-        todo!("{ordinal} {tokens:?} {meta:?}")
-    }
-
-    /// Refuses the first of the prompts asked for: counted `invalid`.
-    ///
-    /// # Errors
-    /// It is not the first one asked for.
-    pub fn reject_prompt(&mut self, ordinal: u64) -> Result<(), AdmitError> {
-        todo!("{ordinal}")
-    }
-
-    /// There are no prompts from `ordinal` on.
-    pub fn end_of_prompts(&mut self, ordinal: u64) {
-        todo!("{ordinal}")
-    }
-
-    /// Whether nothing is left to train: all steps are done, or all prompts.
-    #[must_use]
-    pub fn is_finished(&self) -> bool {
-        todo!()
+    /// What may be possible since the last call.
+    pub fn take_news(&mut self) -> News {
+        std::mem::take(&mut self.news)
     }
 
     /// Everything whose deadline has passed happens.
     pub fn tick(&mut self, now: f64) {
-        todo!("{now}")
+        while let Some(timer) = self.timers.pop_due(now) {
+            match timer {
+                Timer::Lease(lease) => self.expire_lease(now, lease),
+                Timer::Rollout(member) => {
+                    self.rollout_mut(member).deadline = None;
+                    self.end_rollout(member, Ended::past_deadline());
+                }
+                Timer::Group(group) => self.close_late(group),
+                Timer::Hold => self.news.batch = true,
+            }
+        }
     }
 
     /// When `tick` is due next, on the clock of `now`.
     #[must_use]
     pub fn next_deadline(&self) -> Option<f64> {
-        todo!()
+        self.timers.next()
     }
 
-    /// What may be possible since the last call.
-    pub fn take_news(&mut self) -> News {
-        todo!()
+    /// Places taken, as seen by a generator that has the weights of version `installed`.
+    pub(crate) fn places(&self, installed: u64) -> usize {
+        let newest_first = self.batches.iter().rev();
+        let not_installed = newest_first.take_while(|batch| batch.bound.step.0 >= installed);
+        let bound: usize = not_installed.map(|batch| batch.bound.groups.len()).sum();
+        self.open.len() + self.ready.len() + bound
     }
 
-    /// The accounts of this moment. Counts all that is held: for commits and people, not for every message.
-    #[must_use]
-    pub fn audit(&self) -> Audit {
-        todo!()
+    /// Groups that the steps without a batch can train.
+    pub(crate) fn wanted_groups(&self) -> u64 {
+        self.settings.steps.saturating_sub(self.next_bind()) * self.settings.groups_per_step as u64
+    }
+
+    /// The first step without a batch.
+    pub(crate) fn next_bind(&self) -> u64 {
+        self.learner.committed + self.batches.len() as u64
+    }
+
+    /// The group of a timer, a lease or a set: held, or those would have been cleared.
+    pub(crate) fn group_mut(&mut self, id: GroupId) -> &mut Group {
+        self.groups
+            .get_mut(&id)
+            .expect("sets, leases and timers name groups that are held")
+    }
+
+    pub(crate) fn rollout_mut(&mut self, member: Member) -> &mut crate::group::Rollout {
+        &mut self.group_mut(member.group).members[member.index]
+    }
+
+    /// A rollout has its outcome; whoever worked on it no longer does. The last one closes its group.
+    pub(crate) fn end_rollout(&mut self, member: Member, ended: Ended) {
+        self.set_aside(member);
+        if let Ended::Abstained(status, _) = &ended {
+            self.counters.abstained(status);
+        }
+        let group = self
+            .groups
+            .get_mut(&member.group)
+            .expect("the group of a rollout is held");
+        let training = matches!(group.purpose, Purpose::Training { .. });
+        let rollout = &mut group.members[member.index];
+        if training && matches!(ended, Ended::Scored(_)) {
+            self.ages.finish(member, rollout.runs.as_slice());
+        } else if training {
+            self.ages.remove(member, rollout.runs.as_slice());
+        }
+        rollout.state = State::Ended(ended);
+        self.news.batch = true; // A held step may have waited for this rollout alone.
+        if group.has_ended() {
+            self.close(member.group, DropReason::TooFewScored);
+        }
+    }
+
+    /// Takes a rollout out of every set, lease and timer; its state is for the caller to set.
+    pub(crate) fn set_aside(&mut self, member: Member) {
+        let group = self
+            .groups
+            .get_mut(&member.group)
+            .expect("the group of a rollout is held");
+        let rollout = &mut group.members[member.index];
+        if let Some(at) = rollout.deadline.take() {
+            self.timers.clear(at, Timer::Rollout(member));
+        }
+        match rollout.state {
+            State::Waiting => {
+                self.waiting.remove(&member);
+                self.evaluations.waiting.remove(&member);
+            }
+            State::Generating(lease) | State::Scoring(lease, _) => {
+                self.leases.end(lease, &mut self.timers);
+                self.news.rollouts = true;
+            }
+            State::Unscored(place) => {
+                self.unscored.remove(&place);
+            }
+            State::Ended(_) => {}
+        }
+    }
+
+    /// The group's deadline: who is not done abstains, never-leased members too.
+    fn close_late(&mut self, id: GroupId) {
+        self.group_mut(id).deadline = None;
+        for index in 0..self.groups[&id].members.len() {
+            let member = Member { group: id, index };
+            if self.groups[&id].members[index].has_ended() {
+                continue;
+            }
+            self.set_aside(member);
+            self.counters.abstained("deadline");
+            let group = self.groups.get_mut(&id).expect("the group is being closed");
+            let rollout = &mut group.members[index];
+            self.ages.remove(member, rollout.runs.as_slice());
+            rollout.state = State::Ended(Ended::past_deadline());
+        }
+        self.close(id, DropReason::Deadline);
+    }
+
+    /// Every member has ended: the group is ready, or dropped; `shortage` is the reason if too few are scored.
+    fn close(&mut self, id: GroupId, shortage: DropReason) {
+        let group = &self.groups[&id];
+        if let Purpose::Evaluation(name) = &group.purpose {
+            let name = name.clone();
+            return self.deliver(&name, id);
+        }
+        let Some(closed) = group.summarise(&self.settings) else {
+            return self.drop_group(id, shortage);
+        };
+        if closed.statistics.is_constant() {
+            let drops = self.settings.zero_variance == ZeroVariance::Drop;
+            if drops && self.refills < self.settings.max_refills {
+                self.refills += 1;
+                return self.drop_group(id, DropReason::ZeroVariance);
+            }
+            self.counters.zero_variance_trained += 1;
+        }
+        self.open.remove(&id);
+        self.ready.insert(id, closed.key);
+        self.group_mut(id).closed = Some(closed);
+        self.retire(id);
+        self.news.batch = true;
+    }
+
+    /// Nobody works on the group any more: its timer and the leases its rollouts were finished under go.
+    pub(crate) fn retire(&mut self, id: GroupId) {
+        let group = self
+            .groups
+            .get_mut(&id)
+            .expect("the group retires while it is held");
+        if let Some(at) = group.deadline.take() {
+            self.timers.clear(at, Timer::Group(id));
+        }
+        for rollout in &group.members {
+            if let Some(lease) = rollout.last_lease {
+                self.leases.end(lease, &mut self.timers);
+            }
+        }
+    }
+
+    /// The group, all its rollouts and tokens, for one reason.
+    pub(crate) fn drop_group(&mut self, id: GroupId, reason: DropReason) {
+        for index in 0..self.groups[&id].members.len() {
+            self.set_aside(Member { group: id, index });
+        }
+        self.retire(id);
+        self.open.remove(&id);
+        let group = self.groups.remove(&id).expect("the group is being dropped");
+        if let Some(closed) = &group.closed {
+            self.ready.remove(id, closed.key);
+        }
+        for (index, rollout) in group
+            .members
+            .iter()
+            .enumerate()
+            .filter(|(_, rollout)| rollout.may_train())
+        {
+            self.ages
+                .remove(Member { group: id, index }, rollout.runs.as_slice());
+        }
+        self.books.drop_group(&group, reason);
+        self.counters.group_dropped(reason);
+        self.news = News {
+            rollouts: true,
+            batch: true,
+            prompts: true,
+            ..self.news
+        };
+        self.readmit(&group, reason);
+    }
+
+    /// The prompt of a group that age dropped whole returns, as a new group.
+    fn readmit(&mut self, group: &Group, reason: DropReason) {
+        let Purpose::Training { retries } = group.purpose else {
+            return;
+        };
+        let by_age = reason == DropReason::Stale && self.settings.over_age == OverAge::Drop;
+        if by_age && retries > 0 {
+            self.books.prompts.incoming += 1;
+            self.queue_group(None, group.prompt.clone(), retries - 1);
+        }
     }
 }

@@ -2,9 +2,18 @@
 
 use std::sync::Arc;
 
-use crate::group::{Finish, Prompt};
-use crate::ids::{GroupId, HolderId, LeaseId, RolloutId};
+use crate::audit::DropReason;
+use crate::group::{Ended, Finish, Prompt, Score, State};
+use crate::ids::{GroupId, HolderId, LeaseId, Member, RolloutId};
+use crate::leases::{Lease, Work};
 use crate::ledger::Ledger;
+use crate::settings::Settings;
+
+/// Rewards beyond it cannot be told from a mistake, and their squares would not fit into the statistics.
+const MAX_REWARD: f64 = 1e30;
+
+/// Seconds for a verdict to arrive that its scorer gave at its own deadline.
+const VERDICT_TRAVEL_S: f64 = 5.0;
 
 /// A finished rollout lent to a scorer.
 #[derive(Debug, Clone, PartialEq)]
@@ -54,7 +63,50 @@ pub enum VerdictAck {
 impl Ledger {
     /// Lends at most `max` finished rollouts to a scorer, in the order in which they finished.
     pub fn lease_scoring(&mut self, now: f64, holder: HolderId, max: usize) -> Vec<ScoreLease> {
-        todo!("{now} {holder} {max}")
+        let mut leases = Vec::with_capacity(max.min(self.unscored.len()));
+        while leases.len() < max {
+            let Some((place, member)) = self.unscored.pop_first() else {
+                break;
+            };
+            leases.push(self.lend_for_scoring(now, holder, member, place));
+        }
+        leases
+    }
+
+    fn lend_for_scoring(
+        &mut self,
+        now: f64,
+        holder: HolderId,
+        member: Member,
+        place: u64,
+    ) -> ScoreLease {
+        let id = self.leases.new_id();
+        let until = now + self.settings.scoring_lease_s();
+        let lease = Lease {
+            holder,
+            member,
+            work: Work::Score,
+            pin: None,
+            since: now,
+            until,
+        };
+        self.leases.begin(id, lease, &mut self.timers);
+        let group = self.group_mut(member.group);
+        let rollout = &mut group.members[member.index];
+        rollout.state = State::Scoring(id, place);
+        let finish = rollout
+            .finish
+            .expect("only finished rollouts wait for a scorer");
+        let tokens = rollout.tokens.clone();
+        let (rollout, prompt) = (group.rollout_id(member.index), group.prompt.clone());
+        ScoreLease {
+            lease: id,
+            rollout,
+            group: group.id,
+            prompt,
+            tokens,
+            finish,
+        }
     }
 
     /// Files a verdict, if its lease is current.
@@ -65,6 +117,41 @@ impl Ledger {
         lease: LeaseId,
         verdict: Verdict,
     ) -> VerdictAck {
-        todo!("{now} {holder} {lease} {verdict:?}")
+        let Some(held) = self.leases.held_by(lease, holder, Work::Score) else {
+            self.counters.late_verdicts += 1;
+            return VerdictAck::Lost;
+        };
+        self.leases.gave_verdict(holder, now);
+        self.end_rollout(held.member, verdict.into_ended());
+        self.news.scoring = true;
+        VerdictAck::Held
+    }
+}
+
+impl Verdict {
+    fn into_ended(self) -> Ended {
+        match self {
+            Verdict::Score { total, .. } if !total.is_finite() => Ended::abstained("nan"),
+            Verdict::Score { total, .. } if total.abs() > MAX_REWARD => {
+                Ended::abstained("overflow")
+            }
+            Verdict::Score {
+                total,
+                parts,
+                status,
+            } => Ended::Scored(Score {
+                total,
+                parts,
+                status,
+            }),
+            Verdict::Abstain { status } => Ended::Abstained(status, DropReason::Abstained),
+        }
+    }
+}
+
+impl Settings {
+    /// Seconds a scorer may bring no verdict at all.
+    pub(crate) fn scoring_lease_s(&self) -> f64 {
+        self.scoring_deadline_s + VERDICT_TRAVEL_S
     }
 }

@@ -2,9 +2,18 @@
 
 use std::collections::BTreeMap;
 
+use serde::{Deserialize, Serialize};
+
 use crate::audit::DropReason;
+use crate::batch::BoundRollout;
+use crate::ids::Step;
 use crate::ledger::Ledger;
+use crate::settings::Settings;
 use crate::staleness::StalenessHistogram;
+use crate::statistics::GroupStatistics;
+
+/// Abstention statuses counted by name; a scorer that invents more has them counted together.
+const MAX_STATUSES: usize = 64;
 
 /// Figures of one moment; counters count from the start of the run.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -61,9 +70,9 @@ pub struct Stats {
     pub holds: u64,
     /// Holds that ended at their deadline.
     pub hold_timeouts: u64,
-    /// Mean reward of the scored members of groups bound last.
+    /// Mean reward of the groups of the newest batch.
     pub reward_mean: f64,
-    /// Mean pass rate of groups bound last.
+    /// Mean pass rate of the groups of the newest batch.
     pub pass_rate: f64,
     /// Groups of equal rewards that were trained.
     pub zero_variance_trained: u64,
@@ -85,10 +94,161 @@ pub struct Stats {
     pub abstentions: BTreeMap<String, u64>,
 }
 
+/// Counters of events, from the start of the run.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Counters {
+    pub(crate) groups_dropped: BTreeMap<DropReason, u64>,
+    pub(crate) abstentions: BTreeMap<String, u64>,
+    pub(crate) held_s: f64,
+    pub(crate) holds: u64,
+    pub(crate) hold_timeouts: u64,
+    pub(crate) zero_variance_trained: u64,
+    pub(crate) leases_lost: u64,
+    pub(crate) score_leases_lost: u64,
+    pub(crate) late_verdicts: u64,
+    pub(crate) late_chunks: u64,
+    pub(crate) gaps: u64,
+    pub(crate) invalid: u64,
+}
+
+impl Counters {
+    pub(crate) fn group_dropped(&mut self, reason: DropReason) {
+        *self.groups_dropped.entry(reason).or_default() += 1;
+    }
+
+    pub(crate) fn abstained(&mut self, status: &str) {
+        let is_named =
+            self.abstentions.len() < MAX_STATUSES || self.abstentions.contains_key(status);
+        let name = if is_named { status } else { "other" };
+        *self.abstentions.entry(name.to_owned()).or_default() += 1;
+    }
+}
+
+/// What was trained: of one batch, or summed over many.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Figures {
+    staleness: StalenessHistogram,
+    rollouts: u64,
+    tokens: u64,
+    over_age_trained: u64,
+    generation_age: u64,
+    queue_age: u64,
+    groups: u64,
+    reward_sum: f64,
+    pass_sum: f64,
+}
+
+impl Figures {
+    pub(crate) fn rollout(&mut self, rollout: &BoundRollout, step: Step, settings: &Settings) {
+        let finished = rollout.finish_version.number;
+        let mut lowest = finished;
+        for (run, _) in rollout
+            .runs
+            .iter()
+            .zip(&rollout.over_age)
+            .filter(|(_, over_age)| !**over_age)
+        {
+            let age = step.0.saturating_sub(run.version.number);
+            let tokens = u64::from(run.count);
+            self.staleness.add(age, tokens);
+            self.tokens += tokens;
+            self.over_age_trained += if age > settings.max_staleness {
+                tokens
+            } else {
+                0
+            };
+            lowest = lowest.min(run.version.number);
+        }
+        self.rollouts += 1;
+        self.generation_age += finished - lowest;
+        self.queue_age += step.0.saturating_sub(finished);
+    }
+
+    pub(crate) fn group(&mut self, statistics: &GroupStatistics) {
+        self.groups += 1;
+        self.reward_sum += statistics.mean;
+        self.pass_sum += statistics.pass_rate;
+    }
+
+    pub(crate) fn add(&mut self, other: &Figures) {
+        for (staleness, tokens) in other.staleness.counts() {
+            self.staleness.add(staleness, tokens);
+        }
+        self.rollouts += other.rollouts;
+        self.tokens += other.tokens;
+        self.over_age_trained += other.over_age_trained;
+        self.generation_age += other.generation_age;
+        self.queue_age += other.queue_age;
+        self.groups += other.groups;
+        self.reward_sum += other.reward_sum;
+        self.pass_sum += other.pass_sum;
+    }
+}
+
+fn mean(sum: f64, count: u64) -> f64 {
+    if count == 0 { 0.0 } else { sum / count as f64 }
+}
+
 impl Ledger {
     /// Figures of this moment.
     #[must_use]
     pub fn stats(&self) -> Stats {
-        todo!()
+        let mut figures = self.figures.clone();
+        let stepped = self
+            .batches
+            .iter()
+            .filter(|batch| batch.bound.step.0 < self.learner.stepped);
+        stepped.for_each(|batch| figures.add(&batch.figures));
+        let newest = self
+            .batches
+            .back()
+            .map_or(&self.figures, |batch| &batch.figures);
+        let counters = self.counters.clone();
+        Stats {
+            places: self.places(
+                self.published_version()
+                    .map_or(0, |(version, _)| version.number),
+            ),
+            place_limit: self.settings.place_limit(),
+            groups_queued: self.queued.len(),
+            groups_open: self.open.len(),
+            groups_ready: self.ready.len(),
+            groups_bound: self
+                .batches
+                .iter()
+                .map(|batch| batch.bound.groups.len())
+                .sum(),
+            groups_trained: self.books.prompts.trained,
+            groups_dropped: counters.groups_dropped,
+            rollouts_waiting: self.waiting.len(),
+            rollouts_generating: self.leases.generating(),
+            rollouts_unscored: self.unscored.len(),
+            rollouts_scoring: self.leases.scoring(),
+            evaluation_groups: self.evaluations.open_groups(),
+            steps: self.learner.stepped,
+            committed: self.learner.committed,
+            tokens: self.books.tokens.incoming,
+            tokens_stepped: figures.tokens,
+            rollouts_stepped: figures.rollouts,
+            over_age_trained: figures.over_age_trained,
+            generation_age: mean(figures.generation_age as f64, figures.rollouts),
+            queue_age: mean(figures.queue_age as f64, figures.rollouts),
+            staleness: figures.staleness,
+            waste: self.waste.share(),
+            held_s: counters.held_s,
+            holds: counters.holds,
+            hold_timeouts: counters.hold_timeouts,
+            reward_mean: mean(newest.reward_sum, newest.groups),
+            pass_rate: mean(newest.pass_sum, newest.groups),
+            zero_variance_trained: counters.zero_variance_trained,
+            refills: self.refills,
+            leases_lost: counters.leases_lost,
+            score_leases_lost: counters.score_leases_lost,
+            late_verdicts: counters.late_verdicts,
+            late_chunks: counters.late_chunks,
+            gaps: counters.gaps,
+            invalid: counters.invalid,
+            abstentions: counters.abstentions,
+        }
     }
 }

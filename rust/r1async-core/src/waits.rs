@@ -34,6 +34,17 @@ pub enum WaitReason {
     },
 }
 
+impl WaitReason {
+    /// The same wait, so many seconds after it began.
+    pub(crate) fn after(&self, elapsed_s: f64) -> Self {
+        let mut later = self.clone();
+        if let WaitReason::Hold { seconds, .. } = &mut later {
+            *seconds = elapsed_s;
+        }
+        later
+    }
+}
+
 impl fmt::Display for WaitReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -68,8 +79,77 @@ impl fmt::Display for WaitReason {
 
 impl Ledger {
     /// Everything the run waits for now, each by name; empty if nothing.
+    ///
+    /// ```
+    /// use r1async_core::{Ledger, Settings};
+    /// let ledger = Ledger::new(Settings::default())?;
+    /// assert_eq!(ledger.waits(0.0), ["learner: none has connected", "prompts: 48 wanted"]);
+    /// # Ok::<(), r1async_core::SettingsError>(())
+    /// ```
     #[must_use]
     pub fn waits(&self, now: f64) -> Vec<String> {
-        todo!("{now}")
+        if self.is_finished() {
+            return self.evaluation_waits();
+        }
+        let mut waits: Vec<String> = [self.learner_wait(now), self.admission_wait()]
+            .into_iter()
+            .flatten()
+            .collect();
+        let wanted = self.wanted_prompts().len();
+        if wanted > 0 {
+            waits.push(format!("prompts: {wanted} wanted"));
+        }
+        if !self.waiting.is_empty() {
+            waits.push(format!(
+                "generator: {} rollouts of open groups wait for one",
+                self.waiting.len()
+            ));
+        }
+        if !self.unscored.is_empty() {
+            waits.push(format!(
+                "scorer: {} finished rollouts wait for one",
+                self.unscored.len()
+            ));
+        }
+        waits.extend(self.evaluation_waits());
+        waits
+    }
+
+    /// What the learner waits for, or the run for the learner.
+    fn learner_wait(&self, now: f64) -> Option<String> {
+        match (self.learner.epoch, self.learner.connected) {
+            (None, _) => return Some("learner: none has connected".to_owned()),
+            (Some(epoch), false) => {
+                return Some(format!("learner: the one of epoch {epoch} is gone"));
+            }
+            (Some(epoch), true) if self.published_version().is_none() => {
+                return Some(format!(
+                    "weights: the learner of epoch {epoch} has published none"
+                ));
+            }
+            _ => {}
+        }
+        let stepped = self.learner.stepped;
+        if stepped < self.next_bind() {
+            return Some(format!("learner: step {stepped} is not reported yet"));
+        }
+        self.peek_wait(now).map(|reason| reason.to_string())
+    }
+
+    /// Why no group is opened.
+    fn admission_wait(&self) -> Option<String> {
+        let (published, _) = self.published_version()?;
+        let (places, limit) = (self.places(published.number), self.settings.place_limit());
+        let full = places >= limit && !self.queued.is_empty();
+        full.then(|| format!("places: {places} of {limit} taken, seen from version {published}"))
+    }
+
+    fn evaluation_waits(&self) -> Vec<String> {
+        let progress = self.evaluations.progress();
+        progress
+            .map(|(name, pin, done, of)| {
+                format!("evaluation: {name} of version {pin}, {done} of {of} prompts")
+            })
+            .collect()
     }
 }

@@ -1,0 +1,165 @@
+//! Who has borrowed what, and until when.
+
+use std::collections::{BTreeSet, HashMap};
+
+use crate::ids::{HolderId, LeaseId, Member, PolicyVersion};
+use crate::timers::{Timer, Timers};
+
+/// What a lease is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Work {
+    Generate,
+    Score,
+    /// Generation is done; kept until the group closes, to answer what is sent again.
+    Sent,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Lease {
+    pub(crate) holder: HolderId,
+    pub(crate) member: Member,
+    pub(crate) work: Work,
+    /// The version it is pinned to, for evaluation.
+    pub(crate) pin: Option<PolicyVersion>,
+    pub(crate) since: f64,
+    /// When its timer fires.
+    pub(crate) until: f64,
+}
+
+/// What a generator or scorer has.
+#[derive(Debug, Default)]
+struct Holder {
+    leases: BTreeSet<LeaseId>,
+    /// Leases of evaluations among them, all of one version.
+    pinned: usize,
+    pin: Option<PolicyVersion>,
+    /// When it gave its last verdict.
+    verdict_at: Option<f64>,
+}
+
+/// All leases. One that is lent out is in its holder's set and has a timer.
+#[derive(Debug, Default)]
+pub(crate) struct Leases {
+    table: HashMap<LeaseId, Lease>,
+    holders: HashMap<HolderId, Holder>,
+    /// Leases ever made; `incarnation` keeps those of a restored ledger apart from those before.
+    made: u64,
+    pub(crate) incarnation: u64,
+    generating: usize,
+    scoring: usize,
+}
+
+impl Leases {
+    pub(crate) fn get(&self, lease: LeaseId) -> Option<Lease> {
+        self.table.get(&lease).copied()
+    }
+
+    /// The lease, if `holder` has it for `work`.
+    pub(crate) fn held_by(&self, lease: LeaseId, holder: HolderId, work: Work) -> Option<Lease> {
+        self.get(lease)
+            .filter(|held| held.holder == holder && held.work == work)
+    }
+
+    pub(crate) fn new_id(&mut self) -> LeaseId {
+        self.made += 1;
+        LeaseId((self.incarnation << 40) + self.made)
+    }
+
+    /// Lends out under an id that nobody holds.
+    pub(crate) fn begin(&mut self, id: LeaseId, lease: Lease, timers: &mut Timers) {
+        let holder = self.holders.entry(lease.holder).or_default();
+        holder.leases.insert(id);
+        if lease.pin.is_some() {
+            holder.pinned += 1;
+            holder.pin = lease.pin;
+        }
+        match lease.work {
+            Work::Generate => self.generating += 1,
+            Work::Score => self.scoring += 1,
+            Work::Sent => unreachable!("a lease begins with work to do"),
+        }
+        timers.set(lease.until, Timer::Lease(id));
+        self.table.insert(id, lease);
+    }
+
+    /// Nobody holds the lease any more; it is forgotten. Nothing happens to one that is not known.
+    pub(crate) fn end(&mut self, id: LeaseId, timers: &mut Timers) -> Option<Lease> {
+        let lease = self.table.remove(&id)?;
+        self.let_go(id, lease, timers);
+        Some(lease)
+    }
+
+    /// Generation is done: the holder is free of it, but the lease is remembered.
+    pub(crate) fn mark_sent(&mut self, id: LeaseId, timers: &mut Timers) {
+        if let Some(lease) = self.end(id, timers) {
+            self.table.insert(
+                id,
+                Lease {
+                    work: Work::Sent,
+                    ..lease
+                },
+            );
+        }
+    }
+
+    fn let_go(&mut self, id: LeaseId, lease: Lease, timers: &mut Timers) {
+        match lease.work {
+            Work::Generate => self.generating -= 1,
+            Work::Score => self.scoring -= 1,
+            Work::Sent => return,
+        }
+        timers.clear(lease.until, Timer::Lease(id));
+        if let Some(holder) = self.holders.get_mut(&lease.holder) {
+            holder.leases.remove(&id);
+            if lease.pin.is_some() {
+                holder.pinned -= 1;
+            }
+        }
+    }
+
+    /// The lease runs from `now` again.
+    pub(crate) fn renew(&mut self, id: LeaseId, until: f64, timers: &mut Timers) {
+        if let Some(lease) = self.table.get_mut(&id) {
+            timers.clear(lease.until, Timer::Lease(id));
+            lease.until = until;
+            timers.set(until, Timer::Lease(id));
+        }
+    }
+
+    /// The version of the evaluations that `holder` works on, if it does.
+    pub(crate) fn pin_of(&self, holder: HolderId) -> Option<PolicyVersion> {
+        self.holders
+            .get(&holder)
+            .filter(|holder| holder.pinned > 0)
+            .and_then(|holder| holder.pin)
+    }
+
+    pub(crate) fn gave_verdict(&mut self, holder: HolderId, now: f64) {
+        self.holders.entry(holder).or_default().verdict_at = Some(now);
+    }
+
+    pub(crate) fn last_verdict(&self, holder: HolderId) -> Option<f64> {
+        self.holders
+            .get(&holder)
+            .and_then(|holder| holder.verdict_at)
+    }
+
+    /// All that `holder` has, in order.
+    pub(crate) fn of(&self, holder: HolderId) -> Vec<LeaseId> {
+        self.holders
+            .get(&holder)
+            .map_or_else(Vec::new, |holder| holder.leases.iter().copied().collect())
+    }
+
+    pub(crate) fn forget(&mut self, holder: HolderId) {
+        self.holders.remove(&holder);
+    }
+
+    pub(crate) fn generating(&self) -> usize {
+        self.generating
+    }
+
+    pub(crate) fn scoring(&self) -> usize {
+        self.scoring
+    }
+}
