@@ -6,8 +6,6 @@ import math
 
 import pytest
 import torch
-from torch import Tensor
-
 from r1async.config import ConfigError, LossConfig
 from r1async.learner.loss import (
     PRESETS,
@@ -20,6 +18,7 @@ from r1async.learner.loss import (
     segment_mean,
     token_scale,
 )
+from torch import Tensor
 
 ON_POLICY = LossSettings(correction="behavior_clip", clip_low=0.2, clip_high=0.2)
 

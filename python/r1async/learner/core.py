@@ -1,0 +1,232 @@
+"""One optimizer step after another, without sockets: what the learner does to a batch once it has it."""
+
+from __future__ import annotations
+
+import math
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from r1async.config import LearnerConfig
+from r1async.learner.batch import MicroBatch, micro_batch
+from r1async.learner.distributed import Ranks, shard, whole
+from r1async.learner.frozen import FrozenCopy
+from r1async.learner.loss import LossSettings, LossTerms, Totals, policy_loss
+from r1async.learner.schedule import lr_factor
+from r1async.learner.statistics import Metrics, TokenSums, batch_metrics, token_metrics
+from r1async.models.forward import packed_logprobs
+from r1async.monitor.timeline import Timeline
+from r1async.types import Batch
+
+
+class NotFiniteError(RuntimeError):
+    """A loss or gradient is NaN or infinite; the weights are still those of before the step."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Scored:
+    """A micro-batch's completion tokens under one policy."""
+
+    logprobs_N: Tensor
+    entropy_N: Tensor | None
+
+
+class LearnerCore:
+    """Model, optimizer and the policies beside them. `step` is deterministic: same batches, same bits.
+
+    Args:
+        model: on the ranks' device, not sharded yet; becomes this object's.
+        loss: the resolved loss.
+        settings: of the learner.
+        steps: of the whole run, for the schedule.
+        publish_every: optimizer steps between two publications: `decoupled` needs the weights last published.
+        timeline: where a step's seconds go.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        loss: LossSettings,
+        settings: LearnerConfig,
+        *,
+        steps: int,
+        publish_every: int = 1,
+        ranks: Ranks | None = None,
+        timeline: Timeline | None = None,
+    ) -> None:
+        self.model = model
+        self.loss = loss
+        self.settings = settings
+        self.steps = steps
+        self.ranks = ranks or Ranks()
+        self.timeline = timeline or Timeline("learner")
+        self.version = 0
+        """Optimizer steps done: the number of the policy version that the model is."""
+        self.reference = FrozenCopy(model, self.ranks) if loss.kl_coef > 0 else None
+        lags = loss.correction == "decoupled" and publish_every > 1
+        self.proximal = FrozenCopy(model, self.ranks) if lags else None
+        """The weights last published; None while those are the current ones at the start of every step."""
+        prepare(model, checkpointing=settings.gradient_checkpointing)
+        shard(model, self.ranks)
+        self.optimizer = torch.optim.AdamW(
+            [parameter for parameter in model.parameters() if parameter.requires_grad],
+            lr=settings.lr,
+            betas=settings.betas,
+            weight_decay=settings.weight_decay,
+            fused=True,
+        )
+
+    def step(self, batch: Batch) -> Metrics:
+        """Train this rank's share of one batch; collective over ranks.
+
+        Returns:
+            Metrics of the whole batch, the same on every rank.
+
+        Raises:
+            ValueError: a batch of another step than the next.
+            NotFiniteError: the weights are not touched.
+        """
+        if batch.step != self.version:
+            raise ValueError(f"the next step is {self.version}, got a batch of step {batch.step}")
+        before = self.timeline.stats()
+        with self.timeline.busy("prepare"):
+            lr = self._set_lr()
+            metrics = batch_metrics(batch, self.ranks)
+            totals = Totals(rollouts=batch.total_rollouts, loss_tokens=batch.total_loss_tokens)
+            sums = TokenSums(self.ranks.device)
+            self.optimizer.zero_grad()
+        for start, stop in batch.micro_batches:
+            self._accumulate(batch, start, stop, totals, sums)
+        with self.timeline.busy("optimizer"):
+            metrics |= self._update(batch, sums)
+            self._refresh_reference()
+        return metrics | {"lr": lr, "step": batch.step, "version": self.version} | self._seconds(before)
+
+    def published(self) -> None:
+        """The current weights are now the ones last published."""
+        if self.proximal is not None:
+            self.proximal.refresh(self.model)
+
+    def _set_lr(self) -> float:
+        factor = lr_factor(
+            self.settings.schedule, self.version, warmup_steps=self.settings.warmup_steps, steps=self.steps
+        )
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.settings.lr * factor
+        return self.settings.lr * factor
+
+    def _accumulate(self, batch: Batch, start: int, stop: int, totals: Totals, sums: TokenSums) -> None:
+        if start == stop:
+            self._dummy(batch.temperature)
+            return
+        with self.timeline.busy("forward"):
+            part = micro_batch(batch, start, stop, self.ranks.device)
+            current = self._score(self.model, part, batch.temperature, entropy=True)
+            terms = self._loss(part, current.logprobs_N, batch.temperature, totals)
+            assert current.entropy_N is not None
+            sums.add(part, current.logprobs_N, current.entropy_N, terms)
+        with self.timeline.busy("backward"):
+            # FSDP averages gradients over ranks; the shares of a loss add up.
+            ((terms.policy + self.loss.kl_coef * terms.kl) * self.ranks.world).backward()
+
+    def _loss(self, part: MicroBatch, logprobs_N: Tensor, temperature: float, totals: Totals) -> LossTerms:
+        proximal, reference = (
+            None if policy is None else self._score_frozen(policy, part, temperature)
+            for policy in (self.proximal, self.reference)
+        )
+        return policy_loss(
+            self.loss,
+            logprobs_N,
+            part.behavior_logprobs_N,
+            part.advantages_n,
+            part.lengths_n,
+            part.loss_mask_N,
+            totals,
+            proximal_logprobs_N=proximal,
+            ref_logprobs_N=reference,
+        )
+
+    @torch.no_grad()
+    def _score_frozen(self, policy: FrozenCopy, part: MicroBatch, temperature: float) -> Tensor:
+        return self._score(policy.model, part, temperature).logprobs_N
+
+    def _score(self, model: nn.Module, part: MicroBatch, temperature: float, *, entropy: bool = False) -> _Scored:
+        with self._autocast():
+            scored = packed_logprobs(
+                model, part.token_ids_T, part.cu_seqlens, prompt_lens=part.prompt_lens_n, temperature=temperature,
+                entropy=entropy,
+            )  # fmt: skip
+        entropy_N = None if scored.entropy_T is None else scored.entropy_T[part.completion_T]
+        return _Scored(scored.logprobs_T[part.completion_T], entropy_N)
+
+    def _autocast(self) -> AbstractContextManager:
+        if not self.settings.autocast:
+            return nullcontext()
+        return torch.autocast(self.ranks.device.type, dtype=torch.bfloat16)
+
+    def _dummy(self, temperature: float) -> None:
+        """No rollouts here, but other ranks have some: the same passes and collectives, a gradient of zero."""
+        if self.ranks.world == 1:
+            return
+        with self.timeline.busy("forward"), self._autocast():
+            tokens = torch.zeros(2, dtype=torch.int32, device=self.ranks.device)
+            bounds = torch.tensor([0, 2], dtype=torch.int32, device=self.ranks.device)
+            logprobs_T = packed_logprobs(self.model, tokens, bounds, temperature=temperature).logprobs_T
+            with torch.no_grad():
+                for policy in (self.proximal, self.reference):
+                    if policy is not None:
+                        packed_logprobs(policy.model, tokens, bounds, temperature=temperature)
+        with self.timeline.busy("backward"):
+            (0.0 * logprobs_T.sum()).backward()
+
+    def _update(self, batch: Batch, sums: TokenSums) -> Metrics:
+        """Clip, look at everything in one transfer from the device, then step."""
+        limit = self.settings.max_grad_norm or math.inf
+        norm = whole(nn.utils.clip_grad_norm_(self.model.parameters(), limit)).double()
+        self.ranks.sum(sums.sums)
+        self.ranks.max(sums.maxima)
+        grad_norm, *rest = torch.cat([norm.reshape(1), sums.sums, sums.maxima]).tolist()
+        count = len(sums.sums)
+        metrics = token_metrics(rest[:count], rest[count:], batch.total_loss_tokens, self.loss.kl_coef)
+        loss = metrics["loss"]
+        assert isinstance(loss, float)
+        if not (math.isfinite(grad_norm) and math.isfinite(loss)):
+            raise NotFiniteError(
+                f"step {batch.step}: loss {loss}, gradient norm {grad_norm}; the weights are those of version "
+                f"{self.version}. A lower learner.lr or learner.autocast=false usually cures it"
+            )
+        self.optimizer.step()
+        self.version += 1
+        return metrics | {"grad_norm": grad_norm}
+
+    def _refresh_reference(self) -> None:
+        every = self.loss.ref_refresh_steps
+        if self.reference is not None and every and self.version % every == 0:
+            self.reference.refresh(self.model)
+
+    def _seconds(self, before: dict[str, float]) -> Metrics:
+        after = self.timeline.stats()
+        seconds: Metrics = {
+            f"{name}_s": after.get(key, 0.0) - before.get(key, 0.0)
+            for name in ("prepare", "forward", "backward", "optimizer")
+            for key in (f"busy_s:{name}",)
+        }
+        return seconds | {"step_s": after["wall_s"] - before["wall_s"], "cpu_s": after["cpu_s"] - before["cpu_s"]}
+
+
+def prepare(model: PreTrainedModel, *, checkpointing: bool) -> None:
+    """Train mode without dropout: its noise would make the ratio of a policy to itself differ from 1.
+
+    Train mode, because transformers recomputes activations in no other.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        elif "attention_dropout" in vars(module):
+            vars(module)["attention_dropout"] = 0.0
+    model.train()
+    if checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})

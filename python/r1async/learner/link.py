@@ -1,0 +1,249 @@
+"""A learner rank's side of the conversation with the buffer."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from enum import Enum
+from pathlib import Path
+
+from r1async.client import Connected, Connection, Refused, greeting
+from r1async.config import Config, ConfigError
+from r1async.inbox import DeadlineExceeded, Inbox, Stopped
+from r1async.learner.batch import batch_from_message
+from r1async.learner.checkpoint import write_durably
+from r1async.types import Batch, PolicyVersion
+from r1async.wire import Message
+
+log = logging.getLogger(__name__)
+
+REPLY_S = 60.0
+"""Seconds that the buffer may take to answer what needs no waiting for others."""
+
+
+class LearnerError(RuntimeError):
+    """The buffer refused something that this learner said: one of the two has a bug or lost state."""
+
+
+class End(Enum):
+    """Why there is no batch."""
+
+    FINISHED = "finished"
+    """All steps are done, or the prompts are used up."""
+    STOPPED = "stopped"
+    """A signal asked the role to end."""
+
+
+class Link:
+    """One rank's connection, what it has said last, and the wait for batches.
+
+    Whatever is said may be said again: after a reconnect the buffer hears the last of everything once more.
+
+    Args:
+        config: of the run.
+        inbox: that the connection fills.
+        rank: of this process.
+        epoch: this learner life.
+        step: optimizer steps in the checkpoint it goes on from.
+        stats: figures for the heartbeat.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        inbox: Inbox,
+        *,
+        rank: int,
+        epoch: int,
+        step: int,
+        stats: Callable[[], Mapping[str, float]],
+    ) -> None:
+        self.inbox = inbox
+        self.epoch = epoch
+        self.stopping = False
+        """A signal came: finish what must be finished, wait for nothing new."""
+        self.committed_steps = step
+        """Steps of the newest checkpoint that the buffer has confirmed."""
+        self.state = ""
+        """The buffer's, as last heard."""
+        self._rank, self._world = rank, config.learner.ranks
+        self._batch_deadline_s = config.learner.batch_deadline_s
+        self._said: dict[str, dict[str, object]] = {}
+        self._reason = "no word yet"
+        self._run, self._steps = config.name, config.steps
+        self._connection = Connection(
+            config.endpoint("batches"),
+            self._hello,
+            inbox,
+            stats=stats,
+            max_message_bytes=config.buffer.max_message_bytes,
+        )
+
+    def connect(self, deadline_s: float = 600.0) -> None:
+        """Wait until the buffer welcomes this rank.
+
+        Raises:
+            Refused: the buffer will not have us; for code "epoch", `seen` says which is the newest.
+            ConfigError: the buffer's run has another number of steps.
+            Stopped: a signal came.
+        """
+
+        def answer(item: object) -> bool:
+            return isinstance(item, Connected) or (isinstance(item, Message) and item.type == "error")
+
+        item = self.inbox.get("the buffer's welcome", deadline_s, answer)
+        if isinstance(item, Message):
+            raise LearnerError(f"the buffer refused this learner: {item.header.get('message')}")
+        assert isinstance(item, Connected)
+        steps = item.welcome.header.get("steps")
+        if steps != self._steps:
+            raise ConfigError(f"steps: the buffer runs {steps} steps, this learner {self._steps}; give both one config")
+
+    def ask_batch(self, step: int) -> None:
+        self._say("next_batch", step=step, rank=self._rank, world=self._world)
+
+    def wait_batch(self, step: int) -> Batch | End:
+        """The batch that `ask_batch` asked for.
+
+        Raises:
+            DeadlineExceeded: with what the buffer said it waits for.
+        """
+        types = ("batch", "finished")
+        message = self._until(f"the batch of step {step}", self._batch_deadline_s, types, stoppable=True)
+        if message is None:
+            return End.STOPPED
+        del self._said["next_batch"]
+        if message.type == "finished":
+            return End.FINISHED
+        batch = batch_from_message(message)
+        if (batch.step, batch.epoch) != (step, self.epoch):
+            raise LearnerError(f"asked for step {step} of epoch {self.epoch}, got {batch.step} of {batch.epoch}")
+        return batch
+
+    def stepped(self, step: int, metrics: Mapping[str, float]) -> None:
+        self._say("stepped", step=step, metrics=dict(metrics))
+
+    def published(self, version: PolicyVersion, digest: str) -> None:
+        """Called in the publishing thread."""
+        self._say("published", version=version.number, hash=digest)
+
+    def committed(self, step: int, *, last: bool) -> None:
+        self._say("committed", step=step, last=last)
+
+    def wait_committed(self, step: int, deadline_s: float = REPLY_S) -> None:
+        """Until the buffer has confirmed the checkpoint with `step` steps."""
+        while self.committed_steps < step:
+            self._until(f"the commit of {step} steps", deadline_s, ("committed_ok",))
+
+    def finish(self) -> None:
+        """Say that this learner is done; wait until the buffer knows."""
+        self._say("finish")
+        self._until("the end of the run to be noted", REPLY_S, ("ok",))
+
+    def serve(self, deadline_s: float) -> None:
+        """Until a signal, or the buffer stops."""
+        while not self.stopping and self.state != "stopping":
+            self._until("the run's end", deadline_s, (), stoppable=True, once=True)
+
+    def close(self) -> None:
+        self._connection.close()
+
+    def _hello(self) -> dict[str, object]:
+        name = "learner" if self._rank == 0 else f"learner-{self._rank}"
+        return greeting(
+            "learner", name, self._run, rank=self._rank, world=self._world, epoch=self.epoch, step=self.committed_steps
+        )
+
+    def _say(self, kind: str, **fields: object) -> None:
+        header = {"t": kind, "epoch": self.epoch, **fields}
+        self._said[kind] = header
+        self._connection.send(header)
+
+    def _say_again(self) -> None:
+        for kind in ("stepped", "published", "committed", "next_batch", "finish"):
+            if kind in self._said:
+                self._connection.send(self._said[kind])
+
+    def _until(
+        self, wait: str, deadline_s: float, types: tuple[str, ...], *, stoppable: bool = False, once: bool = False
+    ) -> Message | None:
+        """The next message of these types; None once a signal asks to end, if `stoppable`, or after any if `once`."""
+        start = time.monotonic()
+        while not (stoppable and self.stopping):
+            try:
+                item = self.inbox.get(wait, deadline_s - (time.monotonic() - start))
+            except Stopped:
+                if self.stopping:
+                    raise  # the second signal: at once
+                self.stopping = True
+                continue
+            except DeadlineExceeded as error:
+                named = f"{wait} (buffer: {self._reason})"
+                raise DeadlineExceeded(named, error.waited_s, self.inbox.sources()) from None
+            if isinstance(item, Connected):
+                self._say_again()
+            elif isinstance(item, Message):
+                self._note(item)
+                if item.type in types:
+                    return item
+            if once:
+                return None
+        return None
+
+    def _note(self, message: Message) -> None:
+        header = message.header
+        self.state = str(header.get("state", self.state))
+        match message.type:
+            case "error":
+                about, text = header.get("about"), header.get("message")
+                raise LearnerError(f"the buffer refused {about!r} ({header.get('code')}): {text}")
+            case "waiting":
+                self._reason = str(header.get("reason"))
+            case "committed_ok":
+                self.committed_steps = max(self.committed_steps, int(header["step"]))
+
+
+def connect_first(config: Config, *, step: int, stats: Callable[[], Mapping[str, float]], inbox: Inbox) -> Link:
+    """Rank 0's link, in an epoch above any that this folder or the buffer has seen.
+
+    Raises:
+        Refused: the buffer will not have us, or another learner keeps taking the epoch.
+    """
+    epoch = next_epoch(config.run_dir)
+    for attempt in range(3):
+        write_epoch(config.run_dir, epoch)
+        link = Link(config, inbox, rank=0, epoch=epoch, step=step, stats=stats)
+        try:
+            link.connect()
+        except Refused as refused:
+            link.close()
+            if refused.code != "epoch" or refused.seen is None or attempt == 2:
+                raise
+            log.warning("epoch %d has been used; going on as %d", epoch, refused.seen + 1)
+            epoch = refused.seen + 1
+        except BaseException:
+            link.close()
+            raise
+        else:
+            return link
+    raise AssertionError("the third refusal is raised")
+
+
+def next_epoch(run_dir: Path) -> int:
+    """One above the last epoch that a learner of this folder used; 1 is the first."""
+    path = run_dir / "epoch"
+    if not path.exists():
+        return 1
+    text = path.read_text().strip()
+    if not text.isdecimal():
+        raise ConfigError(f"{path} must hold the number of the last learner epoch, got {text!r}")
+    return int(text) + 1
+
+
+def write_epoch(run_dir: Path, epoch: int) -> None:
+    """Written before the epoch is used, so that a killed learner never uses one twice."""
+    run_dir.mkdir(parents=True, exist_ok=True)
+    staging = run_dir / "epoch.writing"
+    write_durably(staging, f"{epoch}\n")
+    staging.rename(run_dir / "epoch")
