@@ -42,7 +42,6 @@ from r1async.launch.start_model import with_start_model
 from r1async.launch.supervise import Exit, Role, Signals, Supervisor
 from r1async.monitor.live import LiveView
 from r1async.monitor.metrics import run_started
-from r1async.monitor.report import write_report
 from r1async.monitor.summary import print_summary, write_summary
 from r1async.settings import to_yaml
 from r1async.wire import WireError, unpack
@@ -294,7 +293,7 @@ class Launcher:
         running = {name: role.kind for name, role in supervisor.running.items() if name != "buffer"}
         deadlines = {name: now + END_S + (CHECKPOINT_S if kind == "learner" else 0) for name, kind in running.items()}
         if "buffer" not in supervisor.running:
-            deadlines = dict.fromkeys(running, now)  # a checkpoint that no ledger confirms could not be resumed
+            supervisor.kill(running)  # a checkpoint that no ledger confirms could not be resumed
         supervisor.terminate(running)
         well = self._await_ends(deadlines, events, view)
         saved = all(name in well or name in self._finished for name, kind in running.items() if kind == "learner")
@@ -331,15 +330,18 @@ class Launcher:
             for header in self._received(events):
                 view.event(header)
             for each in supervisor.reap():
-                if each.code == 0:
+                # A role that is still starting has no handler for SIGTERM yet, and nothing to save.
+                if each.code in (0, -signal.SIGTERM):
                     well.add(each.role.name)
-                elif each.role.name not in killed:
+                elif each.role.name not in killed and "buffer" in supervisor.running:
                     view.note(f"{each} while ending, see {supervisor.log(each.role)}")
                 if each.role.kind == "buffer" and "buffer" not in deadlines:
-                    deadlines = dict.fromkeys(deadlines, now)
+                    supervisor.kill(waiting)
         return well
 
     def _report(self, wall_s: float | None) -> None:
+        from r1async.monitor.report import write_report  # brings matplotlib, which the roles need not wait for
+
         summary = write_summary(self._config.run_dir, wall_s)
         report = write_report(self._config.run_dir)
         if self._config.monitor.terminal != "quiet":

@@ -34,7 +34,7 @@ class Role:
     kind: str
     """Roles of one kind that cannot live without one another (learner ranks) die and start together."""
     arguments: tuple[str, ...]
-    """After `python -m r1async`."""
+    program: tuple[str, ...] = (sys.executable, "-m", "r1async")
     environment: Mapping[str, str] = field(default_factory=dict)
     restarts: int = 0
 
@@ -131,7 +131,7 @@ class Supervisor:
             log.write(f"--- {started} r1async {' '.join(role.arguments)}\n".encode())
             log.flush()
             process = subprocess.Popen(
-                [sys.executable, "-m", "r1async", *role.arguments],
+                [*role.program, *role.arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=log if own_output else None,
                 stderr=log if own_output else None,
@@ -157,7 +157,8 @@ class Supervisor:
         """Asks roles to end: SIGTERM, to the role and not to its workers, which it ends itself."""
         for name in names:
             if name in self._running:
-                self._running[name][1].send_signal(signal.SIGTERM)
+                # Not Popen.send_signal: that reaps, and `reap` would miss the end. Until then the number is the role's.
+                os.kill(self._running[name][1].pid, signal.SIGTERM)
 
     def kill(self, names: Iterable[str]) -> None:
         """Ends roles and all they started, now."""
