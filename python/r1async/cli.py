@@ -7,6 +7,7 @@ mistake in the settings answer at once.
 from __future__ import annotations
 
 import argparse
+import logging
 import signal
 import sys
 import traceback
@@ -173,6 +174,7 @@ def _role(options: argparse.Namespace, start: Callable[[Config], None]) -> int:
         # The terminal's Ctrl-C is the launcher's to handle: it tells the roles, in order.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _end)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     config = load_config(options.config, options.overrides)
     _refuse_missing(config)
     if not options.launched:

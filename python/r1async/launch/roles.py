@@ -50,7 +50,7 @@ def learner_roles(config: Config, config_path: Path) -> list[Role]:
     port = _free_port() if config.learner.ranks > 1 else 0
     return [
         Role(
-            name=f"learner-{rank}",
+            name=f"learner-{rank}" if rank else "learner",
             kind="learner",
             arguments=("learn", str(config_path), "--rank", str(rank)),
             environment={

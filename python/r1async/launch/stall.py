@@ -56,11 +56,11 @@ def progress_of(stats: Mapping[str, Any]) -> str:
         str(peer.get("name")): {
             name: value
             for name, value in sorted(peer.get("stats", {}).items())
-            if name in ("tokens", "verdicts", "steps", "micro_batches")
+            if name in ("tokens", "verdicts", "evaluations")
         }
         for peer in stats.get("peers", [])
     }
-    return json.dumps([stats.get("version"), stats.get("audit"), counters], sort_keys=True, default=str)
+    return json.dumps([stats.get("version"), stats.get("published"), stats.get("audit"), counters], sort_keys=True, default=str)
 
 
 def waits(stats: Mapping[str, Any]) -> tuple[str, ...]:
