@@ -1,0 +1,250 @@
+"""The cold start: a tiny model learns chain-mod's notation from demonstrations, until it can think but rarely does.
+
+Reinforcement learning sharpens what a model sometimes gets right; it does not teach missing arithmetic. So training
+stops at a criterion, the accuracy of greedy completions that are made to begin with <think>, and never at a number
+of steps: a checkpoint from before that point stalls, whatever the rewards (docs/tasks.md has the figures).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, replace
+from itertools import islice
+from pathlib import Path
+from random import Random
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from transformers import Qwen2Config, Qwen2ForCausalLM
+from transformers.cache_utils import DynamicCache
+
+from r1async.config import ColdStartConfig, Config, ConfigError
+from r1async.models.export import export_model
+from r1async.rewards.math import extract_answer
+from r1async.tasks import chain_mod
+
+RECIPE = 1
+"""Raised when the same settings and seed would give another model: it is part of the cache's key."""
+
+DEV_PROBLEMS = 400
+"""Problems the stop criterion is measured on: a standard error of 0.018 at 0.85."""
+MAX_NEW_TOKENS = 24
+"""A full completion has 17."""
+
+Report = Callable[[str], None]
+
+
+class Result(NamedTuple):
+    model: Qwen2ForCausalLM
+    steps: int
+    loss: float
+    accuracy: float
+    """Of greedy completions that begin with <think>, on the dev problems."""
+
+
+class Demonstrations(NamedTuple):
+    """One batch: B prompts with completions, right-padded to T tokens."""
+
+    token_ids: Tensor
+    """(B, T)"""
+    loss_mask: Tensor
+    """(B, T), True on completion tokens, the end-of-sequence token included."""
+
+
+def main(config: Config) -> Path:
+    """The start checkpoint of a run: from the cache if it was made before, else trained now.
+
+    Raises:
+        ConfigError: the accuracy was not reached in `cold_start.max_steps`.
+    """
+    return cold_start(config.cold_start, config.seed, threads=_cores(config), report=_say)
+
+
+def cold_start(settings: ColdStartConfig, seed: int, *, threads: int, report: Report) -> Path:
+    """Directory of a Hugging Face checkpoint with ``cold_start.json`` (how it came about) in it.
+
+    Args:
+        threads: of torch, while it trains.
+        report: takes one line of progress at a time.
+
+    Raises:
+        ConfigError: the accuracy was not reached in `settings.max_steps`.
+    """
+    folder = Path(settings.cache_dir) / f"chain-mod-{cache_key(settings, seed)}"
+    if (folder / "cold_start.json").is_file():
+        report(f"cold start: taken from {folder}, made earlier from the same settings and seed")
+        return folder
+    torch.set_num_threads(threads)
+    wall, cpu = time.perf_counter(), time.process_time()
+    result = train(settings, seed, report)
+    record = {
+        "seed": seed,
+        "steps": result.steps,
+        "samples": result.steps * settings.batch_size,
+        "accuracy": result.accuracy,
+        "target_accuracy": settings.target_accuracy,
+        "loss": result.loss,
+        "wall_s": round(time.perf_counter() - wall, 2),
+        "cpu_s": round(time.process_time() - cpu, 2),
+        "threads": threads,
+    }
+    _save(result.model, record, folder)
+    report(f"cold start: dev accuracy {result.accuracy:.3f} after {result.steps} steps, {record['wall_s']:.0f} s")
+    return folder
+
+
+def cache_key(settings: ColdStartConfig, seed: int) -> str:
+    """Names everything that decides what the model will be."""
+    deciding = asdict(replace(settings, cache_dir="", enabled=True))
+    text = json.dumps({**deciding, "seed": seed, "recipe": RECIPE}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def make_model(seed: int) -> Qwen2ForCausalLM:
+    """101,056 parameters, freshly initialised. Head size 32 is the smallest that serving engines take."""
+    torch.manual_seed(seed)
+    return Qwen2ForCausalLM(
+        Qwen2Config(
+            vocab_size=len(chain_mod.VOCABULARY),
+            hidden_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            intermediate_size=192,
+            tie_word_embeddings=True,
+            rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
+            max_position_embeddings=128,
+            pad_token_id=chain_mod.PAD,
+            bos_token_id=chain_mod.BOS,
+            eos_token_id=chain_mod.EOS,
+        )
+    )
+
+
+def train(settings: ColdStartConfig, seed: int, report: Report) -> Result:
+    """Imitate demonstrations until the criterion holds.
+
+    Raises:
+        ConfigError: it does not after `settings.max_steps`.
+    """
+    model = make_model(seed)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=settings.lr, betas=(0.9, 0.98), weight_decay=0.0, fused=True)
+    dev = list(islice(chain_mod.problems(Random(seed + chain_mod.DEV_SEED), held_out=False), DEV_PROBLEMS))
+    start, accuracy = time.perf_counter(), 0.0
+    for step, batch in enumerate(islice(batches(seed, settings.batch_size), settings.max_steps), start=1):
+        for group in optimizer.param_groups:
+            group["lr"] = settings.lr * min(1.0, step / max(1, settings.warmup_steps))
+        loss = _train_step(model, optimizer, batch)
+        if step % settings.eval_every == 0 or step == settings.max_steps:
+            accuracy = thinking_accuracy(model, dev)
+            report(
+                f"cold start: step {step}, loss {loss:.3f}, dev accuracy {accuracy:.3f} of {settings.target_accuracy},"
+                f" {time.perf_counter() - start:.0f} s"
+            )
+            if accuracy >= settings.target_accuracy:
+                return Result(model, step, loss, accuracy)
+    raise ConfigError(
+        f"cold_start.max_steps={settings.max_steps}: dev accuracy is {accuracy:.3f},"
+        f" cold_start.target_accuracy={settings.target_accuracy} was not reached; allow more steps, or try another seed"
+    )
+
+
+def batches(seed: int, batch_size: int) -> Iterator[Demonstrations]:
+    """Demonstrations, endlessly."""
+    stream = chain_mod.demonstrations(seed)
+    while True:
+        yield _pad([_tokens(prompt, completion) for prompt, completion in islice(stream, batch_size)])
+
+
+def _tokens(prompt: str, completion: str) -> tuple[list[int], list[int]]:
+    return [chain_mod.BOS, *chain_mod.encode(prompt)], [*chain_mod.encode(completion), chain_mod.EOS]
+
+
+def _pad(pairs: Sequence[tuple[list[int], list[int]]]) -> Demonstrations:
+    T = max(len(prompt) + len(completion) for prompt, completion in pairs)
+    ids, mask = [], []
+    for prompt, completion in pairs:
+        padding = T - len(prompt) - len(completion)
+        ids.append(prompt + completion + [chain_mod.PAD] * padding)
+        mask.append([False] * len(prompt) + [True] * len(completion) + [False] * padding)
+    return Demonstrations(torch.tensor(ids), torch.tensor(mask))
+
+
+def _train_step(model: Qwen2ForCausalLM, optimizer: torch.optim.Optimizer, batch: Demonstrations) -> float:
+    loss = imitation_loss(model, batch)
+    optimizer.zero_grad()
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    return loss.item()
+
+
+def imitation_loss(model: Qwen2ForCausalLM, batch: Demonstrations) -> Tensor:
+    """Mean cross-entropy over the completion tokens of the batch, in nats."""
+    # Padding is on the right and attention is causal, so no mask is needed; the last token predicts nothing.
+    hidden_BTD = model.model(input_ids=batch.token_ids[:, :-1], use_cache=False).last_hidden_state
+    predicted_BT = batch.loss_mask[:, 1:]
+    logits_NV = model.lm_head(hidden_BTD[predicted_BT])
+    return cross_entropy(logits_NV, batch.token_ids[:, 1:][predicted_BT])
+
+
+def thinking_accuracy(model: Qwen2ForCausalLM, problems: Sequence[chain_mod.Problem]) -> float:
+    """Share of problems answered correctly by the greedy completion that begins with <think>."""
+    thought = chain_mod.encode("<think>")
+    texts = greedy_texts(model, [[chain_mod.BOS, *chain_mod.encode(problem.text), *thought] for problem in problems])
+    right = sum(extract_answer(text) == problem.answer for text, problem in zip(texts, problems, strict=True))
+    return right / len(problems)
+
+
+@torch.inference_mode()
+def greedy_texts(model: Qwen2ForCausalLM, prompts: Sequence[Sequence[int]]) -> list[str]:
+    """Greedy continuations of prompts of one length, up to the end-of-sequence token."""
+    cache = DynamicCache(config=model.config)
+    next_B1 = torch.tensor(prompts)
+    sampled: list[Tensor] = []
+    ended_B = torch.zeros(len(prompts), dtype=torch.bool)
+    while len(sampled) < MAX_NEW_TOKENS and not bool(ended_B.all()):
+        hidden_BTD = model.model(input_ids=next_B1, past_key_values=cache, use_cache=True).last_hidden_state
+        next_B1 = model.lm_head(hidden_BTD[:, -1]).argmax(-1, keepdim=True)
+        sampled.append(next_B1)
+        ended_B |= next_B1[:, 0] == chain_mod.EOS
+    return [_text(tokens) for tokens in torch.cat(sampled, dim=1).tolist()]
+
+
+def _text(tokens: list[int]) -> str:
+    end = tokens.index(chain_mod.EOS) if chain_mod.EOS in tokens else len(tokens)
+    return "".join(chain_mod.VOCABULARY[token] for token in tokens[:end])
+
+
+def _save(model: Qwen2ForCausalLM, record: dict[str, float], folder: Path) -> None:
+    """Write the checkpoint beside its place and rename it there: whoever finds the folder finds all of it."""
+    staging = folder.with_name(f".{folder.name}.{os.getpid()}")
+    try:
+        export_model(model, chain_mod.hf_tokenizer(), staging)
+        (staging / "cold_start.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        try:
+            staging.rename(folder)
+        except OSError:
+            # Another process made the same checkpoint meanwhile; it is as good as ours.
+            if not (folder / "cold_start.json").is_file():
+                raise
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _cores(config: Config) -> int:
+    """Threads that the run will use anyway, once its roles are started: the cold start is alone before that."""
+    planned = config.generator.count * config.generator.threads + config.learner.ranks * config.learner.threads
+    return max(1, min(planned, os.cpu_count() or 1))
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stdout, flush=True)

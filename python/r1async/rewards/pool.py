@@ -1,0 +1,270 @@
+"""Worker processes that grade, each killed at a hard deadline and replaced.
+
+Everything here runs in the scorer's main thread but `_serve`, one thread per worker, which moves bytes between the
+worker's pipes and the scorer's inbox. Takes: jobs. Gives: verdicts. Waits for: nothing; the scorer waits, for
+reports in its inbox or for `next_deadline`.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from queue import SimpleQueue
+from typing import IO, NamedTuple
+
+from r1async.config import ConfigError, RewardConfig
+from r1async.inbox import Inbox
+from r1async.rewards.worker import WireJob, read_frame, write_frame
+from r1async.types import FinishReason, Verdict
+
+log = logging.getLogger(__name__)
+
+START_DEADLINE_S = 120.0
+"""For a worker's imports; a custom reward may bring a large library."""
+MAX_BATCH = 64
+"""Rollouts given to a worker at once: enough to make the pipe cheap, few enough not to queue behind a slow one."""
+MAX_FAILED_STARTS = 3
+JOIN_S = 2.0
+"""What a worker's thread gets to notice that its process was killed."""
+
+
+@dataclass(slots=True)
+class Job:
+    key: int
+    meta: bytes
+    text: str
+    num_tokens: int
+    finish: FinishReason
+    tries: int = 0
+    """Workers that were killed or lost over it."""
+
+    def on_wire(self) -> WireJob:
+        return self.key, self.meta, self.text, self.num_tokens, self.finish
+
+
+class Settled(NamedTuple):
+    """A job's verdict."""
+
+    key: int
+    verdict: Verdict
+
+
+class PoolError(RuntimeError):
+    """Workers cannot be started."""
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a worker's thread puts into the inbox."""
+
+    worker: _Worker
+    ready: bool = False
+    failed: str = ""
+    """The worker says that it cannot be configured like this."""
+    results: Sequence[tuple[int, float | None, Mapping[str, float], str]] = ()
+    ended: int | None = None
+    """Exit status; negative is a signal's number."""
+
+
+class _Worker:
+    """One process and the thread that talks to it."""
+
+    def __init__(self, process: subprocess.Popen[bytes], settings: Mapping[str, object], inbox: Inbox) -> None:
+        self.process = process
+        self.ready = False
+        self.jobs: dict[int, Job] = {}
+        """Given and not reported yet, in the order the worker takes them."""
+        self.progress_at = time.monotonic()
+        """Last sign of work. Written by the thread, so that a scorer that is busy itself kills nobody for it."""
+        self._todo: SimpleQueue[Sequence[WireJob] | None] = SimpleQueue()
+        self.thread = threading.Thread(target=self._serve, args=(settings, inbox), daemon=True, name="grader")
+        self.thread.start()
+
+    def give(self, jobs: Sequence[Job]) -> None:
+        self.jobs = {job.key: job for job in jobs}
+        self.progress_at = time.monotonic()
+        self._todo.put([job.on_wire() for job in jobs])
+
+    def end(self) -> None:
+        self.process.kill()
+        self._todo.put(None)
+
+    def _serve(self, settings: Mapping[str, object], inbox: Inbox) -> None:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        try:
+            with self.process.stdin as stdin, self.process.stdout as stdout:
+                self._talk(stdin, stdout, settings, inbox)
+        except (EOFError, OSError):
+            pass  # the process ended, by itself or by us; its status says which
+        inbox.put(Report(self, ended=self.process.wait()))
+
+    def _talk(self, stdin: IO[bytes], stdout: IO[bytes], settings: Mapping[str, object], inbox: Inbox) -> None:
+        write_frame(stdin, settings)
+        match read_frame(stdout):
+            case {"failed": str(message)}:
+                inbox.put(Report(self, failed=message))
+            case _:
+                inbox.put(Report(self, ready=True))
+        while (batch := self._todo.get()) is not None:
+            write_frame(stdin, batch)
+            self.progress_at = time.monotonic()
+            left = len(batch)
+            while left:
+                results = read_frame(stdout)
+                assert isinstance(results, list), "a worker that is ready writes lists of results"
+                self.progress_at = time.monotonic()
+                left -= len(results)
+                inbox.put(Report(self, results=results))
+
+
+class WorkerPool:
+    """Hands jobs to workers and turns their reports into verdicts.
+
+    Args:
+        settings: the reward, its deadline and its retries.
+        workers: processes.
+        memory_mb: address space of each; 0 is unlimited.
+        inbox: gets `Report`s, to be given to `handle`.
+    """
+
+    def __init__(self, settings: RewardConfig, *, workers: int, memory_mb: int, inbox: Inbox) -> None:
+        self._settings, self._num_workers, self._inbox = settings, workers, inbox
+        self._to_worker = {**asdict(settings), "memory_mb": memory_mb}
+        self._workers: list[_Worker] = []
+        self._queue: deque[Job] = deque()
+        self._failed_starts = 0
+        self.counts: Counter[str] = Counter()
+        """Workers killed at a deadline or lost, by name."""
+
+    def start(self) -> None:
+        """Start the workers. From the main thread: they end with the thread that started them."""
+        while len(self._workers) < self._num_workers:
+            self._start_one()
+
+    @property
+    def ready(self) -> bool:
+        """All workers have taken their settings."""
+        return all(worker.ready for worker in self._workers)
+
+    @property
+    def outstanding(self) -> int:
+        """Jobs without a verdict."""
+        return len(self._queue) + sum(len(worker.jobs) for worker in self._workers)
+
+    def submit(self, jobs: Iterable[Job]) -> None:
+        self._queue.extend(jobs)
+        self._dispatch()
+
+    def handle(self, report: Report) -> list[Settled]:
+        """What a report settles.
+
+        Raises:
+            ConfigError: the reward cannot be set up; the message is the worker's.
+            PoolError: workers keep dying before they are ready.
+        """
+        worker = report.worker
+        if worker not in self._workers:
+            return []  # killed before; its jobs have moved on
+        settled: list[Settled] = []
+        if report.failed:
+            raise ConfigError(report.failed)
+        if report.ready:
+            worker.ready, self._failed_starts = True, 0
+        if report.ended is not None:
+            settled = self._replace(worker, "worker_lost", _describe(report.ended))
+        for key, total, parts, status in report.results:
+            if worker.jobs.pop(key, None) is not None:
+                settled.append(Settled(key, Verdict(total=total, parts=parts, status=status)))
+        self._dispatch()
+        return settled
+
+    def next_deadline(self) -> float:
+        """Monotonic time at which `expire` has something to do; infinite while nobody works."""
+        return min(_due(worker, self._settings.deadline_s) for worker in self._workers)
+
+    def expire(self, now: float) -> list[Settled]:
+        """Kill and replace workers that took too long over one rollout.
+
+        Raises:
+            PoolError: a worker was not ready in time.
+        """
+        settled: list[Settled] = []
+        for worker in list(self._workers):
+            if now >= _due(worker, self._settings.deadline_s):
+                settled += self._replace(worker, "timeout", f"no verdict within {self._settings.deadline_s:g} s")
+        self._dispatch()
+        return settled
+
+    def close(self) -> None:
+        """Kill the workers: they hold nothing that cannot be graded again."""
+        workers, self._workers = self._workers, []
+        for worker in workers:
+            worker.end()
+        for worker in workers:
+            worker.thread.join(JOIN_S)
+
+    def _start_one(self) -> None:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "r1async.rewards.worker", str(os.getpid())],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        self._workers.append(_Worker(process, self._to_worker, self._inbox))
+
+    def _dispatch(self) -> None:
+        for worker in list(self._workers):
+            if not self._queue or not worker.ready or worker.jobs:
+                continue
+            if (status := worker.process.poll()) is not None:
+                # It died with nothing to do: no rollout is to blame.
+                self._replace(worker, "worker_lost", _describe(status))
+            else:
+                size = min(MAX_BATCH, math.ceil(len(self._queue) / len(self._workers)))
+                worker.give([self._queue.popleft() for _ in range(size)])
+
+    def _replace(self, worker: _Worker, status: str, why: str) -> list[Settled]:
+        """End a worker and start another. Its first job without a result is what it was busy with."""
+        self._workers.remove(worker)
+        worker.end()
+        if not worker.ready:
+            self._failed_starts += 1
+            if self._failed_starts >= MAX_FAILED_STARTS or status == "timeout":
+                raise PoolError(f"a reward worker ended before it was ready: {why}; its log lines are above")
+        self.counts[status] += 1
+        self._start_one()
+        if not worker.jobs:
+            return []
+        culprit, *innocent = worker.jobs.values()
+        self._queue.extendleft(reversed(innocent))
+        return self._blame(culprit, status, why)
+
+    def _blame(self, job: Job, status: str, why: str) -> list[Settled]:
+        job.tries += 1
+        again = job.tries <= self._settings.retries
+        log.warning("grading took a worker down (%s), try %d%s", why, job.tries, ", trying again" if again else "")
+        if again:
+            # Last in the queue: what took one worker down shall not keep the others waiting.
+            self._queue.append(job)
+            return []
+        if status == "timeout" and self._settings.timeout_is == "zero":
+            return [Settled(job.key, Verdict(total=0.0, status="timeout"))]
+        return [Settled(job.key, Verdict.abstain(status))]
+
+
+def _due(worker: _Worker, deadline_s: float) -> float:
+    if not worker.ready:
+        return worker.progress_at + START_DEADLINE_S
+    return worker.progress_at + deadline_s if worker.jobs else math.inf
+
+
+def _describe(status: int) -> str:
+    return f"it was killed by signal {-status}" if status < 0 else f"it ended with status {status}"

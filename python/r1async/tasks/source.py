@@ -1,0 +1,85 @@
+"""From settings to a prompt source."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from r1async.config import Config, ConfigError
+from r1async.tasks import PromptError, PromptSource
+from r1async.tasks.chain_mod import ChainModSource
+from r1async.tasks.file import FileSource, read_rows
+from r1async.tasks.templates import Question, render
+from r1async.tasks.tokenizer import PromptTokenizer, TokenizerError, load_tokenizer
+
+
+def open_source(config: Config, model_dir: Path) -> PromptSource:
+    """The source that `data` describes, with the tokenizer of a model directory.
+
+    Raises:
+        ConfigError: the settings do not fit together, or the data or the tokenizer cannot be read.
+    """
+    try:
+        tokenizer = load_tokenizer(model_dir)
+        source = _chain_mod(config, tokenizer) if config.data.task == "chain-mod" else _file(config, tokenizer)
+    except TokenizerError as error:
+        raise ConfigError(f"model: {error}") from error
+    return source
+
+
+def _chain_mod(config: Config, tokenizer: PromptTokenizer) -> PromptSource:
+    data = config.data
+    if data.template != "none":
+        raise ConfigError(f"data.template={data.template}: task chain-mod has no words for it; set data.template=none")
+    if data.epochs:
+        raise ConfigError(f"data.epochs={data.epochs}: chain-mod draws new problems for ever; leave it 0, set `steps`")
+    return ChainModSource(seed=config.seed, tokenizer=tokenizer)
+
+
+def _file(config: Config, tokenizer: PromptTokenizer) -> PromptSource:
+    """Rows and held-out rows, which are the last of `data.path` unless `data.eval_path` names others."""
+    data = config.data
+    if not data.path:
+        raise ConfigError("data.path: task file needs a JSONL or parquet file or a directory, got nothing")
+    rows = read_rows(Path(data.path), data.prompt_key, data.answer_key)
+    if data.eval_path:
+        held_out_rows = read_rows(
+            Path(data.eval_path), data.prompt_key, data.answer_key, held_out=True, setting="data.eval_path"
+        )
+        held_out: Sequence[int] = range(len(held_out_rows))
+    else:
+        held_out_rows, held_out = rows, range(max(0, len(rows) - config.eval.prompts), len(rows))
+        if len(held_out) == len(rows):
+            raise ConfigError(
+                f"data.path: {data.path} has {len(rows)} rows and eval.prompts={config.eval.prompts} holds out all of"
+                " them: lower eval.prompts or set data.eval_path"
+            )
+    _check_prefill(config, rows[0].question, tokenizer)
+    return FileSource(
+        rows,
+        held_out,
+        held_out_rows,
+        tokenizer=tokenizer,
+        template=data.template,
+        prefill=config.reward.think_prefilled,
+        max_prompt_tokens=data.max_prompt_tokens,
+        seed=config.seed,
+        shuffle=data.shuffle,
+        epochs=data.epochs,
+    )
+
+
+def _check_prefill(config: Config, question: Question, tokenizer: PromptTokenizer) -> None:
+    """A prompt that ends in <think> and a format reward that waits for <think> would score every completion 0."""
+    if "format" not in config.reward.weights or config.data.template == "r1_zero":
+        return
+    try:
+        text = render(config.data.template, question, tokenizer, prefill=False)
+    except PromptError as error:
+        raise ConfigError(f"data.path, first row: {error}") from error
+    if text.rstrip().endswith("<think>") != config.reward.think_prefilled:
+        does = "does not end" if config.reward.think_prefilled else "ends"
+        raise ConfigError(
+            f"reward.think_prefilled={config.reward.think_prefilled}, but the prompt under"
+            f" data.template={config.data.template} {does} in <think>: ...{text[-60:]!r}"
+        )
