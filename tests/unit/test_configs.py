@@ -1,0 +1,28 @@
+"""The configs that come with the project load, and work as they are or with the paths that they ask for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from r1async.checks import implications
+from r1async.config import load_config
+
+CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
+OWN_PATHS = ("model.path=DIR", "data.path=FILE.jsonl")
+"""What a user adds to a config for their own model and data."""
+
+
+def test_the_demo_needs_nothing():
+    config = load_config(Path(__file__).parents[2] / "configs" / "demo.yaml")
+    assert config.cold_start.enabled
+    assert config.cold_start.target_accuracy == 0.85
+    assert config.data.task == "chain-mod"
+    assert config.steps == 120
+    assert (config.learner.groups_per_step, config.group.group_size) == (16, 8)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+def test_config_loads(path):
+    own = OWN_PATHS if "task: chain-mod" not in path.read_text() else ()
+    assert implications(load_config(path, own))
