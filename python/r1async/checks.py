@@ -47,7 +47,7 @@ POSITIVE = Range(0, above=True)
 
 RANGES: dict[str, Range] = {
     "seed": Range(0, 2**31 - 1),
-    "steps": Range(1, 10_000_000),
+    "steps": Range(0, 10_000_000),
     "data.max_prompt_tokens": COUNT,
     "data.epochs": MAYBE,
     "cold_start.target_accuracy": SHARE,
@@ -71,6 +71,7 @@ RANGES: dict[str, Range] = {
     "scorer.count": Range(1, 1024),
     "scorer.workers": Range(1, 1024),
     "scorer.queue": COUNT,
+    "scorer.worker_memory_mb": MAYBE,
     "scorer.restarts": MAYBE,
     "group.group_size": Range(1, 65536),
     "group.min_group_size": Range(0, 65536),

@@ -110,6 +110,8 @@ class RewardConfig:
     """r1_zero: <think>…</think><answer>…</answer> and nothing else. think: <think>…</think> and a non-empty rest."""
     think_prefilled: bool = False
     """The prompt template already ends in <think>, so the completion begins inside the thought."""
+    equivalence: Literal["symbolic", "exact"] = "symbolic"
+    """exact: answers equal as written or as exact numbers. symbolic: where that fails, math-verify decides (ms each)."""
     deadline_s: float = 10.0
     """Seconds one verdict may take; then the worker process is killed and replaced."""
     retries: int = 1
@@ -126,6 +128,8 @@ class ScorerConfig:
     """Worker processes of one scorer; each grades one rollout at a time."""
     queue: int = 256
     """Rollouts one scorer holds at most (its credits)."""
+    worker_memory_mb: int = 4096
+    """Address space of one worker; what needs more fails there instead of taking the machine down. 0: unlimited."""
     restarts: int = 3
     """Times `r1async run` starts a scorer again after it died."""
 
@@ -305,7 +309,7 @@ class Config:
     seed: int = 0
     """Seeds prompts, sampling and initialisation."""
     steps: int = 100
-    """Optimizer steps of the run."""
+    """Optimizer steps of the run; 0 trains nothing and evaluates the model."""
     resume: Literal["auto", "true", "false"] = "auto"
     """auto: go on from the newest checkpoint in the run's folder. true: insist on one. false: refuse the folder."""
     model: ModelConfig = field(default_factory=ModelConfig)
