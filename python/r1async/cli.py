@@ -248,6 +248,16 @@ def _learn(options: argparse.Namespace) -> int:
 
 
 def _eval(options: argparse.Namespace) -> int:
+    if not options.launched:
+        from r1async.evaluation.standalone import evaluation_only, finished_model
+
+        config = load_config(options.config, options.overrides)
+        model = finished_model(config)
+        if model is not None:
+            from r1async.launch.local import run
+
+            return run(evaluation_only(config, model))
+
     def start(config: Config) -> None:
         from r1async.evaluation.evaluator import main
 

@@ -126,7 +126,7 @@ def test_every_number_has_a_range():
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("steps=0", "steps: must be 1 to 10000000, got 0"),
+        ("steps=-1", "steps: must be 0 to 10000000, got -1"),
         ("sampling.temperature=0", "sampling.temperature: must be above 0 and at most 10, got 0.0"),
         ("learner.lr=.nan", "learner.lr: must be above 0, got nan"),
         ("loss.is_cap=0.5", "loss.is_cap: must be at least 1, got 0.5"),
@@ -139,7 +139,7 @@ def test_number_out_of_range_names_the_range(override, message):
 
 
 def test_all_problems_are_reported_at_once():
-    assert len(refusal("steps=0", "seed=-1").splitlines()) == 2
+    assert len(refusal("steps=-1", "seed=-1").splitlines()) == 2
 
 
 @pytest.mark.parametrize(
