@@ -18,16 +18,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel, Qwen2ForCausalLM
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
-
-from tiny_models import tiny_model
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from r1async.generator.engine import Request
 from r1async.generator.torch_engine import TorchEngine
 from r1async.models.loading import state_tensors
 from r1async.types import PolicyVersion, Sampling
+
+from tests.tiny_models import tiny_model
 
 PROMPT_TOKENS, MAX_TOKENS, GROUP_SIZE, EOS, PAD = 13, 24, 8, 2, 0
 
@@ -47,8 +47,15 @@ def bench_engine(engine: TorchEngine, prompts: list[np.ndarray]) -> tuple[int, f
 def bench_generate(model: PreTrainedModel, prompts: list[np.ndarray]) -> tuple[int, float]:
     """The same batch through `generate`; prompts are of one length, so there is no padding before them."""
     settings = GenerationConfig(
-        do_sample=True, temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=MAX_TOKENS, eos_token_id=EOS, pad_token_id=PAD
+        do_sample=True,
+        temperature=1.0,
+        top_k=0,
+        top_p=1.0,
+        max_new_tokens=MAX_TOKENS,
+        eos_token_id=EOS,
+        pad_token_id=PAD,
     )
+    assert isinstance(model, Qwen2ForCausalLM)
     started = time.process_time()
     ids = torch.from_numpy(np.stack(prompts)).long()
     out = model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=settings)
@@ -68,7 +75,8 @@ def measure(batch: int, repeats: int) -> dict[str, float]:
     rng = np.random.default_rng(0)
     distinct = [rng.integers(3, 34, PROMPT_TOKENS).astype(np.int32) for _ in range(batch // GROUP_SIZE)]
     prompts = [distinct[i // GROUP_SIZE] for i in range(batch)]
-    bench_engine(engine, prompts), bench_generate(model, prompts)
+    bench_engine(engine, prompts)
+    bench_generate(model, prompts)
     pairs = [(bench_engine(engine, prompts), bench_generate(model, prompts)) for _ in range(repeats)]
     speeds = [(tokens / cpu_s, other / other_s) for (tokens, cpu_s), (other, other_s) in pairs]
     return {

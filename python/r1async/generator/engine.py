@@ -114,7 +114,7 @@ class Engine(Protocol):
         ...
 
     def abort(self, ids: Iterable[int]) -> None:
-        """Forgets requests and the tokens not yet reported. Unknown ids are passed over: they may just have finished."""
+        """Forgets requests and their unreported tokens. Unknown ids are passed over: they may just have finished."""
         ...
 
     def step(self) -> list[Progress]:

@@ -199,8 +199,9 @@ class FusedWeights:
 def random_weights(shape: Shape, seed: int = 0) -> FusedWeights:
     """Weights for measuring, scaled so that activations neither vanish nor blow up."""
     weights = FusedWeights(shape)
-    generator = torch.Generator().manual_seed(seed)
+    # A large vocabulary repeats the same numbers: drawing a hundred million costs seconds.
+    pool = torch.randn(2**20 - 1, generator=torch.Generator().manual_seed(seed)) / shape.hidden**0.5
     for view in weights.views.values():
-        fan_in = weights.shape.hidden if view.dim() > 1 else 1
-        view.copy_(torch.randn(view.shape, generator=generator).div_(fan_in**0.5))
+        values = pool.repeat(-(-view.numel() // len(pool)))[: view.numel()].view(view.shape)
+        view.copy_(values if view.dim() > 1 else values + 1)
     return weights

@@ -6,6 +6,7 @@ enough above them have left. Everything about a row is an entry of an array; a s
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,7 +18,6 @@ from r1async.generator.decoder import UNIT, bucket
 from r1async.generator.engine import Progress, Request
 from r1async.generator.sampling import RowSettings, rollout_keys
 from r1async.types import FinishReason, PolicyVersion, VersionRun
-
 
 _FINISH: tuple[FinishReason | None, ...] = (None, "length", "stop")
 
@@ -191,10 +191,7 @@ class Slots:
         if indices[0] == indices[-1]:  # the index only ever rises
             return (VersionRun(version=self._versions[indices[0]], count=len(indices)),)
         bounds = [0, *(np.flatnonzero(np.diff(indices)) + 1).tolist(), len(indices)]
-        return tuple(
-            VersionRun(version=self._versions[indices[a]], count=b - a)
-            for a, b in zip(bounds, bounds[1:], strict=False)
-        )
+        return tuple(VersionRun(version=self._versions[indices[a]], count=b - a) for a, b in itertools.pairwise(bounds))
 
     def _version_index(self, version: PolicyVersion) -> int:
         if not self._versions or self._versions[-1] != version:

@@ -1,9 +1,9 @@
 """The embedded engine: continuous batching in plain torch on the CPU, no server to start.
 
-Same seed, same tokens: a rollout's tokens and logprobs depend on its prompt, its number, the run's seed and the weights,
-bit for bit, not on what else is in the batch (`decoder`, `sampling`). Memory: the KV cache holds every slot at the
-length of the longest rollout so far, 2 * layers * KV heads * head dimension * 4 bytes a token and slot, and grows in
-steps of a quarter; weights are held once in float32, and once more when an evaluation first pins a version.
+Same seed, same tokens: a rollout's tokens and logprobs depend on its prompt, its number, the run's seed and the
+weights, bit for bit, not on what else is in the batch (`decoder`, `sampling`). Memory: the KV cache holds every slot
+at the length of the longest rollout so far, 2 * layers * KV heads * head dimension * 4 bytes a token and slot, and
+grows in steps of a quarter; weights are held once in float32, and once more when an evaluation first pins a version.
 """
 
 from __future__ import annotations
@@ -140,11 +140,6 @@ class TorchEngine:
     def _pools(self) -> list[_Pool]:
         return [self._main, self._pinned] if self._pinned else [self._main]
 
-    @property
-    def context_length(self) -> int:
-        """Tokens of the longest rollout, prompt and completion."""
-        return self._max_len
-
     def submit(self, requests: Sequence[Request]) -> None:
         """See `Engine`. The prompts are prefilled by the next `step`."""
         ids: set[int] = set()
@@ -153,11 +148,14 @@ class TorchEngine:
             if request.id in ids or any(request.id in pool.slots for pool in self._pools):
                 raise ValueError(f"request {request.id} is in the engine already")
             ids.add(request.id)
-        by_pool = [(pool, [r for r in requests if (r.pin is not None) == (pool is self._pinned)]) for pool in self._pools]
+        by_pool = [
+            (pool, [r for r in requests if (r.pin is not None) == (pool is self._pinned)]) for pool in self._pools
+        ]
         for pool, mine in by_pool:
-            if len(mine) > pool.slots.free:
+            free, capacity = pool.slots.free, pool.slots.capacity
+            if len(mine) > free:
                 kind = "pinned " if pool is self._pinned else ""
-                raise ValueError(f"{len(mine)} {kind}requests for {pool.slots.free} free slots of {pool.slots.capacity}")
+                raise ValueError(f"{len(mine)} {kind}requests for {free} free slots of {capacity}")
         for pool, mine in by_pool:
             for request, seat in zip(mine, pool.slots.place(mine), strict=True):
                 pool.waiting[request.id] = seat
@@ -182,9 +180,7 @@ class TorchEngine:
         self._compact(pool)
         self._prefill(pool, pool.weights)
         width, columns = self._extent(pool)
-        logits = self._decoder.decode(
-            pool.weights, pool.cache, slots.tokens[:width], slots.positions[:width], columns
-        )
+        logits = self._decoder.decode(pool.weights, pool.cache, slots.tokens[:width], slots.positions[:width], columns)
         noise = uniforms(slots.keys[:width], slots.counts[:width])
         tokens, logprobs = sample(logits, slots.settings[:width], noise)
         self._check_finite(pool, logprobs)
@@ -205,12 +201,15 @@ class TorchEngine:
         if version == pool.version:
             return
         if len(pool.slots):
-            raise ValueError(f"{len(pool.slots)} requests pinned to {pool.version} are unfinished; cannot pin {version}")
+            raise ValueError(
+                f"{len(pool.slots)} requests pinned to {pool.version} are unfinished; cannot pin {version}"
+            )
         if tensors is not None:
             pool.load(version, tensors)
             return
         if self._main.weights is None or version != self._main.version:
-            raise ValueError(f"cannot pin {version} without its tensors: {self._main.version or 'nothing'} is installed")
+            installed = self._main.version or "nothing"
+            raise ValueError(f"cannot pin {version} without its tensors: {installed} is installed")
         pool.weights = pool.weights or FusedWeights(self._decoder.shape)
         pool.weights.copy_from(self._main.weights)
         pool.version = version
@@ -225,19 +224,22 @@ class TorchEngine:
         if request.pin is None and self._main.version is None:
             raise ValueError("no weights are installed")
         if request.pin is not None and request.pin != self.pinned:
-            raise ValueError(f"request {request.id} is pinned to {request.pin}, the engine holds {self.pinned or 'none'}")
+            held = self.pinned or "none"
+            raise ValueError(f"request {request.id} is pinned to {request.pin}, the engine holds {held}")
         prompt, resumed, limit = len(request.prompt_ids), len(request.resume_ids), request.sampling.max_tokens
         if not prompt:
             raise ValueError(f"request {request.id} has an empty prompt")
         if resumed >= limit:
-            raise ValueError(f"request {request.id} resumes with {resumed} tokens of at most {limit}: nothing is left to do")
+            raise ValueError(
+                f"request {request.id} resumes with {resumed} of at most {limit} tokens: nothing to sample"
+            )
         if prompt + limit > self._max_len:
             raise ValueError(
                 f"request {request.id} may reach {prompt} prompt + {limit} completion tokens, "
                 f"the engine's context is {self._max_len}"
             )
         for ids in (request.prompt_ids, request.resume_ids):
-            if len(ids) and not (0 <= int(ids.min()) and int(ids.max()) < len(self._is_stop)):
+            if len(ids) and (int(ids.min()) < 0 or int(ids.max()) >= len(self._is_stop)):
                 raise ValueError(f"request {request.id} has a token outside the vocabulary of {len(self._is_stop)}")
 
     def _compact(self, pool: _Pool) -> None:
@@ -259,7 +261,7 @@ class TorchEngine:
             pool.cache.grow(columns)
 
     def _prefill(self, pool: _Pool, weights: FusedWeights) -> None:
-        """Fills the cache for the requests placed since the last step; a context that several share is computed once."""
+        """Fills the cache for the requests placed since the last step; a context that several share goes once."""
         rows_of: dict[bytes, list[int]] = {}
         contexts: dict[bytes, NDArray[np.int64]] = {}
         for seat in pool.waiting.values():

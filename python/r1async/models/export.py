@@ -36,8 +36,10 @@ def export_model(
     staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
         staging.chmod(0o777 & ~_umask())
-        state = dict(tensors) if tensors is not None else dict(model.state_dict())
-        model.save_pretrained(staging, state_dict={name: tensor.to(dtype) for name, tensor in state.items()} if dtype else state)
+        state = tensors if tensors is not None else model.state_dict()
+        model.save_pretrained(
+            staging, state_dict={name: tensor.to(dtype or tensor.dtype) for name, tensor in state.items()}
+        )
         tokenizer.save_pretrained(staging)
         for file in staging.iterdir():
             _fsync(file)

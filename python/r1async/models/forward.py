@@ -148,13 +148,15 @@ def _packed_inputs(
 
 @contextmanager
 def _head_sees_only(model: PreTrainedModel, where_C: tuple[Tensor, Tensor]) -> Iterator[None]:
-    """While this is open the language-model head maps the hidden states at ``where_C`` to (C, V), not all to (n, L, V)."""
+    """While this is open the language-model head maps hidden states at ``where_C`` to (C, V), not all to (n, L, V)."""
 
     def gather(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         hidden_nLH, *rest = inputs
         return (hidden_nLH[where_C], *rest)
 
-    handle = model.get_output_embeddings().register_forward_pre_hook(gather)
+    head = model.get_output_embeddings()
+    assert head is not None  # `_causal_lm` saw to it
+    handle = head.register_forward_pre_hook(gather)
     try:
         yield
     finally:
