@@ -1,0 +1,646 @@
+//! Generators, scorers and a learner that behave at random, and what must hold whatever they do.
+#![allow(dead_code, reason = "each test binary uses its own part of this")]
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use r1async_core::{
+    Announcement, Bind, BoundBatch, ChunkAck, ChunkRef, EvaluationRequest, Finish, HolderId,
+    LeaseId, Ledger, OverAge, PolicyVersion, Prompt, RolloutId, RolloutLease, Sampling, Settings,
+    Step, Verdict, VerdictAck, VersionRun,
+};
+
+/// One random act: what, and two numbers to choose with.
+pub type Act = (u8, u16, u16);
+
+/// Kinds of acts.
+pub const ACTS: u8 = 22;
+
+#[derive(Debug, Clone)]
+struct Held {
+    holder: HolderId,
+    lease: LeaseId,
+    rollout: RolloutId,
+    tokens: usize,
+    pin: Option<PolicyVersion>,
+}
+
+#[derive(Debug)]
+pub struct World {
+    pub ledger: Ledger,
+    pub now: f64,
+    settings: Settings,
+    prompts: u64,
+    epoch: u64,
+    stepped: u64,
+    published: u64,
+    generators: Vec<(HolderId, PolicyVersion)>,
+    next_holder: u64,
+    held: Vec<Held>,
+    /// Leases that were lost or done: their holders may not know.
+    past: Vec<Held>,
+    scoring: Vec<(HolderId, LeaseId)>,
+    scored: Vec<(HolderId, LeaseId)>,
+    /// The version of every token filed, by rollout.
+    versions: BTreeMap<RolloutId, Vec<PolicyVersion>>,
+    finished: BTreeMap<RolloutId, LeaseId>,
+    batches: BTreeMap<u64, BoundBatch>,
+    evaluations: u64,
+    saved: Option<(Vec<u8>, u64)>,
+}
+
+impl World {
+    /// `prompts`: how many there are.
+    pub fn new(settings: Settings, prompts: u64) -> Self {
+        let ledger = Ledger::new(settings.clone()).unwrap();
+        let mut world = World {
+            ledger,
+            now: 0.0,
+            settings,
+            prompts,
+            epoch: 0,
+            stepped: 0,
+            published: 0,
+            generators: Vec::new(),
+            next_holder: 0,
+            held: Vec::new(),
+            past: Vec::new(),
+            scoring: Vec::new(),
+            scored: Vec::new(),
+            versions: BTreeMap::new(),
+            finished: BTreeMap::new(),
+            batches: BTreeMap::new(),
+            evaluations: 0,
+            saved: None,
+        };
+        world.ledger.end_of_prompts(prompts);
+        world.ledger.connect_learner(0, 0).unwrap();
+        world.publish(0);
+        world.generators = (0..2)
+            .map(|_| (world.new_holder(), PolicyVersion::new(0, 0)))
+            .collect();
+        world
+    }
+
+    fn new_holder(&mut self) -> HolderId {
+        self.next_holder += 1;
+        HolderId(self.next_holder)
+    }
+
+    fn publish(&mut self, number: u64) {
+        self.ledger
+            .published(PolicyVersion::new(self.epoch, number), "hash")
+            .unwrap();
+        self.published = number;
+    }
+
+    /// Does one act, and checks what must hold after every one.
+    pub fn act(&mut self, (kind, a, b): Act) {
+        let (a, b) = (usize::from(a), usize::from(b));
+        match kind {
+            0 => self.admit(b % 9 == 0),
+            1..=3 => self.lease(a, b % 7),
+            4..=6 => self.send(a, b),
+            7 => self.send_late(a, b),
+            8 => self.install(a),
+            9 => self.lose_generator(a),
+            10 => self.release(a),
+            11 => self.announce(a),
+            12 | 13 => self.lease_scoring(a, b % 5),
+            14 | 15 => self.verdict(a, b),
+            16 => self.verdict_again(a),
+            17 => self.lose_scorer(a),
+            18 => drop(self.bind()),
+            19 => self.report(b),
+            20 => self.pass(b),
+            _ => match b % 8 {
+                0 | 1 => self.restart_learner(a),
+                2 => self.evaluate(a),
+                3 => drop(
+                    self.ledger
+                        .cancel_evaluation(&format!("e{}", a as u64 % (self.evaluations + 1))),
+                ),
+                4 => self.save(),
+                5 if a % 3 == 0 => self.restore(),
+                _ => drop(self.ledger.take_evaluated()),
+            },
+        }
+        self.check();
+    }
+
+    /// What must hold at every moment.
+    pub fn check(&self) {
+        let audit = self.ledger.audit();
+        assert_eq!(audit.difference(), None);
+        let stats = self.ledger.stats();
+        if self.settings.over_age != OverAge::Train {
+            assert!(
+                stats.staleness.max() <= self.settings.max_staleness,
+                "{:?}",
+                stats.staleness
+            );
+        }
+        assert!(stats.places <= self.settings.place_limit() + stats.groups_bound);
+        let next = self.ledger.next_deadline();
+        assert!(
+            next.is_none_or(|at| at > self.now),
+            "a deadline at {next:?} is past {}",
+            self.now
+        );
+        let generating = self.held.len();
+        assert!(
+            stats.rollouts_generating <= generating,
+            "{} > {generating}",
+            stats.rollouts_generating
+        );
+    }
+
+    fn admit(&mut self, reject_first: bool) {
+        let mut reject = reject_first;
+        for ordinal in self.ledger.wanted_prompts() {
+            assert!(ordinal < self.prompts);
+            if std::mem::take(&mut reject) {
+                self.ledger.reject_prompt(ordinal).unwrap();
+            } else {
+                self.ledger
+                    .admit(ordinal, vec![1; 1 + ordinal as usize % 3], Vec::new())
+                    .unwrap();
+            }
+        }
+    }
+
+    fn lease(&mut self, a: usize, free: usize) {
+        let (holder, installed) = self.generators[a % self.generators.len()];
+        let leases = if a % 4 == 3 {
+            self.ledger.lease_evaluation(self.now, holder, free)
+        } else {
+            self.ledger
+                .lease_rollouts(self.now, holder, installed, free, 4)
+        };
+        assert!(leases.len() <= free);
+        for lease in leases {
+            self.take(holder, &lease);
+        }
+    }
+
+    fn take(&mut self, holder: HolderId, lease: &RolloutLease) {
+        assert!(
+            !self.finished.contains_key(&lease.rollout),
+            "a finished rollout is lent again"
+        );
+        let versions = self.versions.entry(lease.rollout).or_default();
+        assert!(lease.resume.is_empty() || lease.resume.len() == versions.len());
+        let expected: Vec<i32> = (0..lease.resume.len() as i32).collect();
+        assert_eq!(lease.resume, expected);
+        versions.truncate(lease.resume.len());
+        let (before, rest): (Vec<Held>, _) = self
+            .held
+            .drain(..)
+            .partition(|held| held.rollout == lease.rollout);
+        self.past.extend(before);
+        self.held = rest;
+        let (rollout, tokens, pin) = (lease.rollout, lease.resume.len(), lease.pin);
+        self.held.push(Held {
+            holder,
+            lease: lease.lease,
+            rollout,
+            tokens,
+            pin,
+        });
+    }
+
+    /// A chunk of a rollout that a generator believes it has: new, repeated, overlapping or with a gap.
+    fn send(&mut self, a: usize, b: usize) {
+        if self.held.is_empty() {
+            return;
+        }
+        let held = self.held[a % self.held.len()].clone();
+        let offset = match b % 8 {
+            0 => 0,
+            1 => held.tokens.saturating_sub(2),
+            2 => held.tokens + 1,
+            _ => held.tokens,
+        };
+        let count = b / 8 % 4;
+        let finish = (b / 32 % 3 == 0).then_some(if b / 96 % 4 == 0 {
+            Finish::Length
+        } else {
+            Finish::Stop
+        });
+        self.send_chunk(&held, offset, count, finish);
+    }
+
+    fn send_late(&mut self, a: usize, b: usize) {
+        if self.past.is_empty() {
+            return;
+        }
+        let held = self.past[a % self.past.len()].clone();
+        let finish = (b % 2 == 0).then_some(Finish::Stop);
+        self.send_chunk(&held, held.tokens, b / 2 % 3, finish);
+    }
+
+    fn version_of(&self, held: &Held) -> PolicyVersion {
+        let installed = self
+            .generators
+            .iter()
+            .find(|(holder, _)| *holder == held.holder);
+        held.pin
+            .unwrap_or_else(|| installed.map_or(PolicyVersion::new(0, 0), |(_, version)| *version))
+    }
+
+    fn send_chunk(&mut self, held: &Held, offset: usize, count: usize, finish: Option<Finish>) {
+        let known = self
+            .versions
+            .get(&held.rollout)
+            .cloned()
+            .unwrap_or_default();
+        let end = offset + count;
+        let versions: Vec<PolicyVersion> = (offset..end)
+            .map(|at| {
+                known
+                    .get(at)
+                    .copied()
+                    .unwrap_or_else(|| self.version_of(held))
+            })
+            .collect();
+        let runs: Vec<VersionRun> = versions
+            .iter()
+            .map(|&version| VersionRun::new(version, 1))
+            .collect();
+        let tokens: Vec<i32> = (offset as i32..end as i32).collect();
+        let logprobs = vec![-0.5; count];
+        let chunk = ChunkRef {
+            lease: held.lease,
+            offset,
+            tokens: &tokens,
+            logprobs: &logprobs,
+            runs: &runs,
+            finish,
+        };
+        let before = self.ledger.audit();
+        let answer = self.ledger.chunk(self.now, held.holder, chunk);
+        match answer {
+            Ok(ChunkAck::Held(now_held)) => self.filed(held, now_held, offset, &versions, finish),
+            Ok(ChunkAck::Lost) => {
+                assert_eq!(self.ledger.audit().tokens.incoming, before.tokens.incoming);
+                self.held.retain(|other| other.lease != held.lease);
+            }
+            Err(_) => assert_eq!(self.ledger.audit(), before),
+        }
+    }
+
+    fn filed(
+        &mut self,
+        held: &Held,
+        now_held: usize,
+        offset: usize,
+        versions: &[PolicyVersion],
+        finish: Option<Finish>,
+    ) {
+        let known = self.versions.entry(held.rollout).or_default();
+        assert!(now_held >= known.len());
+        let new = now_held - known.len();
+        if new > 0 {
+            known.extend_from_slice(&versions[known.len() - offset..]);
+        }
+        assert_eq!(known.len(), now_held);
+        let is_end = finish.is_some() && offset + versions.len() == now_held;
+        if let Some(own) = self.held.iter_mut().find(|own| own.lease == held.lease) {
+            own.tokens = now_held;
+        }
+        if is_end {
+            let by = *self.finished.entry(held.rollout).or_insert(held.lease);
+            assert_eq!(by, held.lease, "two holders finished one rollout");
+            self.held.retain(|other| other.lease != held.lease);
+            self.past.push(held.clone());
+        }
+    }
+
+    fn install(&mut self, a: usize) {
+        let index = a % self.generators.len();
+        self.generators[index].1 = PolicyVersion::new(self.epoch, self.published);
+    }
+
+    fn lose_generator(&mut self, a: usize) {
+        let index = a % self.generators.len();
+        let holder = self.generators[index].0;
+        self.ledger.holder_lost(holder);
+        let (gone, kept) = self
+            .held
+            .drain(..)
+            .partition::<Vec<Held>, _>(|held| held.holder == holder);
+        self.past.extend(gone);
+        self.held = kept;
+        self.generators[index].0 = self.new_holder();
+    }
+
+    fn release(&mut self, a: usize) {
+        if self.held.is_empty() {
+            return;
+        }
+        let held = self.held.swap_remove(a % self.held.len());
+        self.ledger.release(held.holder, held.lease);
+        self.past.push(held);
+    }
+
+    /// A generator that connected again names a lease of a former connection.
+    fn announce(&mut self, a: usize) {
+        if self.past.is_empty() {
+            return;
+        }
+        let past = self.past.swap_remove(a % self.past.len());
+        let announced = Announcement {
+            lease: past.lease,
+            rollout: past.rollout,
+            offset: past.tokens,
+        };
+        let holder = self.generators[a % self.generators.len()].0;
+        if let ChunkAck::Held(tokens) = self.ledger.announce(self.now, holder, announced) {
+            if !self.finished.contains_key(&past.rollout) {
+                self.held.retain(|held| held.lease != past.lease);
+                self.held.push(Held {
+                    holder,
+                    tokens,
+                    ..past
+                });
+            }
+        }
+    }
+
+    fn lease_scoring(&mut self, a: usize, max: usize) {
+        let holder = HolderId(1000 + a as u64 % 2);
+        for lease in self.ledger.lease_scoring(self.now, holder, max) {
+            assert_eq!(lease.tokens.len(), self.versions[&lease.rollout].len());
+            self.scoring.push((holder, lease.lease));
+        }
+    }
+
+    fn verdict(&mut self, a: usize, b: usize) {
+        if self.scoring.is_empty() {
+            return;
+        }
+        let (holder, lease) = self.scoring.swap_remove(a % self.scoring.len());
+        let status = "ok".to_owned();
+        let verdict = match b % 8 {
+            0 => Verdict::Abstain { status },
+            1 => Verdict::Score {
+                total: f64::NAN,
+                parts: Vec::new(),
+                status,
+            },
+            _ => Verdict::Score {
+                total: (b / 8 % 2) as f64,
+                parts: Vec::new(),
+                status,
+            },
+        };
+        self.ledger.verdict(self.now, holder, lease, verdict);
+        self.scored.push((holder, lease));
+    }
+
+    fn verdict_again(&mut self, a: usize) {
+        if self.scored.is_empty() {
+            return;
+        }
+        let (holder, lease) = self.scored[a % self.scored.len()];
+        let before = self.ledger.audit();
+        let verdict = Verdict::Score {
+            total: 1.0,
+            parts: Vec::new(),
+            status: String::new(),
+        };
+        assert_eq!(
+            self.ledger.verdict(self.now, holder, lease, verdict),
+            VerdictAck::Lost
+        );
+        assert_eq!(self.ledger.audit(), before);
+    }
+
+    fn lose_scorer(&mut self, a: usize) {
+        let lost = HolderId(1000 + a as u64 % 2);
+        self.ledger.holder_lost(lost);
+        let (gone, kept) = self
+            .scoring
+            .drain(..)
+            .partition::<Vec<_>, _>(|(holder, _)| *holder == lost);
+        self.scored.extend(gone);
+        self.scoring = kept;
+    }
+
+    /// The learner asks for its next batch. Answers whether there is one.
+    pub fn bind(&mut self) -> bool {
+        let step = self.stepped;
+        let batch = match self.ledger.bind_batch(self.now, Step(step)).unwrap() {
+            Bind::Ready(batch) => batch.clone(),
+            Bind::Wait(_) | Bind::Finished => return false,
+        };
+        assert_eq!(batch.step, Step(step));
+        if let Some(before) = self.batches.get(&step) {
+            assert_eq!(*before, batch, "handed out again: the same batch");
+        } else {
+            self.check_batch(&batch);
+            self.batches.insert(step, batch);
+        }
+        true
+    }
+
+    fn check_batch(&self, batch: &BoundBatch) {
+        let trained = self
+            .batches
+            .values()
+            .flat_map(|other| other.rollouts().map(|(_, rollout)| rollout.rollout));
+        let mut seen: BTreeSet<RolloutId> = trained.collect();
+        assert!(batch.groups.len() <= self.settings.groups_per_step);
+        for (group, rollout) in batch.rollouts() {
+            assert!(
+                seen.insert(rollout.rollout),
+                "{} is given twice",
+                rollout.rollout
+            );
+            assert_eq!(
+                rollout.rollout.0 / self.settings.group_size as u64,
+                group.group.0
+            );
+            let covered = rollout
+                .runs
+                .iter()
+                .flat_map(|run| std::iter::repeat_n(run.version, run.count as usize));
+            assert_eq!(covered.collect::<Vec<_>>(), self.versions[&rollout.rollout]);
+            assert!(rollout.loss_tokens() > 0);
+            for (run, &over_age) in rollout.runs.iter().zip(&rollout.over_age) {
+                let age = batch
+                    .step
+                    .0
+                    .checked_sub(run.version.number)
+                    .expect("no token is newer than its step");
+                let too_old = age > self.settings.max_staleness;
+                assert_eq!(over_age, too_old && self.settings.over_age == OverAge::Mask);
+                assert!(!(too_old && self.settings.over_age == OverAge::Drop));
+            }
+        }
+    }
+
+    /// The learner reports what it has done: a step, a publication, a checkpoint.
+    fn report(&mut self, b: usize) {
+        if b % 3 == 0 {
+            self.ledger.committed(self.epoch, self.stepped).unwrap();
+        } else if self.batches.contains_key(&self.stepped) && self.bind() {
+            self.step();
+        }
+    }
+
+    fn step(&mut self) {
+        self.ledger.stepped(self.epoch, Step(self.stepped)).unwrap();
+        self.ledger.stepped(self.epoch, Step(self.stepped)).unwrap();
+        self.stepped += 1;
+        if self.stepped % self.settings.publish_every == 0 {
+            self.publish(self.stepped);
+        }
+    }
+
+    fn pass(&mut self, b: usize) {
+        self.now += (b % 40) as f64;
+        self.ledger.tick(self.now);
+    }
+
+    fn restart_learner(&mut self, a: usize) {
+        let old = self.epoch;
+        let committed = self.ledger.committed_steps();
+        // A step may be in the checkpoint although its report was lost with the learner.
+        let newest = self.stepped + u64::from(self.batches.contains_key(&self.stepped));
+        let step = committed + a as u64 % (newest - committed + 1);
+        self.epoch += 1;
+        self.ledger.connect_learner(self.epoch, step).unwrap();
+        self.stepped = step;
+        assert!(self.ledger.connect_learner(old, step).is_err());
+        assert!(self.ledger.stepped(old, Step(step)).is_err());
+        assert!(self.ledger.committed(old, step).is_err());
+        self.publish(step);
+    }
+
+    fn evaluate(&mut self, a: usize) {
+        let prompts: Vec<Prompt> = (0..=a as u64 % 3)
+            .map(|ordinal| Prompt {
+                ordinal,
+                tokens: vec![1],
+                meta: Vec::new(),
+            })
+            .collect();
+        let id = format!("e{}", self.evaluations);
+        self.evaluations += 1;
+        let sampling = Sampling {
+            temperature: 0.6,
+            top_p: 0.95,
+            top_k: 0,
+            max_tokens: 12,
+            greedy: false,
+        };
+        let pin = PolicyVersion::new(self.epoch, self.published);
+        let samples = 1 + a / 3 % 3;
+        self.ledger
+            .evaluate(EvaluationRequest {
+                id,
+                pin,
+                samples,
+                sampling,
+                prompts,
+            })
+            .unwrap();
+    }
+
+    fn save(&mut self) {
+        self.saved = Some((self.ledger.checkpoint(), self.ledger.committed_steps()));
+    }
+
+    /// Every process ends; the run goes on from what was saved last.
+    fn restore(&mut self) {
+        let Some((saved, committed)) = self.saved.clone() else {
+            return;
+        };
+        let mut ledger = Ledger::new(self.settings.clone()).unwrap();
+        ledger.restore(&saved).unwrap();
+        ledger.end_of_prompts(self.prompts);
+        self.epoch += 1;
+        ledger.connect_learner(self.epoch, committed).unwrap();
+        self.ledger = ledger;
+        self.stepped = committed;
+        self.publish(committed);
+        let trained = self.batches.range(..committed);
+        self.batches = trained
+            .map(|(step, batch)| (*step, batch.clone()))
+            .collect();
+        let (versions, finished) = Default::default();
+        (self.versions, self.finished) = (versions, finished);
+        for held in [&mut self.held, &mut self.past] {
+            held.clear();
+        }
+        self.scoring.clear();
+        self.scored.clear();
+        for generator in &mut self.generators {
+            generator.1 = PolicyVersion::new(self.epoch, committed);
+        }
+    }
+
+    /// Everybody does their work until the run is finished; time passes only when nothing else can happen.
+    pub fn drive_to_the_end(&mut self) {
+        let mut idle = 0;
+        while !self.ledger.is_finished() {
+            let before = self.progress();
+            self.work();
+            self.check();
+            idle = if self.progress() == before {
+                idle + 1
+            } else {
+                0
+            };
+            assert!(idle < 3, "stuck: {:?}", self.ledger.waits(self.now));
+            if idle > 0 {
+                self.now = self.ledger.next_deadline().unwrap_or(self.now);
+                self.ledger.tick(self.now);
+            }
+        }
+        self.ledger.committed(self.epoch, self.stepped).unwrap();
+        let audit = self.ledger.audit();
+        assert_eq!(audit.difference(), None);
+        assert_eq!(
+            (audit.prompts.live, audit.rollouts.live, audit.tokens.live),
+            (0, 0, 0)
+        );
+    }
+
+    fn progress(&self) -> (r1async_core::Audit, u64, usize, usize, usize) {
+        let stats = self.ledger.stats();
+        let scoring = stats.rollouts_scoring + stats.rollouts_unscored;
+        (
+            self.ledger.audit(),
+            self.stepped,
+            stats.rollouts_generating,
+            scoring,
+            stats.groups_ready,
+        )
+    }
+
+    fn work(&mut self) {
+        self.admit(false);
+        for index in 0..self.generators.len() {
+            self.install(index);
+            self.lease(index * 4, 5);
+            self.admit(false);
+        }
+        for held in self.held.clone() {
+            self.send_chunk(&held, held.tokens, 2, Some(Finish::Stop));
+        }
+        self.lease_scoring(0, 3);
+        for (holder, lease) in std::mem::take(&mut self.scoring) {
+            let total = (lease.0 % 2) as f64;
+            let verdict = Verdict::Score {
+                total,
+                parts: Vec::new(),
+                status: String::new(),
+            };
+            self.ledger.verdict(self.now, holder, lease, verdict);
+        }
+        if self.bind() {
+            self.step();
+        }
+    }
+}
