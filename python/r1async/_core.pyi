@@ -82,9 +82,9 @@ class Buffer:
         Raises:
             ValueError: the ordinal is not wanted, or the prompt has no tokens.
         """
-    def reject_prompt(self, ordinal: int, reason: str, now: float) -> None:
+    def reject_prompt(self, ordinal: int, reason: str) -> None:
         """Counts a wanted prompt that cannot be used (`invalid`), and goes on to the next."""
-    def end_of_prompts(self, at_ordinal: int, now: float) -> None:
+    def end_of_prompts(self, at_ordinal: int) -> None:
         """The source ends before `at_ordinal`."""
     def peer_lost(self, socket: Literal["rollouts", "batches"], peer: bytes, now: float) -> None:
         """A peer that cannot be sent to: it is gone, and its leases are lost."""

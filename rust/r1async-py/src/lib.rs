@@ -1,1 +1,59 @@
-//! `r1async._core`.
+//! `r1async._core`: the rollout buffer for Python. Converts types, releases the GIL, decides nothing;
+//! `python/r1async/_core.pyi` says what everything means.
+
+pub mod buffer;
+pub mod figures;
+pub mod settings;
+
+use numpy::{PyArray1, PyReadonlyArray1, ToPyArray};
+use pyo3::prelude::*;
+use pyo3::types::PyDict;
+
+use settings::{baseline, std_kind};
+
+/// count, mean, std, min, max and pass_rate of finite rewards; None of no rewards.
+#[pyfunction]
+#[pyo3(signature = (rewards, std = "population", pass_mark = 1.0))]
+fn group_statistics<'py>(
+    py: Python<'py>,
+    rewards: PyReadonlyArray1<'py, f64>,
+    std: &str,
+    pass_mark: f64,
+) -> PyResult<Option<Bound<'py, PyDict>>> {
+    let rewards = rewards.as_array().to_vec();
+    let Some(statistics) = r1async_core::group_statistics(&rewards, std_kind(std)?, pass_mark) else {
+        return Ok(None);
+    };
+    let dict = PyDict::new(py);
+    dict.set_item("count", statistics.count)?;
+    dict.set_item("mean", statistics.mean)?;
+    dict.set_item("std", statistics.std)?;
+    dict.set_item("min", statistics.min)?;
+    dict.set_item("max", statistics.max)?;
+    dict.set_item("pass_rate", statistics.pass_rate)?;
+    Ok(Some(dict))
+}
+
+/// The advantage of each reward of one group.
+#[pyfunction]
+#[pyo3(signature = (rewards, baseline = "std", std = "population", eps = 1e-6))]
+fn advantages<'py>(
+    py: Python<'py>,
+    rewards: PyReadonlyArray1<'py, f64>,
+    baseline: &str,
+    std: &str,
+    eps: f64,
+) -> PyResult<Bound<'py, PyArray1<f64>>> {
+    let rewards = rewards.as_array().to_vec();
+    let advantages = r1async_core::advantages(&rewards, self::baseline(baseline)?, std_kind(std)?, eps);
+    Ok(advantages.to_pyarray(py))
+}
+
+#[pymodule]
+fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add("__all__", ["Buffer", "Settings", "advantages", "group_statistics"])?;
+    module.add_class::<settings::Settings>()?;
+    module.add_class::<buffer::Buffer>()?;
+    module.add_function(wrap_pyfunction!(group_statistics, module)?)?;
+    module.add_function(wrap_pyfunction!(advantages, module)?)
+}

@@ -2,7 +2,8 @@
 
 use rmp::encode::{self, ByteBuf};
 
-use super::{Dtype, Element, MAGIC, padded};
+use super::{Dtype, Element, MAGIC, Value, padded};
+use crate::figure::Figure;
 
 /// Collects the header and the shapes of the columns; [`FrameWriter::open`] allocates the frame.
 #[derive(Debug)]
@@ -66,6 +67,12 @@ impl FrameWriter {
             out.map(len);
             write(out);
         })
+    }
+
+    /// A tree of figures under `name`.
+    #[must_use]
+    pub fn figure(self, name: &str, figure: &Figure) -> Self {
+        self.entry(name, |out| figure.write(out))
     }
 
     /// Announces a column of `count` elements; [`Open::put`] fills the columns in the order announced.
@@ -211,6 +218,29 @@ impl Nested {
     /// A map of `len` entries; keys and values follow, in turn.
     pub fn map(&mut self, len: usize) {
         let Ok(_) = encode::write_map_len(&mut self.0, len as u32);
+    }
+
+    /// A value that was read.
+    pub fn value(&mut self, value: &Value<'_>) {
+        match value {
+            Value::Nil => self.nil(),
+            Value::Bool(value) => self.bool(*value),
+            Value::Int(value) => self.int(*value),
+            Value::Float(value) => self.float(*value),
+            Value::Str(value) => self.str(value),
+            Value::Bin(value) => self.bin(value),
+            Value::Array(values) => {
+                self.list(values.len());
+                values.iter().for_each(|value| self.value(value));
+            }
+            Value::Map(entries) => {
+                self.map(entries.len());
+                for (key, value) in entries {
+                    self.str(key);
+                    self.value(value);
+                }
+            }
+        }
     }
 
     fn as_slice(&self) -> &[u8] {

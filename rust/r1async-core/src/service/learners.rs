@@ -1,0 +1,310 @@
+//! Learner ranks: their life, their shares of batches, their reports.
+
+use std::collections::BTreeSet;
+
+use super::peers::LearnerState;
+use super::{Refusal, RoleState, Service};
+use crate::balance::Share;
+use crate::batch::Bind;
+use crate::frame::Value;
+use crate::ids::{HolderId, PolicyVersion, Step};
+use crate::learner::LearnerError;
+use crate::messages::{Hello, LearnerHello};
+use crate::pack::{pack, shares};
+use crate::service::Socket;
+use crate::waits::WaitReason;
+
+/// What is known of the learner as a whole.
+#[derive(Debug, Default)]
+pub(super) struct Learners {
+    /// All ranks that are connected, of whatever epoch.
+    connected: BTreeSet<HolderId>,
+    /// The identity that rank 0 of the epoch that counts has: it may say hello again.
+    rank_zero: Option<Vec<u8>>,
+    /// Ranks that train together.
+    world: usize,
+    /// (epoch, step) that is being handed out, and who gets what of it.
+    shares: Option<(u64, u64, Vec<Share>)>,
+    /// Checkpoints of the learner that are not confirmed yet: (step, who committed).
+    commits: Vec<(u64, HolderId)>,
+    /// The learner said that it is done.
+    pub(super) finished: bool,
+}
+
+impl From<LearnerError> for Refusal {
+    fn from(error: LearnerError) -> Self {
+        let (code, seen) = match error {
+            LearnerError::Epoch { seen, .. } => ("epoch", Some(seen)),
+            LearnerError::CheckpointTooOld { .. } | LearnerError::CheckpointTooNew { .. } => ("run", None),
+            LearnerError::OutOfOrder { .. } => ("version", None),
+            LearnerError::Unbalanced(_) => ("invalid", None),
+        };
+        Self { code, message: error.to_string(), seen }
+    }
+}
+
+impl Service {
+    /// Rank 0 begins a life of the learner (an epoch); the other ranks join it, and wait for it if they are early.
+    pub(super) fn learner_hello(
+        &mut self,
+        identity: &[u8],
+        hello: &Hello<'_>,
+        learner: LearnerHello,
+    ) -> Result<(), Refusal> {
+        let epoch = learner.epoch as u64;
+        if learner.rank == 0 {
+            self.begin_epoch(identity, epoch, learner)?;
+        } else {
+            self.check_joins(identity, epoch, learner)?;
+        }
+        let (rank, world) = (learner.rank, learner.world);
+        let state = LearnerState { rank, world, epoch, ..LearnerState::default() };
+        let holder = self.enter(Socket::Batches, identity, hello, RoleState::Learner(state))?;
+        self.learners.connected.insert(holder);
+        self.news.rollouts = true;
+        self.welcome_ranks();
+        Ok(())
+    }
+
+    fn begin_epoch(&mut self, identity: &[u8], epoch: u64, learner: LearnerHello) -> Result<(), Refusal> {
+        let same_life = self.ledger.epoch() == Some(epoch) && self.learners.rank_zero.as_deref() == Some(identity);
+        if same_life {
+            self.ledger.reconnect_learner(epoch)?;
+        } else {
+            self.ledger.connect_learner(epoch, learner.step as u64)?;
+            let connected = std::mem::take(&mut self.learners.connected);
+            let commits = std::mem::take(&mut self.learners.commits);
+            let (rank_zero, world) = (Some(identity.to_vec()), learner.world);
+            self.learners = Learners { connected, commits, rank_zero, world, ..Learners::default() };
+        }
+        Ok(())
+    }
+
+    fn check_joins(&self, identity: &[u8], epoch: u64, learner: LearnerHello) -> Result<(), Refusal> {
+        let seen = self.ledger.epoch();
+        if let Some(seen) = seen.filter(|&seen| epoch < seen) {
+            return Err(ended(epoch, seen));
+        }
+        if seen == Some(epoch) && learner.world != self.learners.world {
+            let (got, want) = (learner.world, self.learners.world);
+            return Err(Refusal::new("invalid", format!("hello: world {got}; rank 0 of epoch {epoch} has world {want}")));
+        }
+        let twin = |(_, peer): &(HolderId, &super::Peer)| match &peer.state {
+            RoleState::Learner(it) => it.epoch == epoch && it.rank == learner.rank && peer.identity != identity,
+            _ => false,
+        };
+        if self.peers.iter().any(|it| twin(&it)) {
+            let text = format!("hello: rank {} of epoch {epoch} is connected already", learner.rank);
+            return Err(Refusal::new("invalid", text));
+        }
+        Ok(())
+    }
+
+    /// Welcomes the ranks whose rank 0 has come.
+    fn welcome_ranks(&mut self) {
+        let epoch = self.ledger.epoch();
+        for holder in self.learners.connected.clone() {
+            let Some(rank) = self.peers.learner(holder) else { continue };
+            if Some(rank.epoch) == epoch && !rank.welcomed {
+                rank.welcomed = true;
+                self.welcome(holder);
+            }
+        }
+    }
+
+    pub(super) fn learner_gone(&mut self, holder: HolderId, identity: &[u8]) {
+        self.learners.connected.remove(&holder);
+        if self.learners.rank_zero.as_deref() == Some(identity) {
+            self.ledger.learner_lost();
+        }
+    }
+
+    /// Only the life that counts may say or ask anything.
+    fn check_epoch(&mut self, holder: HolderId, epoch: i64) -> Result<&mut LearnerState, Refusal> {
+        let epoch = epoch as u64;
+        let seen = self.ledger.epoch();
+        match self.peers.learner(holder) {
+            Some(rank) if rank.welcomed && rank.epoch == epoch && seen == Some(epoch) => Ok(rank),
+            _ => Err(ended(epoch, seen.unwrap_or(0))),
+        }
+    }
+
+    fn check_rank_zero(&mut self, holder: HolderId, epoch: i64, about: &str) -> Result<(), Refusal> {
+        match self.check_epoch(holder, epoch)?.rank {
+            0 => Ok(()),
+            rank => Err(Refusal::new("role", format!("{about} comes from rank 0, not from rank {rank}"))),
+        }
+    }
+
+    pub(super) fn next_batch(
+        &mut self,
+        holder: HolderId,
+        epoch: i64,
+        step: i64,
+        (rank, world): (usize, usize),
+    ) -> Result<(), Refusal> {
+        let (step, done) = (step as u64, self.ledger.steps_done());
+        let state = self.check_epoch(holder, epoch)?;
+        if (state.rank, state.world) != (rank, world) {
+            let said = format!("rank {} of {}", state.rank, state.world);
+            return Err(Refusal::new("invalid", format!("next_batch: rank {rank} of {world}; its hello said {said}")));
+        }
+        // A rank may ask before rank 0's report of the step before has arrived.
+        if step != done && step != done + 1 {
+            return Err(Refusal::new("invalid", format!("next_batch: step {step}; {done} steps are reported, so {done} is next")));
+        }
+        (state.wants, state.told) = (Some(step), None);
+        self.news.batch = true;
+        Ok(())
+    }
+
+    /// Sends every rank that waits its share of the batch, or the reason why there is none. Whether one was sent.
+    pub(super) fn serve_batches(&mut self) -> bool {
+        let (Some(epoch), step) = (self.ledger.epoch(), self.ledger.steps_done()) else { return false };
+        let wanting: Vec<HolderId> = self.learners.connected.iter().copied().collect();
+        let wants = |service: &mut Self, holder| {
+            service.peers.learner(holder).is_some_and(|rank| rank.epoch == epoch && rank.wants == Some(step))
+        };
+        let wanting: Vec<HolderId> = wanting.into_iter().filter(|&holder| wants(self, holder)).collect();
+        if wanting.is_empty() {
+            return false;
+        }
+        let begun = matches!(self.learners.shares, Some((of, at, _)) if (of, at) == (epoch, step));
+        if self.stopping && !begun {
+            return self.end_learner(&wanting);
+        }
+        let line = self.state_line();
+        match self.ledger.bind_batch(self.now, Step(step)) {
+            Ok(Bind::Ready(batch)) => {
+                let (world, tokens) = (self.learners.world, self.settings.micro_batch_tokens);
+                if !begun {
+                    self.learners.shares = Some((epoch, step, shares(batch, world, tokens)));
+                }
+                let Some((_, _, shares)) = &self.learners.shares else { return false };
+                let mut frames = Vec::with_capacity(wanting.len());
+                for &holder in &wanting {
+                    let Some(rank) = self.peers.learner(holder) else { continue };
+                    let Some(share) = shares.get(rank.rank) else { continue };
+                    (rank.wants, rank.told) = (None, None);
+                    frames.push((holder, pack(batch, share, self.settings.ledger.temperature, line.head("batch"))));
+                }
+                self.counters.batches_sent += frames.len() as u64;
+                frames.into_iter().for_each(|(holder, frame)| self.send(holder, frame));
+                true
+            }
+            Ok(Bind::Wait(reason)) => {
+                self.tell_wait(&wanting, &reason);
+                false
+            }
+            Ok(Bind::Finished) => self.end_learner(&wanting),
+            Err(error) => {
+                self.refuse_ranks(&wanting, &Refusal::new("invalid", error));
+                false
+            }
+        }
+    }
+
+    fn end_learner(&mut self, wanting: &[HolderId]) -> bool {
+        for &holder in wanting {
+            if let Some(rank) = self.peers.learner(holder) {
+                (rank.wants, rank.told) = (None, None);
+            }
+            self.answer(holder, "finished", |head| head);
+        }
+        true
+    }
+
+    fn refuse_ranks(&mut self, wanting: &[HolderId], refusal: &Refusal) {
+        for &holder in wanting {
+            if let Some(rank) = self.peers.learner(holder) {
+                rank.wants = None;
+            }
+            if let Some((socket, identity)) = self.peers.address(holder) {
+                self.refuse(socket, &identity, "next_batch", refusal);
+            }
+        }
+    }
+
+    /// Tells each change of the reason once; the passing of seconds is no change.
+    fn tell_wait(&mut self, wanting: &[HolderId], reason: &WaitReason) {
+        let key = match reason {
+            WaitReason::Hold { step, rollouts, groups, .. } => format!("hold {step} {rollouts} {groups:?}"),
+            reason => reason.to_string(),
+        };
+        for &holder in wanting {
+            let Some(rank) = self.peers.learner(holder) else { continue };
+            if rank.told.as_ref() != Some(&key) {
+                rank.told = Some(key.clone());
+                self.answer(holder, "waiting", |head| head.str("reason", &reason.to_string()));
+            }
+        }
+    }
+
+    pub(super) fn stepped(
+        &mut self,
+        holder: HolderId,
+        epoch: i64,
+        step: i64,
+        metrics: &[(&str, Value<'_>)],
+    ) -> Result<(), Refusal> {
+        self.check_rank_zero(holder, epoch, "stepped")?;
+        self.ledger.stepped(epoch as u64, Step(step as u64))?;
+        self.news.batch = true;
+        self.answer(holder, "ok", |head| head.str("about", "stepped").int("step", step));
+        let event = self.head("step").int("step", step).map("metrics", metrics.len(), |out| {
+            for (name, value) in metrics {
+                out.str(name);
+                out.value(value);
+            }
+        });
+        self.push(Socket::Events, Vec::new(), event.finish());
+        Ok(())
+    }
+
+    pub(super) fn published(&mut self, holder: HolderId, epoch: i64, version: i64, hash: &str) -> Result<(), Refusal> {
+        self.check_rank_zero(holder, epoch, "published")?;
+        self.ledger.published(PolicyVersion::new(epoch as u64, version as u64), hash)?;
+        self.answer(holder, "ok", |head| head.str("about", "published").int("step", version));
+        Ok(())
+    }
+
+    /// The groups are trained from now on; the learner hears of it when what a restart needs is on disk as well.
+    pub(super) fn committed(&mut self, holder: HolderId, epoch: i64, step: i64, last: bool) -> Result<(), Refusal> {
+        self.check_rank_zero(holder, epoch, "committed")?;
+        self.ledger.committed(epoch as u64, step as u64)?;
+        self.learners.finished |= last;
+        self.learners.commits.retain(|(waiting, _)| *waiting != step as u64);
+        self.learners.commits.push((step as u64, holder));
+        Ok(())
+    }
+
+    /// Steps whose `committed` waits for [`Service::confirm_commit`].
+    #[must_use]
+    pub fn commits(&self) -> Vec<u64> {
+        self.learners.commits.iter().map(|(step, _)| *step).collect()
+    }
+
+    /// What a restart needs is safe: the learner may know. `false`: no commit of `step` waits.
+    pub fn confirm_commit(&mut self, step: u64, now: f64) -> bool {
+        self.at(now);
+        let Some(at) = self.learners.commits.iter().position(|(waiting, _)| *waiting == step) else {
+            return false;
+        };
+        let (_, holder) = self.learners.commits.remove(at);
+        self.answer(holder, "committed_ok", |head| head.int("step", step as i64));
+        true
+    }
+
+    pub(super) fn finish(&mut self, holder: HolderId, epoch: i64) -> Result<(), Refusal> {
+        self.check_rank_zero(holder, epoch, "finish")?;
+        self.learners.finished = true;
+        let step = self.ledger.steps_done() as i64;
+        self.answer(holder, "ok", |head| head.str("about", "finish").int("step", step));
+        Ok(())
+    }
+}
+
+fn ended(epoch: u64, seen: u64) -> Refusal {
+    let message = format!("epoch {epoch} is not the learner's life that counts; the highest seen is {seen}");
+    Refusal { code: "epoch", message, seen: Some(seen) }
+}

@@ -1,0 +1,198 @@
+//! Leases for whoever has room: the most room first, a group at a time, so that equals share alike.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BinaryHeap};
+use std::sync::Arc;
+
+use super::Service;
+use super::peers::{Peer, RoleState};
+use crate::group::Prompt;
+use crate::ids::HolderId;
+use crate::lease::RolloutLease;
+use crate::scoring::ScoreLease;
+use crate::settings::Sampling;
+
+/// Peers by room: the most first, then by name.
+type ByRoom = BinaryHeap<(usize, Reverse<(String, HolderId)>)>;
+
+impl Service {
+    /// Lends rollouts of training and of evaluations to generators. Whether any were lent.
+    pub(super) fn offer_rollouts(&mut self) -> bool {
+        let mut lent: BTreeMap<HolderId, Vec<RolloutLease>> = BTreeMap::new();
+        for evaluation in [false, true] {
+            let mut waiting = self.by_room(|peer| match &peer.state {
+                RoleState::Generator(generator) if evaluation => generator.credits.evaluation(),
+                RoleState::Generator(generator) => generator.credits.training(),
+                _ => 0,
+            });
+            while let Some((room, Reverse((name, holder)))) = waiting.pop() {
+                let leases = self.lend_rollouts(holder, room, evaluation);
+                if leases.is_empty() {
+                    continue;
+                }
+                let left = room.saturating_sub(leases.len());
+                if left > 0 {
+                    waiting.push((left, Reverse((name, holder))));
+                }
+                lent.entry(holder).or_default().extend(leases);
+            }
+        }
+        for (&holder, leases) in &lent {
+            self.send_leases(holder, leases);
+        }
+        !lent.is_empty()
+    }
+
+    fn by_room(&self, room: impl Fn(&Peer) -> usize) -> ByRoom {
+        let peers = self.peers.iter().map(|(holder, peer)| (room(peer), Reverse((peer.name.clone(), holder))));
+        peers.filter(|(room, _)| *room > 0).collect()
+    }
+
+    /// At most a group's worth at a time.
+    fn lend_rollouts(&mut self, holder: HolderId, room: usize, evaluation: bool) -> Vec<RolloutLease> {
+        let ahead = self.settings.ledger.group_size;
+        let Some(generator) = self.peers.generator(holder) else { return Vec::new() };
+        let (Some(installed), capacity) = (generator.installed, generator.capacity) else { return Vec::new() };
+        let leases = if evaluation {
+            self.ledger.lease_evaluation(self.now, holder, room.min(ahead))
+        } else if self.ledger.is_known_version(installed) {
+            self.ledger.lease_rollouts(self.now, holder, installed, room.min(ahead), capacity)
+        } else {
+            Vec::new()
+        };
+        if let Some(generator) = self.peers.generator(holder) {
+            generator.credits.send(leases.len(), evaluation);
+        }
+        leases
+    }
+
+    fn send_leases(&mut self, holder: HolderId, leases: &[RolloutLease]) {
+        let Some(generator) = self.peers.generator(holder) else { return };
+        generator.ready_unanswered = false;
+        let seq = generator.credits.sent();
+        let frame = leases_frame(self.head("leases").int("seq", seq as i64), leases);
+        self.send(holder, frame);
+    }
+
+    /// Lends finished rollouts to scorers. Whether any were lent.
+    pub(super) fn offer_scoring(&mut self) -> bool {
+        let mut lent: BTreeMap<HolderId, Vec<ScoreLease>> = BTreeMap::new();
+        let mut waiting = self.by_room(|peer| match &peer.state {
+            RoleState::Scorer(scorer) => scorer.credits.training(),
+            _ => 0,
+        });
+        // One at a time: a scorer grades for seconds, so even shares matter more than full messages.
+        while let Some((room, Reverse((name, holder)))) = waiting.pop() {
+            let leases = self.ledger.lease_scoring(self.now, holder, 1);
+            if leases.is_empty() {
+                break;
+            }
+            if room > leases.len() {
+                waiting.push((room - leases.len(), Reverse((name, holder))));
+            }
+            lent.entry(holder).or_default().extend(leases);
+        }
+        for (&holder, leases) in &lent {
+            let Some(scorer) = self.peers.scorer(holder) else { continue };
+            scorer.ready_unanswered = false;
+            scorer.credits.send(leases.len(), false);
+            let seq = scorer.credits.sent();
+            let frame = score_frame(self.head("score").int("seq", seq as i64), leases);
+            self.send(holder, frame);
+        }
+        !lent.is_empty()
+    }
+}
+
+/// Index of each lease's prompt in the list of distinct prompts; members of a group are next to each other.
+fn distinct<'a>(prompts: impl Iterator<Item = &'a Arc<Prompt>>) -> (Vec<&'a Arc<Prompt>>, Vec<usize>) {
+    let mut distinct: Vec<&Arc<Prompt>> = Vec::new();
+    let mut places = Vec::new();
+    for prompt in prompts {
+        if !distinct.last().is_some_and(|last| Arc::ptr_eq(last, prompt)) {
+            distinct.push(prompt);
+        }
+        places.push(distinct.len() - 1);
+    }
+    (distinct, places)
+}
+
+fn leases_frame(head: crate::frame::FrameWriter, leases: &[RolloutLease]) -> Vec<u8> {
+    let (prompts, places) = distinct(leases.iter().map(|lease| &lease.prompt));
+    let mut samplings: Vec<Sampling> = Vec::new();
+    let mut sampling_of = |sampling: Sampling| {
+        samplings.iter().position(|known| *known == sampling).unwrap_or_else(|| {
+            samplings.push(sampling);
+            samplings.len() - 1
+        })
+    };
+    let sampling_places: Vec<usize> = leases.iter().map(|lease| sampling_of(lease.sampling)).collect();
+    let head = head
+        .list("samplings", samplings.len(), |out| samplings.iter().for_each(|sampling| put_sampling(out, sampling)))
+        .list("items", leases.len(), |out| {
+            for (at, lease) in leases.iter().enumerate() {
+                out.list(7);
+                out.int(lease.lease.0 as i64);
+                out.int(lease.rollout.0 as i64);
+                out.int(lease.group.0 as i64);
+                out.int(places[at] as i64);
+                out.int(sampling_places[at] as i64);
+                out.int(lease.resume.len() as i64);
+                match lease.pin {
+                    None => out.nil(),
+                    Some(pin) => {
+                        out.list(2);
+                        out.int(pin.epoch as i64);
+                        out.int(pin.number as i64);
+                    }
+                }
+            }
+        });
+    let mut frame = head
+        .column::<i32>("prompt_tokens", prompts.iter().map(|prompt| prompt.tokens.len()).sum())
+        .column::<i32>("prompt_lens", prompts.len())
+        .column::<i32>("resume_tokens", leases.iter().map(|lease| lease.resume.len()).sum())
+        .open();
+    prompts.iter().for_each(|prompt| frame.put(&prompt.tokens));
+    frame.end_column();
+    frame.put_each(prompts.iter().map(|prompt| prompt.tokens.len() as i32));
+    frame.end_column();
+    leases.iter().for_each(|lease| frame.put(&lease.resume));
+    frame.end_column();
+    frame.finish()
+}
+
+fn put_sampling(out: &mut crate::frame::Nested, sampling: &Sampling) {
+    out.map(5);
+    for (name, value) in [("temperature", sampling.temperature), ("top_p", sampling.top_p)] {
+        out.str(name);
+        out.float(value);
+    }
+    for (name, value) in [("top_k", sampling.top_k), ("max_tokens", sampling.max_tokens)] {
+        out.str(name);
+        out.int(value.into());
+    }
+    out.str("greedy");
+    out.bool(sampling.greedy);
+}
+
+fn score_frame(head: crate::frame::FrameWriter, leases: &[ScoreLease]) -> Vec<u8> {
+    let (prompts, places) = distinct(leases.iter().map(|lease| &lease.prompt));
+    let head = head
+        .list("items", leases.len(), |out| {
+            for (lease, place) in leases.iter().zip(&places) {
+                out.list(6);
+                out.int(lease.lease.0 as i64);
+                out.int(lease.rollout.0 as i64);
+                out.int(lease.group.0 as i64);
+                out.int(*place as i64);
+                out.int(lease.tokens.len() as i64);
+                out.str(lease.finish.name());
+            }
+        })
+        .list("metas", prompts.len(), |out| prompts.iter().for_each(|prompt| out.bin(&prompt.meta)));
+    let mut frame = head.column::<i32>("tokens", leases.iter().map(|lease| lease.tokens.len()).sum()).open();
+    leases.iter().for_each(|lease| frame.put(&lease.tokens));
+    frame.end_column();
+    frame.finish()
+}

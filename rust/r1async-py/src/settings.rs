@@ -1,0 +1,129 @@
+//! Settings from Python: names become enums, everything is checked by the core.
+
+use pyo3::exceptions::PyValueError;
+use pyo3::prelude::*;
+use r1async_core::service::ServiceSettings;
+use r1async_core::{Baseline, OverAge, StdKind, ZeroVariance};
+
+/// Every number the buffer decides by; times in seconds. Names and meanings are those of `r1async.config`.
+#[pyclass(module = "r1async._core", frozen)]
+pub struct Settings(pub ServiceSettings);
+
+#[pymethods]
+impl Settings {
+    #[new]
+    #[pyo3(signature = (
+        *, run, seed, steps, group_size, min_group_size, groups_per_step, max_staleness, pacing, publish_every,
+        over_age, retries, waste_budget, hold_deadline_s, baseline, std, eps, pass_mark, zero_variance, oversample,
+        max_refills, drop_truncated, rollout_deadline_s, lease_s, group_deadline_s, scoring_deadline_s,
+        score_retries, max_attempts, max_tokens, temperature, micro_batch_tokens, peer_deadline_s,
+        max_message_bytes, interval_s,
+    ))]
+    #[expect(clippy::too_many_arguments, reason = "one keyword for each setting")]
+    fn new(
+        run: String,
+        seed: u64,
+        steps: u64,
+        group_size: usize,
+        min_group_size: usize,
+        groups_per_step: usize,
+        max_staleness: u64,
+        pacing: u64,
+        publish_every: u64,
+        over_age: &str,
+        retries: u32,
+        waste_budget: f64,
+        hold_deadline_s: f64,
+        baseline: &str,
+        std: &str,
+        eps: f64,
+        pass_mark: f64,
+        zero_variance: &str,
+        oversample: f64,
+        max_refills: u64,
+        drop_truncated: bool,
+        rollout_deadline_s: f64,
+        lease_s: f64,
+        group_deadline_s: f64,
+        scoring_deadline_s: f64,
+        score_retries: u32,
+        max_attempts: u32,
+        max_tokens: u32,
+        temperature: f64,
+        micro_batch_tokens: usize,
+        peer_deadline_s: f64,
+        max_message_bytes: usize,
+        interval_s: f64,
+    ) -> PyResult<Self> {
+        let ledger = r1async_core::Settings {
+            group_size,
+            min_group_size,
+            groups_per_step,
+            steps,
+            max_staleness,
+            pacing,
+            publish_every,
+            over_age: self::over_age(over_age)?,
+            retries,
+            waste_budget,
+            hold_deadline_s,
+            baseline: self::baseline(baseline)?,
+            std: std_kind(std)?,
+            eps,
+            pass_mark,
+            zero_variance: self::zero_variance(zero_variance)?,
+            oversample,
+            max_refills,
+            drop_truncated,
+            rollout_deadline_s,
+            lease_s,
+            group_deadline_s,
+            scoring_deadline_s,
+            score_retries,
+            max_attempts,
+            max_tokens,
+            temperature,
+        };
+        let settings =
+            ServiceSettings { ledger, run, seed, micro_batch_tokens, peer_deadline_s, max_message_bytes, interval_s };
+        settings.validate().map_err(|error| PyValueError::new_err(error.to_string()))?;
+        Ok(Self(settings))
+    }
+
+    fn __repr__(&self) -> String {
+        format!("{:?}", self.0)
+    }
+}
+
+fn named<T>(setting: &str, got: &str, values: impl IntoIterator<Item = (&'static str, T)>) -> PyResult<T> {
+    let mut names = Vec::new();
+    for (name, value) in values {
+        if name == got {
+            return Ok(value);
+        }
+        names.push(name);
+    }
+    Err(PyValueError::new_err(format!("{setting} must be one of {}, got {got:?}", names.join(", "))))
+}
+
+fn over_age(name: &str) -> PyResult<OverAge> {
+    named("over_age", name, [("mask", OverAge::Mask), ("drop", OverAge::Drop), ("train", OverAge::Train)])
+}
+
+fn zero_variance(name: &str) -> PyResult<ZeroVariance> {
+    named("zero_variance", name, [("train", ZeroVariance::Train), ("drop", ZeroVariance::Drop)])
+}
+
+pub(crate) fn baseline(name: &str) -> PyResult<Baseline> {
+    let values = [
+        ("std", Baseline::Std),
+        ("mean", Baseline::Mean),
+        ("leave_one_out", Baseline::LeaveOneOut),
+        ("none", Baseline::None),
+    ];
+    named("baseline", name, values)
+}
+
+pub(crate) fn std_kind(name: &str) -> PyResult<StdKind> {
+    named("std", name, [("population", StdKind::Population), ("sample", StdKind::Sample)])
+}
