@@ -13,6 +13,9 @@ import json
 import os
 import pickle
 import shutil
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -110,7 +113,8 @@ def save_checkpoint(folder: Path, core: LearnerCore, epoch: int) -> Path:
         shutil.rmtree(staging, ignore_errors=True)
         staging.mkdir()
     ranks.meet()  # nobody writes before the folder is there
-    save(_tensors(core), storage_writer=FileSystemWriter(staging), no_dist=_alone(core))
+    with _quiet():
+        save(_tensors(core), storage_writer=FileSystemWriter(staging), no_dist=_alone(core))
     ranks.meet()  # and nobody renames before all have written
     if ranks.first:
         marker = Marker(
@@ -144,7 +148,8 @@ def load_checkpoint(path: Path, core: LearnerCore) -> Marker:
         )
     tensors = _tensors(core, random=marker.world == core.ranks.world)
     try:
-        load(tensors, storage_reader=_Reader(path), no_dist=_alone(core))
+        with _quiet():
+            load(tensors, storage_reader=_Reader(path), no_dist=_alone(core))
     except (CheckpointException, RuntimeError, OSError, pickle.UnpicklingError) as error:
         raise CheckpointError(f"{path} cannot be loaded: {error}") from error
     if (state := tensors.get(_random_key(core))) is not None:
@@ -174,6 +179,14 @@ def write_durably(path: Path, text: str) -> None:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without torch's word on every save and load that it guesses what `no_dist` says."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        yield
 
 
 def _alone(core: LearnerCore) -> bool:

@@ -1,0 +1,336 @@
+"""The learner as a real process, in front of a small buffer on a real socket."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from r1async.config import Config, load_config
+from r1async.learner.checkpoint import checkpoints, read_marker
+from r1async.learner.core import LearnerCore
+from r1async.learner.loss import resolve_loss
+from r1async.models.loading import load_model
+from r1async.monitor.metrics import read_metrics
+from r1async.types import Batch
+
+from tests.fake_buffer import FakeBuffer
+from tests.learner_batches import make_batch, take
+from tests.tiny_models import save_tiny
+
+STEPS = 6
+GROUPS, GROUP_SIZE = 3, 4
+EXIT_S = 60.0
+
+
+def batch_of(step: int) -> Batch:
+    return make_batch(step=step, groups=GROUPS, group_size=GROUP_SIZE, max_staleness=2, over_age=1)
+
+
+def whole(step: int, _rank: int) -> Batch:
+    return batch_of(step)
+
+
+def config_file(root: Path, *overrides: str) -> tuple[Path, Config]:
+    model = root / "start"
+    if not model.exists():
+        save_tiny(model, hidden=32, mlp=48, scale=0.1)
+    path = root / "config.yaml"
+    path.write_text(
+        f"""
+name: run
+runs_dir: {root}
+steps: {STEPS}
+model: {{path: {model}}}
+data: {{task: chain-mod}}
+sampling: {{max_tokens: 24}}
+group: {{group_size: {GROUP_SIZE}}}
+learner: {{groups_per_step: {GROUPS}, lr: 1.0e-3, checkpoint_every: 2, batch_deadline_s: 60}}
+loss: {{kind: grpo, ref_refresh_steps: 3}}
+endpoints: {{batches: 'ipc://{root}/b', weights: 'ipc://{root}/w'}}
+monitor: {{tensorboard: false}}
+"""
+    )
+    return path, load_config(path, list(overrides))
+
+
+def expected_losses(config: Config, steps: int = STEPS) -> list[float]:
+    """The same batches through one core in this process."""
+    loss = resolve_loss(config.loss, config.correction, config.sampling.max_tokens)
+    core = LearnerCore(load_model(config.model.path), loss, config.learner, steps=config.steps)
+    return [number(core.step(batch_of(step))["loss"]) for step in range(steps)]
+
+
+def number(value: object) -> float:
+    assert isinstance(value, float)
+    return value
+
+
+@contextmanager
+def learner(path: Path, *arguments: str, **environment: str) -> Iterator[subprocess.Popen[str]]:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "r1async", "learn", str(path), *arguments],
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **environment},
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
+    _, said = process.communicate(timeout=EXIT_S)
+    return process.returncode, said
+
+
+def test_it_trains_publishes_commits_exports_and_serves_until_told(run_root: Path):
+    path, config = config_file(run_root)
+    with FakeBuffer(config.endpoint("batches"), whole, steps=STEPS) as buffer, learner(path) as process:
+        buffer.wait_for("finish")
+        process.send_signal(signal.SIGTERM)
+        assert ended(process)[0] == 0
+    lines = list(read_metrics(config.run_dir / "metrics" / "learner.jsonl", "step"))
+    assert [line["step"] for line in lines] == list(range(STEPS))
+    assert [line["loss"] for line in lines] == pytest.approx(expected_losses(config), abs=1e-6)
+    assert lines[0]["staleness/histogram"] == {"0": batch_of(0).total_loss_tokens}
+    assert list(checkpoints(config.run_dir / "checkpoints")) == [4, 6]
+    exported = load_model(config.run_dir / "model")
+    assert not torch.equal(next(exported.parameters()), next(load_model(config.model.path).parameters()))
+
+
+def test_what_it_says_comes_in_order_and_every_version_is_published_with_its_hash(run_root: Path):
+    path, config = config_file(run_root)
+    with FakeBuffer(config.endpoint("batches"), whole, steps=STEPS) as buffer, learner(path) as process:
+        heard = [buffer.wait_for("hello")]
+        while heard[-1]["t"] != "finish":
+            heard.append(buffer.heard.get(timeout=60))
+        process.send_signal(signal.SIGTERM)
+        ended(process)
+    assert (heard[0]["epoch"], heard[0]["step"]) == (1, 0)
+    published = [header for header in heard if header["t"] == "published"]
+    assert [header["version"] for header in published] == list(range(STEPS + 1))
+    assert len({header["hash"] for header in published}) == STEPS + 1
+    assert [header["step"] for header in heard if header["t"] == "stepped"] == list(range(STEPS))
+    assert [(h["step"], h["last"]) for h in heard if h["t"] == "committed"] == [
+        (2, False),
+        (4, False),
+        (6, False),
+        (6, True),
+    ]
+    for version in range(1, STEPS + 1):
+        steps = [i for i, h in enumerate(heard) if h["t"] == "stepped" and h["step"] == version - 1]
+        versions = [i for i, h in enumerate(heard) if h["t"] == "published" and h["version"] == version]
+        assert steps < versions
+    metrics = next(h for h in heard if h["t"] == "stepped")["metrics"]
+    assert metrics["reward/mean"] == pytest.approx(float(batch_of(0).rewards.mean()))
+    assert all(isinstance(value, int | float) for value in metrics.values())
+
+
+@pytest.mark.parametrize("number_of_signal", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_one_checkpoint_and_the_same_command_goes_on(run_root: Path, number_of_signal: signal.Signals):
+    path, config = config_file(run_root, "learner.checkpoint_every=100")
+
+    def until_third(step: int, rank: int) -> Batch | None:
+        return None if step == 3 else whole(step, rank)
+
+    arguments = ("learner.checkpoint_every=100",)
+    with (
+        FakeBuffer(config.endpoint("batches"), until_third, steps=STEPS) as buffer,
+        learner(path, *arguments) as process,
+    ):
+        buffer.wait_for("next_batch", step=3)
+        process.send_signal(number_of_signal)
+        assert ended(process)[0] == 0
+        kinds = [header["t"] for header in buffer.drain()]
+        assert kinds[-2:] == ["committed", "bye"]
+    with (
+        FakeBuffer(config.endpoint("batches"), whole, steps=STEPS, seen=1) as buffer,
+        learner(path, *arguments) as process,
+    ):
+        hello = buffer.wait_for("hello")
+        assert (hello["epoch"], hello["step"]) == (2, 3)
+        buffer.wait_for("finish")
+        process.send_signal(signal.SIGTERM)
+        assert ended(process)[0] == 0
+    lines = list(read_metrics(config.run_dir / "metrics" / "learner.jsonl", "step"))
+    assert [(line["step"], line["epoch"]) for line in lines] == [(s, 1 if s < 3 else 2) for s in range(STEPS)]
+    assert [line["loss"] for line in lines] == pytest.approx(expected_losses(config), abs=1e-6)
+
+
+def test_killed_it_goes_on_from_the_newest_whole_checkpoint(run_root: Path):
+    path, config = config_file(run_root)
+
+    def until_fourth(step: int, rank: int) -> Batch | None:
+        return None if step == 3 else whole(step, rank)
+
+    with FakeBuffer(config.endpoint("batches"), until_fourth, steps=STEPS) as buffer, learner(path) as process:
+        buffer.wait_for("next_batch", step=3)
+        process.kill()
+        process.wait()
+    with FakeBuffer(config.endpoint("batches"), whole, steps=STEPS, seen=1) as buffer, learner(path) as process:
+        hello = buffer.wait_for("hello")
+        assert (hello["epoch"], hello["step"]) == (2, 2)
+        assert buffer.wait_for("published")["version"] == 2
+        assert buffer.wait_for("stepped")["step"] == 2
+        buffer.wait_for("finish")
+        process.send_signal(signal.SIGTERM)
+        assert ended(process)[0] == 0
+    losses = {line["step"]: line["loss"] for line in read_metrics(config.run_dir / "metrics" / "learner.jsonl", "step")}
+    assert list(losses.values()) == pytest.approx(expected_losses(config), abs=1e-6)
+
+
+def test_an_epoch_that_was_used_elsewhere_is_stepped_over(run_root: Path):
+    path, config = config_file(run_root)
+    with (
+        FakeBuffer(config.endpoint("batches"), lambda *_: None, steps=STEPS, seen=7) as buffer,
+        learner(path) as process,
+    ):
+        assert buffer.wait_for("hello")["epoch"] == 1
+        assert buffer.wait_for("hello")["epoch"] == 8
+        assert buffer.wait_for("published")["epoch"] == 8
+        process.send_signal(signal.SIGTERM)
+        assert ended(process)[0] == 0
+    assert (config.run_dir / "epoch").read_text() == "8\n"
+
+
+def test_a_refusal_ends_it_with_the_buffers_words(run_root: Path):
+    path, config = config_file(run_root)
+    with FakeBuffer(config.endpoint("batches"), whole, steps=STEPS, refuse=("stepped",)), learner(path) as process:
+        code, said = ended(process)
+    assert code != 0
+    assert "stepped is refused by this test" in said
+
+
+def test_another_number_of_steps_is_a_mistake_in_the_settings(run_root: Path):
+    path, config = config_file(run_root)
+    with FakeBuffer(config.endpoint("batches"), whole, steps=STEPS + 1), learner(path) as process:
+        code, said = ended(process)
+    assert code == 2
+    assert "the buffer runs 7 steps, this learner 6" in said
+
+
+def test_a_batch_that_never_comes_is_named_with_the_buffers_reason(run_root: Path):
+    path, config = config_file(run_root)
+    with (
+        FakeBuffer(config.endpoint("batches"), lambda *_: None, steps=STEPS),
+        learner(path, "learner.batch_deadline_s=1.0") as process,
+    ):
+        code, said = ended(process)
+    assert code != 0
+    assert "the batch of step 0 (buffer: groups: 1 of 2 ready)" in said
+
+
+def test_prompts_that_run_out_early_end_the_run_at_that_version(run_root: Path):
+    path, config = config_file(run_root, "weights.publish_every=4")
+    # The buffer says `finished` after two steps; version 2 has not been published by then.
+    with FakeBuffer(config.endpoint("batches"), whole, steps=STEPS) as buffer:
+        buffer.end_after = 2
+        with learner(path, "weights.publish_every=4", "staleness.max_staleness=6") as process:
+            assert buffer.wait_for("published")["version"] == 0
+            assert buffer.wait_for("published")["version"] == 2
+            assert buffer.wait_for("committed", last=True)["step"] == 2
+            buffer.wait_for("finish")
+            process.send_signal(signal.SIGTERM)
+            assert ended(process)[0] == 0
+
+
+def shares(step: int, rank: int) -> Batch:
+    """Two ranks' shares, unequal; in step 1 the second rank has an empty micro-batch, in step 2 no rollout at all."""
+    batch, n = batch_of(step), GROUPS * GROUP_SIZE
+    mine = {0: [[0, 3, 4, 8, 9], [1, 2, 5, 6, 7, 10, 11]], 1: [list(range(8)), [8, 9, 10, 11]], 2: [list(range(n)), []]}
+    chosen = mine[step % 3][rank]
+    if not chosen:
+        empty = take(batch, [0], [(0, 0)])
+        fields = {name: getattr(empty, name) for name in Batch.__slots__}
+        for name, value in fields.items():
+            if isinstance(value, np.ndarray):
+                fields[name] = value[:1] if name in ("cu_seqlens", "cu_runs") else value[:0]
+        return Batch(
+            **fields
+            | {"parts": {name: part[:0] for name, part in batch.parts.items()}, "micro_batches": ((0, 0), (0, 0))}
+        )
+    half = len(chosen) // 2
+    edges = (
+        [(0, len(chosen)), (len(chosen), len(chosen))]
+        if step % 3 == 1 and rank == 1
+        else [(0, half), (half, len(chosen))]
+    )
+    return take(batch, chosen, edges)
+
+
+def test_two_ranks_train_as_one_and_one_goes_on_from_their_checkpoint(run_root: Path):
+    path, config = config_file(run_root)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    two = ("learner.ranks=2",)
+
+    def until_fourth(step: int, rank: int) -> Batch | None:
+        return None if step == 4 else shares(step, rank)
+
+    with (
+        FakeBuffer(config.endpoint("batches"), until_fourth, steps=STEPS) as buffer,
+        learner(path, *two, "--rank=0", **meeting) as first,
+        learner(path, *two, "--rank=1", **meeting) as second,
+    ):
+        for _ in range(2):
+            buffer.wait_for("next_batch", step=4)
+        for process in (first, second):
+            process.send_signal(signal.SIGTERM)
+        assert [ended(process)[0] for process in (first, second)] == [0, 0]
+    marker = read_marker(config.run_dir / "checkpoints" / "step-000004")
+    assert (marker.world, marker.reference) == (2, True)
+    with FakeBuffer(config.endpoint("batches"), whole, steps=STEPS, seen=1) as buffer, learner(path) as process:
+        buffer.wait_for("finish")
+        process.send_signal(signal.SIGTERM)
+        assert ended(process)[0] == 0
+    lines = list(read_metrics(config.run_dir / "metrics" / "learner.jsonl", "step"))
+    assert [line["step"] for line in lines] == list(range(STEPS))
+    assert [line["loss"] for line in lines] == pytest.approx(expected_losses(config), abs=1e-5)
+    assert lines[2]["reward/mean"] == pytest.approx(float(batch_of(2).rewards.mean()))
+    assert lines[1]["group/zero_variance"] == pytest.approx(0.0)
+    assert lines[1]["staleness/histogram"] == {
+        str(age): count for age, count in enumerate(np.bincount(_loss_ages(batch_of(1)))) if count
+    }
+
+
+def _loss_ages(batch: Batch) -> np.ndarray:
+    return np.repeat(batch.step - batch.run_versions, batch.run_lengths)[
+        np.repeat(batch.over_age == 0, batch.run_lengths)
+    ]
+
+
+def test_two_ranks_finish_and_export_the_whole_model(run_root: Path):
+    path, config = config_file(run_root, "learner.ranks=2", "steps=2")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    two = ("learner.ranks=2", "steps=2")
+    with (
+        FakeBuffer(config.endpoint("batches"), shares, steps=2) as buffer,
+        learner(path, *two, "--rank=0", **meeting) as first,
+        learner(path, *two, "--rank=1", **meeting) as second,
+    ):
+        buffer.wait_for("finish")
+        for process in (first, second):
+            process.send_signal(signal.SIGTERM)
+        assert [ended(process)[0] for process in (first, second)] == [0, 0]
+    loss = resolve_loss(config.loss, config.correction, config.sampling.max_tokens)
+    core = LearnerCore(load_model(config.model.path), loss, config.learner, steps=2)
+    for step in range(2):
+        core.step(batch_of(step))
+    exported = load_model(config.run_dir / "model")
+    assert exported.config.architectures == ["Qwen2ForCausalLM"]
+    for own, other in zip(core.model.parameters(), exported.parameters(), strict=True):
+        torch.testing.assert_close(own.detach(), other.detach(), atol=1e-5, rtol=0)
