@@ -208,11 +208,11 @@ class Server:
         try:
             prompt = self._source.prompt(ordinal)
         except IndexError:
-            self._buffer.end_of_prompts(ordinal, now)
+            self._buffer.end_of_prompts(ordinal)
             return False
         except PromptError as error:
             log.warning("prompt %d is left out: %s", ordinal, error)
-            self._buffer.reject_prompt(ordinal, str(error), now)
+            self._buffer.reject_prompt(ordinal, str(error))
             return True
         self._buffer.admit(ordinal, prompt.token_ids, encode_meta(prompt), now)
         return True
