@@ -72,7 +72,9 @@ class LiveView:
         clock: seconds, for rates and the time left.
     """
 
-    def __init__(self, config: Config, console: Console | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, config: Config, console: Console | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._config = config
         self._console = console or Console()
         self._clock = clock
@@ -111,7 +113,7 @@ class LiveView:
         if self.mode == "quiet":
             print(f"r1async: {text}", file=sys.stderr, flush=True)
         else:
-            self._console.print(f"[yellow]·[/yellow] {escape(text)}", highlight=False)
+            self._console.print(f"[yellow]·[/yellow] {escape(text)}", highlight=False, soft_wrap=True)
 
     def refresh(self, now: float | None = None) -> None:
         """Draw, if the last time is `interval_s` ago."""

@@ -146,7 +146,7 @@ def _completion(sample: Record | None) -> str:
     )
     reward = "" if sample.get("reward") is None else f", reward {sample['reward']:.2f}"
     cut = ", cut at max_tokens" if sample.get("truncated") else ""
-    note = f"{mark}{reward}, {sample['tokens']} tokens{cut}"
+    note = f"{mark}{reward}, {sample['tokens']} token{'s' * (sample['tokens'] != 1)}{cut}"
     return f'<td><code>{escape(sample["completion"])}</code><div class="note">{note}</div></td>'
 
 

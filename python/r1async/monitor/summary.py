@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -55,9 +56,19 @@ def summarize(run: RunData, wall_s: float | None = None) -> Record:
             "trained": tokens.get("trained"),
             "dropped_by_reason": tokens.get("dropped") or {},
         },
-        "role_busy_fraction": busy_fractions(run.bins),
+        "role_busy_fraction": busy_fractions(run.bins, *training_window(run.steps)),
         "audit": run.audit,
     }
+
+
+def training_window(steps: Sequence[Record]) -> tuple[float, float]:
+    """Unix times of the first step's end and the last one's; everything, if there are fewer than two.
+
+    Start-up is no part of a busy fraction: every role is busy importing then.
+    """
+    if len(steps) < 2:
+        return -math.inf, math.inf
+    return steps[0]["time"], steps[-1]["time"]
 
 
 def before_and_after(evaluations: Sequence[Record]) -> tuple[Record | None, Record | None]:
