@@ -35,11 +35,14 @@ class PlayedEngine:
         self._rows: dict[int, _Row] = {}
         self._lock = threading.Lock()
         self._permits = 0
+        self.used_up = threading.Event()
+        """Every permitted step is done."""
 
     def permit(self, steps: int) -> None:
         """From the test's thread. The generator looks again when its next message comes."""
         with self._lock:
             self._permits += steps
+            self.used_up.clear()
 
     @property
     def free(self) -> int:
@@ -71,8 +74,6 @@ class PlayedEngine:
             self._rows.pop(request_id, None)
 
     def step(self) -> list[Progress]:
-        with self._lock:
-            self._permits -= 1
         reports = []
         for row in list(self._rows.values()):
             version = row.request.pin or self.version
@@ -84,6 +85,10 @@ class PlayedEngine:
                 reports.append(self._report(row, finish))
             if finish:
                 del self._rows[row.request.id]
+        with self._lock:
+            self._permits -= 1
+            if not self._permits:
+                self.used_up.set()
         return reports
 
     def flush(self) -> list[Progress]:
