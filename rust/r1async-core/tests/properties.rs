@@ -5,7 +5,7 @@ mod common {
     pub mod world;
 }
 
-use common::world::{ACTS, Act, World};
+use common::world::{Act, KINDS, World};
 use proptest::prelude::*;
 use r1async_core::{Baseline, OverAge, Settings, ZeroVariance};
 
@@ -66,11 +66,13 @@ fn settings() -> impl Strategy<Value = Settings> {
 }
 
 fn acts() -> impl Strategy<Value = Vec<Act>> {
-    prop::collection::vec((0..ACTS, any::<u16>(), any::<u16>()), 0..300)
+    let kinds = KINDS.map(|(often, kind)| (often, Just(kind))).to_vec();
+    let kind = prop::strategy::Union::new_weighted(kinds);
+    prop::collection::vec((kind, any::<u16>(), any::<u16>()), 0..400)
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 400, max_shrink_iters: 4000, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 128, max_shrink_iters: 4000, ..ProptestConfig::default() })]
 
     #[test]
     fn nothing_is_lost_or_given_twice_and_the_run_ends(settings in settings(), prompts in 0u64..40, acts in acts()) {

@@ -9,11 +9,65 @@ use r1async_core::{
     Step, Verdict, VerdictAck, VersionRun,
 };
 
-/// One random act: what, and two numbers to choose with.
-pub type Act = (u8, u16, u16);
+/// What may happen next.
+#[derive(Debug, Clone, Copy)]
+pub enum Kind {
+    Admit,
+    Lease,
+    Send,
+    SendAll,
+    Work,
+    SendLate,
+    Install,
+    LoseGenerator,
+    Release,
+    Announce,
+    Score,
+    ScoreAll,
+    Verdict,
+    VerdictAgain,
+    LoseScorer,
+    Bind,
+    Step,
+    Commit,
+    Pass,
+    RestartLearner,
+    Evaluate,
+    CancelEvaluation,
+    Save,
+    Restore,
+}
 
-/// Kinds of acts.
-pub const ACTS: u8 = 22;
+/// All kinds, each with how often it happens: work about as often as trouble, or no step is ever done.
+pub const KINDS: [(u32, Kind); 24] = [
+    (6, Kind::Admit),
+    (14, Kind::Lease),
+    (6, Kind::Send),
+    (12, Kind::SendAll),
+    (4, Kind::Work),
+    (2, Kind::SendLate),
+    (6, Kind::Install),
+    (1, Kind::LoseGenerator),
+    (1, Kind::Release),
+    (2, Kind::Announce),
+    (4, Kind::Score),
+    (12, Kind::ScoreAll),
+    (4, Kind::Verdict),
+    (1, Kind::VerdictAgain),
+    (1, Kind::LoseScorer),
+    (6, Kind::Bind),
+    (14, Kind::Step),
+    (2, Kind::Commit),
+    (2, Kind::Pass),
+    (1, Kind::RestartLearner),
+    (1, Kind::Evaluate),
+    (1, Kind::CancelEvaluation),
+    (1, Kind::Save),
+    (1, Kind::Restore),
+];
+
+/// One random act: what, and two numbers to choose with.
+pub type Act = (Kind, u16, u16);
 
 #[derive(Debug, Clone)]
 struct Held {
@@ -42,7 +96,9 @@ pub struct World {
     scored: Vec<(HolderId, LeaseId)>,
     /// The version of every token filed, by rollout.
     versions: BTreeMap<RolloutId, Vec<PolicyVersion>>,
+    /// The lease under which each finished rollout was finished.
     finished: BTreeMap<RolloutId, LeaseId>,
+    tokens_filed: u64,
     batches: BTreeMap<u64, BoundBatch>,
     evaluations: u64,
     saved: Option<(Vec<u8>, u64)>,
@@ -68,6 +124,7 @@ impl World {
             scored: Vec::new(),
             versions: BTreeMap::new(),
             finished: BTreeMap::new(),
+            tokens_filed: 0,
             batches: BTreeMap::new(),
             evaluations: 0,
             saved: None,
@@ -97,32 +154,36 @@ impl World {
     pub fn act(&mut self, (kind, a, b): Act) {
         let (a, b) = (usize::from(a), usize::from(b));
         match kind {
-            0 => self.admit(b % 9 == 0),
-            1..=3 => self.lease(a, b % 7),
-            4..=6 => self.send(a, b),
-            7 => self.send_late(a, b),
-            8 => self.install(a),
-            9 => self.lose_generator(a),
-            10 => self.release(a),
-            11 => self.announce(a),
-            12 | 13 => self.lease_scoring(a, b % 5),
-            14 | 15 => self.verdict(a, b),
-            16 => self.verdict_again(a),
-            17 => self.lose_scorer(a),
-            18 => drop(self.bind()),
-            19 => self.report(b),
-            20 => self.pass(b),
-            _ => match b % 8 {
-                0 | 1 => self.restart_learner(a),
-                2 => self.evaluate(a),
-                3 => drop(
-                    self.ledger
-                        .cancel_evaluation(&format!("e{}", a as u64 % (self.evaluations + 1))),
-                ),
-                4 => self.save(),
-                5 if a % 3 == 0 => self.restore(),
-                _ => drop(self.ledger.take_evaluated()),
-            },
+            Kind::Admit => self.admit(b % 9 == 0),
+            Kind::Lease => self.lease(a, b % 13),
+            Kind::Send => self.send(a, b),
+            Kind::SendAll => self.send_all(a, b),
+            Kind::Work => self.work(b % 4),
+            Kind::SendLate => self.send_late(a, b),
+            Kind::Install => self.install(a),
+            Kind::LoseGenerator => self.lose_generator(a),
+            Kind::Release => self.release(a),
+            Kind::Announce => self.announce(a),
+            Kind::Score => self.lease_scoring(a, b % 5),
+            Kind::ScoreAll => self.score_all(b),
+            Kind::Verdict => self.verdict(a, b),
+            Kind::VerdictAgain => self.verdict_again(a),
+            Kind::LoseScorer => self.lose_scorer(a),
+            Kind::Bind => drop(self.bind()),
+            Kind::Step if self.bind() => self.step(),
+            Kind::Step => {}
+            Kind::Commit => self.ledger.committed(self.epoch, self.stepped).unwrap(),
+            Kind::Pass => self.pass(b),
+            Kind::RestartLearner => self.restart_learner(a),
+            Kind::Evaluate => self.evaluate(a),
+            Kind::CancelEvaluation => {
+                self.ledger
+                    .cancel_evaluation(&format!("e{}", a as u64 % (self.evaluations + 1)));
+                self.ledger.take_evaluated();
+            }
+            Kind::Save => self.save(),
+            Kind::Restore if a % 2 == 0 => self.restore(),
+            Kind::Restore => {}
         }
         self.check();
     }
@@ -229,6 +290,14 @@ impl World {
         self.send_chunk(&held, offset, count, finish);
     }
 
+    /// Every generator sends a token or two of each rollout; some of them end.
+    fn send_all(&mut self, a: usize, b: usize) {
+        for (index, held) in self.held.clone().into_iter().enumerate() {
+            let finish = ((a + index * 7) % 5 < b % 5).then_some(Finish::Stop);
+            self.send_chunk(&held, held.tokens, 1 + (b + index) % 2, finish);
+        }
+    }
+
     fn send_late(&mut self, a: usize, b: usize) {
         if self.past.is_empty() {
             return;
@@ -276,15 +345,10 @@ impl World {
             runs: &runs,
             finish,
         };
-        let before = self.ledger.audit();
-        let answer = self.ledger.chunk(self.now, held.holder, chunk);
-        match answer {
+        match self.ledger.chunk(self.now, held.holder, chunk) {
             Ok(ChunkAck::Held(now_held)) => self.filed(held, now_held, offset, &versions, finish),
-            Ok(ChunkAck::Lost) => {
-                assert_eq!(self.ledger.audit().tokens.incoming, before.tokens.incoming);
-                self.held.retain(|other| other.lease != held.lease);
-            }
-            Err(_) => assert_eq!(self.ledger.audit(), before),
+            Ok(ChunkAck::Lost) => self.held.retain(|other| other.lease != held.lease),
+            Err(_) => {}
         }
     }
 
@@ -303,6 +367,7 @@ impl World {
             known.extend_from_slice(&versions[known.len() - offset..]);
         }
         assert_eq!(known.len(), now_held);
+        self.tokens_filed += new as u64;
         let is_end = finish.is_some() && offset + versions.len() == now_held;
         if let Some(own) = self.held.iter_mut().find(|own| own.lease == held.lease) {
             own.tokens = now_held;
@@ -397,6 +462,13 @@ impl World {
         self.scored.push((holder, lease));
     }
 
+    fn score_all(&mut self, b: usize) {
+        self.lease_scoring(0, 20);
+        for index in 0..self.scoring.len() {
+            self.verdict(0, 2 + (b + 8 * index) / 2 * 2);
+        }
+    }
+
     fn verdict_again(&mut self, a: usize) {
         if self.scored.is_empty() {
             return;
@@ -479,15 +551,6 @@ impl World {
         }
     }
 
-    /// The learner reports what it has done: a step, a publication, a checkpoint.
-    fn report(&mut self, b: usize) {
-        if b % 3 == 0 {
-            self.ledger.committed(self.epoch, self.stepped).unwrap();
-        } else if self.batches.contains_key(&self.stepped) && self.bind() {
-            self.step();
-        }
-    }
-
     fn step(&mut self) {
         self.ledger.stepped(self.epoch, Step(self.stepped)).unwrap();
         self.ledger.stepped(self.epoch, Step(self.stepped)).unwrap();
@@ -561,6 +624,8 @@ impl World {
         ledger.end_of_prompts(self.prompts);
         self.epoch += 1;
         ledger.connect_learner(self.epoch, committed).unwrap();
+        let audit = ledger.audit();
+        self.tokens_filed = audit.tokens.incoming + audit.evaluation_tokens.incoming;
         self.ledger = ledger;
         self.stepped = committed;
         self.publish(committed);
@@ -585,7 +650,7 @@ impl World {
         let mut idle = 0;
         while !self.ledger.is_finished() {
             let before = self.progress();
-            self.work();
+            self.work(0);
             self.check();
             idle = if self.progress() == before {
                 idle + 1
@@ -619,17 +684,19 @@ impl World {
         )
     }
 
-    fn work(&mut self) {
+    /// Everybody does some work; `unfinished` of 4 rollouts do not end.
+    fn work(&mut self, unfinished: usize) {
         self.admit(false);
         for index in 0..self.generators.len() {
             self.install(index);
             self.lease(index * 4, 5);
             self.admit(false);
         }
-        for held in self.held.clone() {
-            self.send_chunk(&held, held.tokens, 2, Some(Finish::Stop));
+        for (index, held) in self.held.clone().into_iter().enumerate() {
+            let finish = (index % 4 >= unfinished).then_some(Finish::Stop);
+            self.send_chunk(&held, held.tokens, 2, finish);
         }
-        self.lease_scoring(0, 3);
+        self.lease_scoring(0, 20);
         for (holder, lease) in std::mem::take(&mut self.scoring) {
             let total = (lease.0 % 2) as f64;
             let verdict = Verdict::Score {
