@@ -36,6 +36,9 @@ RUN_DEADLINE_S = 1800.0
 TAIL_LINES = 20
 """Lines of a failed run's output that are shown."""
 
+BUSY_LOAD = 0.5
+"""Load average per CPU, before the first run, from which the result carries a warning."""
+
 FIXED = (
     "generator.count=1",
     "learner.ranks=1",
@@ -83,6 +86,7 @@ def main(arguments: Sequence[str]) -> int:
         parser.error(f"{config}: no such file")
     if options.steps < FEWEST_STEPS:
         parser.error(f"--steps: must be at least {FEWEST_STEPS}, got {options.steps}")
+    load_before = os.getloadavg()[0]
     try:
         pairs = run_pairs(config, overrides, steps=options.steps, pairs=options.pairs, lag=options.lag, run=run_once)
     except BenchError as error:
@@ -95,7 +99,7 @@ def main(arguments: Sequence[str]) -> int:
         "warmup_steps": WARMUP_STEPS,
         "tail_steps": TAIL_STEPS,
         "cpus": os.cpu_count(),
-        "load_average": os.getloadavg()[0],
+        "load_before": load_before,
     }
     if options.json is not None:
         options.json.write_text(json.dumps(jsonable(result), indent=2) + "\n")
@@ -220,6 +224,7 @@ def print_result(result: Mapping[str, Any], console: Console | None = None) -> N
         f"async over sync: [bold]{result['async_over_sync']:.2f}x[/bold] completions trained per second "
         f"(max_staleness {lag}: {rate['async']:.0f}/s, 0: {rate['sync']:.0f}/s; pairs: {ratios})",
         highlight=False,
+        soft_wrap=True,
     )
     table = Table(box=None, padding=(0, 3, 0, 0), pad_edge=False)
     for column in ("role", "busy async", "busy sync", "CPU s async", "CPU s sync"):
@@ -230,6 +235,14 @@ def print_result(result: Mapping[str, Any], console: Console | None = None) -> N
         table.add_row(role, *(percent(each) for each in shares), *(f"{each:.1f}" for each in seconds))
     console.print(table)
     console.print(f"bottleneck: [bold]{result['bottleneck']}[/bold]", highlight=False)
+    load, cpus = result.get("load_before", 0.0), result.get("cpus") or 1
+    if load > BUSY_LOAD * cpus:
+        console.print(
+            f"[yellow]others were busy[/yellow]: load {load:.1f} on {cpus} CPUs before the first run; "
+            "with no core to spare neither way of training can overlap, and the ratio says little",
+            highlight=False,
+            soft_wrap=True,
+        )
 
 
 def _medians(each: Sequence[Mapping[str, float]]) -> dict[str, float]:

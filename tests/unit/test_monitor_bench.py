@@ -129,3 +129,11 @@ def test_screen_names_ratio_roles_and_bottleneck():
     assert "async over sync: 1.50x" in text
     assert "bottleneck: learner" in text
     assert "90.0 %" in text
+
+
+@pytest.mark.parametrize(("load", "warned"), [(0.3, False), (6.0, True)])
+def test_busy_machine_is_said_with_the_result(load, warned):
+    console = Console(file=io.StringIO(), record=True, width=140)
+    pair = (measurement(2, 90.0, learner=0.9), measurement(0, 60.0, learner=0.6))
+    print_result({**compare([pair]), "load_before": load, "cpus": 2}, console)
+    assert ("others were busy" in console.export_text()) == warned
