@@ -23,7 +23,9 @@ from r1async.wire import unpack
 from tests.tiny_models import save_tiny
 
 STEPS = 24
-WAIT_S = 90.0
+pytestmark = pytest.mark.timeout(900)
+
+WAIT_S = 240.0
 """For one thing to happen; importing torch and transformers takes each role seconds on a busy machine."""
 
 

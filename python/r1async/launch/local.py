@@ -47,7 +47,9 @@ from r1async.settings import to_yaml
 from r1async.wire import WireError, unpack
 
 END_S = 5.0
-"""Seconds a role has to end after SIGTERM; then it is killed."""
+"""Seconds a role has to end after SIGTERM when somebody waits at the terminal; then it is killed."""
+UNHURRIED_END_S = 30.0
+"""The same at the end of a run that ended by itself."""
 CHECKPOINT_S = 300.0
 """Seconds on top of that for the learner's last checkpoint."""
 BUFFER_END_S = 10.0
@@ -291,7 +293,8 @@ class Launcher:
         """Ends all roles: first everyone but the buffer, which confirms the learner's last checkpoint, then it."""
         supervisor, now = self._supervisor, time.monotonic()
         running = {name: role.kind for name, role in supervisor.running.items() if name != "buffer"}
-        deadlines = {name: now + END_S + (CHECKPOINT_S if kind == "learner" else 0) for name, kind in running.items()}
+        end_s = END_S if outcome.kind == "interrupted" else UNHURRIED_END_S
+        deadlines = {name: now + end_s + (CHECKPOINT_S if kind == "learner" else 0) for name, kind in running.items()}
         if "buffer" not in supervisor.running:
             supervisor.kill(running)  # a checkpoint that no ledger confirms could not be resumed
         supervisor.terminate(running)

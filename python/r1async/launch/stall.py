@@ -60,7 +60,8 @@ def progress_of(stats: Mapping[str, Any]) -> str:
         }
         for peer in stats.get("peers", [])
     }
-    return json.dumps([stats.get("version"), stats.get("published"), stats.get("audit"), counters], sort_keys=True, default=str)
+    accounts = [stats.get("version"), stats.get("published"), stats.get("audit"), counters]
+    return json.dumps(accounts, sort_keys=True, default=str)
 
 
 def waits(stats: Mapping[str, Any]) -> tuple[str, ...]:
