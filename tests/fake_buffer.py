@@ -25,6 +25,8 @@ class FakeBuffer:
         steps: of the run.
         seen: the highest epoch used before.
         refuse: message types that are answered with an error.
+        end_after: step from which on there is no batch: less than `steps` when the prompts run out.
+        end: answer `finish` with the state that ends the run.
     """
 
     def __init__(
@@ -35,11 +37,13 @@ class FakeBuffer:
         steps: int,
         seen: int = 0,
         refuse: tuple[str, ...] = (),
+        end_after: int | None = None,
+        end: bool = False,
     ) -> None:
         self.heard: SimpleQueue[dict] = SimpleQueue()
-        self.state = "running"
-        self.end_after = steps
-        """Step from which on there is no batch: less than `steps` when the prompts run out."""
+        self._state = "running"
+        self._end_after = steps if end_after is None else end_after
+        self._end = end
         self._share, self._steps, self._seen, self._refuse = share, steps, seen, refuse
         self._stepped, self._published = 0, -1
         self._context = zmq.Context()
@@ -98,7 +102,7 @@ class FakeBuffer:
                 self.heard.put(message.header)
 
     def _reply(self, peer: bytes, header: dict, columns: dict | None = None) -> None:
-        common = {"epoch": self._seen, "version": self._stepped, "published": self._published, "state": self.state}
+        common = {"epoch": self._seen, "version": self._stepped, "published": self._published, "state": self._state}
         self._router.send_multipart([peer, pack({**common, **header}, columns)])
 
     def _answer(self, peer: bytes, message: Message) -> None:
@@ -125,6 +129,7 @@ class FakeBuffer:
                 self._published = header["version"]
                 self._reply(peer, {"t": "ok"})
             case "finish":
+                self._state = "stopping" if self._end else self._state
                 self._reply(peer, {"t": "ok"})
 
     def _hello(self, peer: bytes, header: dict) -> None:
@@ -139,7 +144,7 @@ class FakeBuffer:
         self._reply(peer, welcome | {"steps": self._steps, "seen": self._seen})
 
     def _next_batch(self, peer: bytes, step: int, rank: int) -> None:
-        if step >= self.end_after:
+        if step >= self._end_after:
             self._reply(peer, {"t": "finished"})
             return
         batch = self._share(step, rank)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -14,9 +15,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from r1async.config import Config, load_config
+from r1async.config import Config, ConfigError, load_config
+from r1async.inbox import DeadlineExceeded
 from r1async.learner.checkpoint import checkpoints, read_marker
 from r1async.learner.core import LearnerCore
+from r1async.learner.distributed import Ranks
+from r1async.learner.learner import Learner
+from r1async.learner.link import LearnerError
 from r1async.learner.loss import resolve_loss
 from r1async.models.loading import load_model
 from r1async.monitor.metrics import read_metrics
@@ -62,11 +67,15 @@ monitor: {{tensorboard: false}}
     return path, load_config(path, list(overrides))
 
 
-def expected_losses(config: Config, steps: int = STEPS) -> list[float]:
-    """The same batches through one core in this process."""
+def core_here(config: Config) -> LearnerCore:
     loss = resolve_loss(config.loss, config.correction, config.sampling.max_tokens)
-    core = LearnerCore(load_model(config.model.path), loss, config.learner, steps=config.steps)
-    return [number(core.step(batch_of(step))["loss"]) for step in range(steps)]
+    return LearnerCore(load_model(config.model.path), loss, config.learner, steps=config.steps)
+
+
+def expected_losses(config: Config) -> list[float]:
+    """The same batches through one core in this process."""
+    core = core_here(config)
+    return [number(core.step(batch_of(step))["loss"]) for step in range(STEPS)]
 
 
 def number(value: object) -> float:
@@ -94,155 +103,129 @@ def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
     return process.returncode, said
 
 
-def test_it_trains_publishes_commits_exports_and_serves_until_told(run_root: Path):
-    path, config = config_file(run_root)
-    with FakeBuffer(config.endpoint("batches"), whole, steps=STEPS) as buffer, learner(path) as process:
-        buffer.wait_for("finish")
-        process.send_signal(signal.SIGTERM)
-        assert ended(process)[0] == 0
-    lines = list(read_metrics(config.run_dir / "metrics" / "learner.jsonl", "step"))
+def run_here(config: Config) -> None:
+    """The learner in this process, until the buffer's state says that the run ends."""
+    with Learner(config, Ranks()) as here:
+        here.run()
+
+
+def steps_of(config: Config) -> list[dict]:
+    return list(read_metrics(config.run_dir / "metrics" / "learner.jsonl", "step"))
+
+
+def test_it_trains_publishes_commits_and_exports(run_root: Path):
+    _, config = config_file(run_root, "monitor.tensorboard=true")
+    with FakeBuffer(config.endpoint("batches"), whole, steps=STEPS, end=True) as buffer:
+        run_here(config)
+        heard = buffer.drain()
+    lines = steps_of(config)
     assert [line["step"] for line in lines] == list(range(STEPS))
     assert [line["loss"] for line in lines] == pytest.approx(expected_losses(config), abs=1e-6)
     assert lines[0]["staleness/histogram"] == {"0": batch_of(0).total_loss_tokens}
     assert list(checkpoints(config.run_dir / "checkpoints")) == [4, 6]
+    assert list((config.run_dir / "tensorboard").glob("events*"))
     exported = load_model(config.run_dir / "model")
     assert not torch.equal(next(exported.parameters()), next(load_model(config.model.path).parameters()))
 
-
-def test_what_it_says_comes_in_order_and_every_version_is_published_with_its_hash(run_root: Path):
-    path, config = config_file(run_root)
-    with FakeBuffer(config.endpoint("batches"), whole, steps=STEPS) as buffer, learner(path) as process:
-        heard = [buffer.wait_for("hello")]
-        while heard[-1]["t"] != "finish":
-            heard.append(buffer.heard.get(timeout=60))
-        process.send_signal(signal.SIGTERM)
-        ended(process)
-    assert (heard[0]["epoch"], heard[0]["step"]) == (1, 0)
+    assert (heard[0]["t"], heard[0]["epoch"], heard[0]["step"]) == ("hello", 1, 0)
+    assert heard[-1]["t"] == "bye"
     published = [header for header in heard if header["t"] == "published"]
     assert [header["version"] for header in published] == list(range(STEPS + 1))
     assert len({header["hash"] for header in published}) == STEPS + 1
     assert [header["step"] for header in heard if header["t"] == "stepped"] == list(range(STEPS))
-    assert [(h["step"], h["last"]) for h in heard if h["t"] == "committed"] == [
-        (2, False),
-        (4, False),
-        (6, False),
-        (6, True),
-    ]
-    for version in range(1, STEPS + 1):
-        steps = [i for i, h in enumerate(heard) if h["t"] == "stepped" and h["step"] == version - 1]
-        versions = [i for i, h in enumerate(heard) if h["t"] == "published" and h["version"] == version]
-        assert steps < versions
-    metrics = next(h for h in heard if h["t"] == "stepped")["metrics"]
+    committed = [(header["step"], header["last"]) for header in heard if header["t"] == "committed"]
+    assert committed == [(2, False), (4, False), (6, False), (6, True)]
+    kinds = [(header["t"], header.get("version", header.get("step"))) for header in heard]
+    assert all(kinds.index(("stepped", v - 1)) < kinds.index(("published", v)) for v in range(1, STEPS + 1))
+    metrics = next(header for header in heard if header["t"] == "stepped")["metrics"]
     assert metrics["reward/mean"] == pytest.approx(float(batch_of(0).rewards.mean()))
     assert all(isinstance(value, int | float) for value in metrics.values())
 
 
-@pytest.mark.parametrize("number_of_signal", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_saves_one_checkpoint_and_the_same_command_goes_on(run_root: Path, number_of_signal: signal.Signals):
-    path, config = config_file(run_root, "learner.checkpoint_every=100")
+def until(last: int):
+    """Shares up to a step; then the ranks are kept waiting."""
+    return lambda step, rank: None if step == last else whole(step, rank)
 
-    def until_third(step: int, rank: int) -> Batch | None:
-        return None if step == 3 else whole(step, rank)
 
-    arguments = ("learner.checkpoint_every=100",)
-    with (
-        FakeBuffer(config.endpoint("batches"), until_third, steps=STEPS) as buffer,
-        learner(path, *arguments) as process,
-    ):
-        buffer.wait_for("next_batch", step=3)
-        process.send_signal(number_of_signal)
-        assert ended(process)[0] == 0
-        kinds = [header["t"] for header in buffer.drain()]
-        assert kinds[-2:] == ["committed", "bye"]
-    with (
-        FakeBuffer(config.endpoint("batches"), whole, steps=STEPS, seen=1) as buffer,
-        learner(path, *arguments) as process,
-    ):
-        hello = buffer.wait_for("hello")
-        assert (hello["epoch"], hello["step"]) == (2, 3)
-        buffer.wait_for("finish")
+def test_a_signal_saves_one_checkpoint_and_the_next_life_goes_on(run_root: Path):
+    path, config = config_file(run_root)
+    endpoint = config.endpoint("batches")
+    with FakeBuffer(endpoint, until(3), steps=STEPS) as buffer, learner(path) as process:
+        buffer.wait_for("published", version=3)  # the step is done, and it waits for the next
         process.send_signal(signal.SIGTERM)
         assert ended(process)[0] == 0
-    lines = list(read_metrics(config.run_dir / "metrics" / "learner.jsonl", "step"))
+        assert [(h["t"], h.get("step")) for h in buffer.drain()] == [("committed", 3), ("bye", None)]
+    with FakeBuffer(endpoint, whole, steps=STEPS, seen=1, end=True) as buffer:
+        run_here(config)
+        hello = buffer.wait_for("hello")
+        assert (hello["epoch"], hello["step"]) == (2, 3)
+    lines = steps_of(config)
     assert [(line["step"], line["epoch"]) for line in lines] == [(s, 1 if s < 3 else 2) for s in range(STEPS)]
     assert [line["loss"] for line in lines] == pytest.approx(expected_losses(config), abs=1e-6)
 
 
 def test_killed_it_goes_on_from_the_newest_whole_checkpoint(run_root: Path):
     path, config = config_file(run_root)
-
-    def until_fourth(step: int, rank: int) -> Batch | None:
-        return None if step == 3 else whole(step, rank)
-
-    with FakeBuffer(config.endpoint("batches"), until_fourth, steps=STEPS) as buffer, learner(path) as process:
+    endpoint = config.endpoint("batches")
+    with FakeBuffer(endpoint, until(3), steps=STEPS) as buffer, learner(path) as process:
         buffer.wait_for("next_batch", step=3)
         process.kill()
         process.wait()
-    with FakeBuffer(config.endpoint("batches"), whole, steps=STEPS, seen=1) as buffer, learner(path) as process:
+    with FakeBuffer(endpoint, whole, steps=STEPS, seen=1, end=True) as buffer:
+        run_here(config)
         hello = buffer.wait_for("hello")
         assert (hello["epoch"], hello["step"]) == (2, 2)
         assert buffer.wait_for("published")["version"] == 2
         assert buffer.wait_for("stepped")["step"] == 2
-        buffer.wait_for("finish")
-        process.send_signal(signal.SIGTERM)
-        assert ended(process)[0] == 0
-    losses = {line["step"]: line["loss"] for line in read_metrics(config.run_dir / "metrics" / "learner.jsonl", "step")}
+    losses = {line["step"]: line["loss"] for line in steps_of(config)}
     assert list(losses.values()) == pytest.approx(expected_losses(config), abs=1e-6)
 
 
 def test_an_epoch_that_was_used_elsewhere_is_stepped_over(run_root: Path):
-    path, config = config_file(run_root)
-    with (
-        FakeBuffer(config.endpoint("batches"), lambda *_: None, steps=STEPS, seen=7) as buffer,
-        learner(path) as process,
-    ):
+    _, config = config_file(run_root, "steps=1")
+    with FakeBuffer(config.endpoint("batches"), whole, steps=1, seen=7, end=True) as buffer:
+        run_here(config)
         assert buffer.wait_for("hello")["epoch"] == 1
         assert buffer.wait_for("hello")["epoch"] == 8
         assert buffer.wait_for("published")["epoch"] == 8
-        process.send_signal(signal.SIGTERM)
-        assert ended(process)[0] == 0
     assert (config.run_dir / "epoch").read_text() == "8\n"
 
 
 def test_a_refusal_ends_it_with_the_buffers_words(run_root: Path):
-    path, config = config_file(run_root)
-    with FakeBuffer(config.endpoint("batches"), whole, steps=STEPS, refuse=("stepped",)), learner(path) as process:
-        code, said = ended(process)
-    assert code != 0
-    assert "stepped is refused by this test" in said
+    _, config = config_file(run_root)
+    with (
+        FakeBuffer(config.endpoint("batches"), whole, steps=STEPS, refuse=("stepped",)),
+        pytest.raises(LearnerError, match="stepped is refused by this test"),
+    ):
+        run_here(config)
 
 
 def test_another_number_of_steps_is_a_mistake_in_the_settings(run_root: Path):
-    path, config = config_file(run_root)
-    with FakeBuffer(config.endpoint("batches"), whole, steps=STEPS + 1), learner(path) as process:
-        code, said = ended(process)
-    assert code == 2
-    assert "the buffer runs 7 steps, this learner 6" in said
+    _, config = config_file(run_root)
+    with (
+        FakeBuffer(config.endpoint("batches"), whole, steps=STEPS + 1),
+        pytest.raises(ConfigError, match="the buffer runs 7 steps, this learner 6"),
+    ):
+        run_here(config)
 
 
 def test_a_batch_that_never_comes_is_named_with_the_buffers_reason(run_root: Path):
-    path, config = config_file(run_root)
+    _, config = config_file(run_root, "learner.batch_deadline_s=1.0")
     with (
-        FakeBuffer(config.endpoint("batches"), lambda *_: None, steps=STEPS),
-        learner(path, "learner.batch_deadline_s=1.0") as process,
+        FakeBuffer(config.endpoint("batches"), until(0), steps=STEPS),
+        pytest.raises(DeadlineExceeded, match=r"the batch of step 0 \(buffer: groups: 1 of 2 ready\)"),
     ):
-        code, said = ended(process)
-    assert code != 0
-    assert "the batch of step 0 (buffer: groups: 1 of 2 ready)" in said
+        run_here(config)
 
 
 def test_prompts_that_run_out_early_end_the_run_at_that_version(run_root: Path):
-    path, config = config_file(run_root, "weights.publish_every=4")
-    # The buffer says `finished` after two steps; version 2 has not been published by then.
-    with FakeBuffer(config.endpoint("batches"), whole, steps=STEPS) as buffer:
-        buffer.end_after = 2
-        with learner(path, "weights.publish_every=4", "staleness.max_staleness=6") as process:
-            assert buffer.wait_for("published")["version"] == 0
-            assert buffer.wait_for("published")["version"] == 2
-            assert buffer.wait_for("committed", last=True)["step"] == 2
-            buffer.wait_for("finish")
-            process.send_signal(signal.SIGTERM)
-            assert ended(process)[0] == 0
+    """Version 2 has not been published when the buffer says that there is no third batch."""
+    _, config = config_file(run_root, "weights.publish_every=3")
+    with FakeBuffer(config.endpoint("batches"), whole, steps=STEPS, end=True, end_after=2) as buffer:
+        run_here(config)
+        heard = buffer.drain()
+    assert [header["version"] for header in heard if header["t"] == "published"] == [0, 2]
+    assert [header["step"] for header in heard if header["t"] == "committed" and header["last"]] == [2]
 
 
 def shares(step: int, rank: int) -> Batch:
@@ -271,66 +254,42 @@ def shares(step: int, rank: int) -> Batch:
 
 def test_two_ranks_train_as_one_and_one_goes_on_from_their_checkpoint(run_root: Path):
     path, config = config_file(run_root)
+    endpoint = config.endpoint("batches")
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    two = ("learner.ranks=2",)
-
-    def until_fourth(step: int, rank: int) -> Batch | None:
-        return None if step == 4 else shares(step, rank)
-
     with (
-        FakeBuffer(config.endpoint("batches"), until_fourth, steps=STEPS) as buffer,
-        learner(path, *two, "--rank=0", **meeting) as first,
-        learner(path, *two, "--rank=1", **meeting) as second,
+        FakeBuffer(endpoint, shares, steps=STEPS) as buffer,
+        learner(path, "learner.ranks=2", "--rank=0", **meeting) as first,
+        learner(path, "learner.ranks=2", "--rank=1", **meeting) as second,
     ):
-        for _ in range(2):
-            buffer.wait_for("next_batch", step=4)
+        buffer.wait_for("finish", deadline_s=200)
         for process in (first, second):
             process.send_signal(signal.SIGTERM)
         assert [ended(process)[0] for process in (first, second)] == [0, 0]
-    marker = read_marker(config.run_dir / "checkpoints" / "step-000004")
-    assert (marker.world, marker.reference) == (2, True)
-    with FakeBuffer(config.endpoint("batches"), whole, steps=STEPS, seen=1) as buffer, learner(path) as process:
-        buffer.wait_for("finish")
-        process.send_signal(signal.SIGTERM)
-        assert ended(process)[0] == 0
-    lines = list(read_metrics(config.run_dir / "metrics" / "learner.jsonl", "step"))
-    assert [line["step"] for line in lines] == list(range(STEPS))
-    assert [line["loss"] for line in lines] == pytest.approx(expected_losses(config), abs=1e-5)
+    lines, expected = steps_of(config), expected_losses(config)
+    assert [line["loss"] for line in lines] == pytest.approx(expected, abs=1e-5)
     assert lines[2]["reward/mean"] == pytest.approx(float(batch_of(2).rewards.mean()))
-    assert lines[1]["group/zero_variance"] == pytest.approx(0.0)
-    assert lines[1]["staleness/histogram"] == {
-        str(age): count for age, count in enumerate(np.bincount(_loss_ages(batch_of(1)))) if count
-    }
+    ages = np.bincount(_loss_ages(batch_of(1)))
+    assert lines[1]["staleness/histogram"] == {str(age): count for age, count in enumerate(ages) if count}
+
+    core = core_here(config)
+    for step in range(STEPS):
+        core.step(batch_of(step))
+    exported = load_model(config.run_dir / "model")
+    assert exported.config.architectures == ["Qwen2ForCausalLM"]
+    for own, other in zip(core.model.parameters(), exported.parameters(), strict=True):
+        torch.testing.assert_close(own.detach(), other.detach(), atol=1e-5, rtol=0)
+
+    folder = config.run_dir / "checkpoints"
+    assert (read_marker(folder / "step-000004").world, read_marker(folder / "step-000004").reference) == (2, True)
+    shutil.rmtree(folder / "step-000006")
+    with FakeBuffer(endpoint, whole, steps=STEPS, seen=1, end=True):
+        run_here(config)
+    assert [line["loss"] for line in steps_of(config)[STEPS:]] == pytest.approx(expected[4:], abs=1e-5)
 
 
 def _loss_ages(batch: Batch) -> np.ndarray:
     return np.repeat(batch.step - batch.run_versions, batch.run_lengths)[
         np.repeat(batch.over_age == 0, batch.run_lengths)
     ]
-
-
-def test_two_ranks_finish_and_export_the_whole_model(run_root: Path):
-    path, config = config_file(run_root, "learner.ranks=2", "steps=2")
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    two = ("learner.ranks=2", "steps=2")
-    with (
-        FakeBuffer(config.endpoint("batches"), shares, steps=2) as buffer,
-        learner(path, *two, "--rank=0", **meeting) as first,
-        learner(path, *two, "--rank=1", **meeting) as second,
-    ):
-        buffer.wait_for("finish")
-        for process in (first, second):
-            process.send_signal(signal.SIGTERM)
-        assert [ended(process)[0] for process in (first, second)] == [0, 0]
-    loss = resolve_loss(config.loss, config.correction, config.sampling.max_tokens)
-    core = LearnerCore(load_model(config.model.path), loss, config.learner, steps=2)
-    for step in range(2):
-        core.step(batch_of(step))
-    exported = load_model(config.run_dir / "model")
-    assert exported.config.architectures == ["Qwen2ForCausalLM"]
-    for own, other in zip(core.model.parameters(), exported.parameters(), strict=True):
-        torch.testing.assert_close(own.detach(), other.detach(), atol=1e-5, rtol=0)
