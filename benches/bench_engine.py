@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import GenerationConfig, PreTrainedModel, Qwen2ForCausalLM
+from transformers import GenerationConfig, PreTrainedModel
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -27,7 +27,7 @@ from r1async.generator.torch_engine import TorchEngine
 from r1async.models.loading import state_tensors
 from r1async.types import PolicyVersion, Sampling
 
-from tests.tiny_models import tiny_model
+from tests.tiny_models import generate, tiny_model
 
 PROMPT_TOKENS, MAX_TOKENS, GROUP_SIZE, EOS, PAD = 13, 24, 8, 2, 0
 
@@ -55,10 +55,9 @@ def bench_generate(model: PreTrainedModel, prompts: list[np.ndarray]) -> tuple[i
         eos_token_id=EOS,
         pad_token_id=PAD,
     )
-    assert isinstance(model, Qwen2ForCausalLM)
     started = time.process_time()
     ids = torch.from_numpy(np.stack(prompts)).long()
-    out = model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=settings)
+    out = generate(model, ids, settings)
     completions = out[:, PROMPT_TOKENS:]
     ended = (completions == EOS).long().cumsum(-1)
     # Up to and with the first stop token; padding after it is not a token delivered.

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from operator import methodcaller
 from pathlib import Path
 from typing import Literal
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from torch import Tensor
 from transformers import (
+    GenerationConfig,
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedModel,
@@ -88,3 +91,11 @@ def save_tiny(directory: Path, architecture: Architecture = "qwen2", **settings:
     tiny_model(architecture, **settings).save_pretrained(directory)  # pyright: ignore[reportArgumentType]
     tiny_tokenizer().save_pretrained(directory)
     return directory
+
+
+def generate(model: PreTrainedModel, prompts_BL: Tensor, settings: GenerationConfig) -> Tensor:
+    """`generate` of transformers for prompts of one length; its annotations refuse its own models."""
+    call = methodcaller(
+        "generate", attention_mask=torch.ones_like(prompts_BL), generation_config=settings, inputs=prompts_BL
+    )
+    return call(model)

@@ -71,7 +71,8 @@ def check_sampling(sampling: Sampling) -> None:
 def rollout_keys(seed: int, rollouts: NDArray[np.int64]) -> NDArray[np.uint64]:
     """(B,), where each rollout's stream of noise begins. Neighbouring seeds and rollouts give unrelated streams."""
     start = _mix(np.array([seed & (2**64 - 1)], np.uint64) + _GOLDEN)
-    return _mix(start ^ _mix(rollouts.astype(np.uint64) + _GOLDEN))
+    # Seed and rollout must not play the same part, or rollout 1 of seed 2 would sample as rollout 2 of seed 1.
+    return _mix(start + _mix(rollouts.astype(np.uint64)) * _GOLDEN)
 
 
 def uniforms(keys: NDArray[np.uint64], positions: NDArray[np.int64]) -> NDArray[np.float64]:

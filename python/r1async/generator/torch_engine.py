@@ -8,6 +8,7 @@ grows in steps of a quarter; weights are held once in float32, and once more whe
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
@@ -23,6 +24,8 @@ from r1async.generator.sampling import check_sampling, sample, uniforms
 from r1async.generator.slots import Seat, Slots
 from r1async.models.loading import ModelError
 from r1async.types import PolicyVersion
+
+log = logging.getLogger(__name__)
 
 _INITIAL_COLUMNS = 64
 
@@ -102,6 +105,8 @@ class TorchEngine:
             self._pinned = _Pool(self._decoder, pinned_slots, seed) if pinned_slots else None
             probe_rows = max(pool.slots.rows for pool in self._pools)
             self.independent = rows_are_independent(self._decoder, probe_rows, bucket(min(max_len, 1024)))
+        if not self.independent:
+            log.warning("this BLAS rounds a row by the batch's width: every step computes all rows at full length")
         self._turn = 0
 
     @property

@@ -27,6 +27,7 @@ from transformers.utils.import_utils import is_flash_attn_2_available
 
 DTYPES: Mapping[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 HEAD = "lm_head.weight"
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
 
 
 class ModelError(ValueError):
@@ -83,6 +84,9 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
         ModelError: there is none.
     """
     load_config(path)
+    # Where none of these is, transformers 5 makes an empty tokenizer without a word.
+    if not any((Path(path) / name).is_file() for name in _TOKENIZER_FILES):
+        raise ModelError(f"model.path={str(path)!r} has no tokenizer (none of {', '.join(_TOKENIZER_FILES)})")
     try:
         return AutoTokenizer.from_pretrained(path)
     except (ValueError, OSError) as error:
