@@ -226,7 +226,7 @@ def _fraction(match: re.Match[str]) -> Number | None:
 
 
 def numbers_equal(ours: Number, theirs: Number) -> bool:
-    """Equal exactly, or one is a decimal that gives the other to within one unit of its last place.
+    """Equal exactly, or one is a decimal that the other rounds to or, cut off, begins with.
 
     Six significant digits make a decimal a rounding, so 0.333333 is 1/3 and 0.33 is not. Relative by nature:
     1e-9 is not 2e-9. 50% is 0.5; as references often drop the sign, it is 50 too.
@@ -239,8 +239,14 @@ def numbers_equal(ours: Number, theirs: Number) -> bool:
 
 
 def _close(a: Number, b: Number) -> bool:
-    units = [unit for unit in (a.unit, b.unit) if unit is not None]
-    return a.value == b.value or (bool(units) and abs(a.value - b.value) < max(units))
+    return a.value == b.value or _rounds(a, b.value) or _rounds(b, a.value)
+
+
+def _rounds(decimal: Number, exact: Fraction) -> bool:
+    if decimal.unit is None:
+        return False
+    distance = abs(decimal.value - exact)
+    return 2 * distance <= decimal.unit or (distance < decimal.unit and abs(decimal.value) < abs(exact))
 
 
 def _hundredfold(number: Number) -> Number:

@@ -64,8 +64,9 @@ def _compare_numbers(a: object, b: object, written: Number | None) -> bool | Non
         return None
     difference = abs(x - y)
     if written is not None and written.unit is not None:
+        # A long decimal: the other may round to it. 30 digits tell that as well as the exact number would.
         unit = sympy.Rational(written.unit.numerator, written.unit.denominator)
-        if difference < unit:
+        if 2 * difference <= unit:
             return True
     return bool(difference <= EQUAL_TO * max(abs(x), abs(y)))
 

@@ -7,6 +7,7 @@ is loaded only where its Python class can change what is encoded, or to render a
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -103,6 +104,8 @@ class Detokenizer:
     """Completion tokens to the text that graders see."""
 
     def __init__(self, folder: Path) -> None:
+        # A handful of short completions at a time: threads would cost more than they save.
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         self._eos_ids = eos_ids(folder)
         # Decoding needs no Python class: tokenizer.json says it all.
         fast = (folder / "tokenizer.json").is_file()

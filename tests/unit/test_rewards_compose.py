@@ -1,0 +1,145 @@
+"""Verdicts: weighted sums, abstentions, and functions of the user's own."""
+
+import logging
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from r1async.config import ConfigError, RewardConfig
+from r1async.rewards.compose import Grader
+from r1async.tasks.meta import Question
+from r1async.types import Completion, FinishReason, Verdict
+
+GOOD = "<think>1</think><answer>5</answer>"
+QUESTION = Question(text="2+3=", answer="5", extra={"level": "3"})
+
+FUNCTIONS = """
+import numpy as np
+from r1async.types import Verdict
+
+def length(prompt, completion): return completion.num_tokens
+def level(prompt, completion): return float(prompt.extra["level"])
+def numpy_half(prompt, completion): return np.float32(0.5)
+def yes(prompt, completion): return True
+def nothing(prompt, completion): return None
+def nan(prompt, completion): return float("nan")
+def infinite(prompt, completion): return float("inf")
+def word(prompt, completion): return "good"
+def crash(prompt, completion): return 1 / 0
+def detailed(prompt, completion): return Verdict(total=0.5, parts={"style": 0.25}, status="compile")
+def unsure(prompt, completion): return Verdict.abstain("endpoint")
+def huge(prompt, completion): return 1e308
+number = 3
+"""
+
+
+@pytest.fixture(autouse=True)
+def functions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    (tmp_path / "own_rewards.py").write_text(FUNCTIONS)
+    (tmp_path / "broken_rewards.py").write_text("import no_such_library\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    yield
+    sys.modules.pop("own_rewards", None)
+
+
+def verdict(weights: dict[str, float], text: str = GOOD, finish: FinishReason = "stop", question: Question = QUESTION):
+    grader = Grader(RewardConfig(weights=weights, equivalence="exact"), before_slow=lambda: None)
+    return grader.grade(question, Completion(text=text, num_tokens=17, finish=finish))
+
+
+@pytest.mark.parametrize(
+    ("text", "total", "parts"),
+    [
+        (GOOD, 1.2, {"accuracy": 1.0, "format": 1.0}),
+        ("<answer>5</answer>", 1.0, {"accuracy": 1.0, "format": 0.0}),
+        ("<think>1</think><answer>6</answer>", 0.2, {"accuracy": 0.0, "format": 1.0}),
+        ("<answer>6</answer>", 0.0, {"accuracy": 0.0, "format": 0.0}),
+        ("<think>1</think><answer>4</answer><answer>5</answer>", 1.0, {"accuracy": 1.0, "format": 0.0}),
+        ("", 0.0, {"accuracy": 0.0, "format": 0.0}),
+    ],
+)
+def test_parts_add_up_by_their_weights(text: str, total: float, parts: dict[str, float]):
+    assert verdict({"accuracy": 1.0, "format": 0.2}, text) == Verdict(total=total, parts=parts, status="ok")
+
+
+def test_completion_that_was_cut_is_not_in_format():
+    assert verdict({"accuracy": 1.0, "format": 0.2}, finish="length").parts == {"accuracy": 1.0, "format": 0.0}
+
+
+def test_reference_that_is_empty_abstains():
+    assert verdict({"accuracy": 1.0}, question=Question(text="?", answer=" ")) == Verdict.abstain("ungradable")
+
+
+@pytest.mark.parametrize(("function", "value"), [("length", 17.0), ("level", 3.0), ("numpy_half", 0.5), ("yes", 1.0)])
+def test_function_of_ones_own_is_a_part(function: str, value: float):
+    name = f"own_rewards:{function}"
+    assert verdict({"accuracy": 1.0, name: 0.5}) == Verdict(
+        total=1.0 + 0.5 * value, parts={"accuracy": 1.0, name: value}, status="ok"
+    )
+
+
+@pytest.mark.parametrize(
+    ("function", "status", "logged"),
+    [
+        ("nothing", "abstained", ""),
+        ("unsure", "endpoint", ""),
+        ("nan", "nan", "reward own_rewards:nan returned nan"),
+        ("infinite", "nan", "reward own_rewards:infinite returned inf"),
+        ("crash", "error", "reward own_rewards:crash raised ZeroDivisionError: division by zero"),
+        ("word", "error", "reward own_rewards:word returned str, wanted a number, a Verdict or None"),
+    ],
+)
+def test_grader_that_does_not_know_abstains(function: str, status: str, logged: str, caplog: pytest.LogCaptureFixture):
+    with caplog.at_level(logging.ERROR):
+        result = verdict({"accuracy": 1.0, f"own_rewards:{function}": 1.0})
+    assert (result.total, result.status, result.parts) == (None, status, {"accuracy": 1.0})
+    assert logged in caplog.text
+    assert bool(caplog.text) == bool(logged)
+
+
+def test_part_without_weight_is_logged_and_cannot_spoil_the_rest():
+    assert verdict({"accuracy": 1.0, "own_rewards:nan": 0.0, "own_rewards:level": 0.0}) == Verdict(
+        total=1.0, parts={"accuracy": 1.0, "own_rewards:level": 3.0}, status="ok"
+    )
+
+
+def test_verdict_of_ones_own_keeps_its_parts_and_status():
+    assert verdict({"own_rewards:detailed": 2.0}) == Verdict(
+        total=1.0, parts={"own_rewards:detailed": 0.5, "own_rewards:detailed.style": 0.25}, status="compile"
+    )
+
+
+def test_sum_that_overflows_abstains():
+    assert verdict({"own_rewards:huge": 1e10}) == Verdict.abstain("nan")
+
+
+def test_function_that_always_fails_does_not_flood_the_log(caplog: pytest.LogCaptureFixture):
+    grader = Grader(RewardConfig(weights={"own_rewards:crash": 1.0}), before_slow=lambda: None)
+    for _ in range(250):
+        grader.grade(QUESTION, Completion(text="", num_tokens=0, finish="stop"))
+    assert len(caplog.records) == 3 + 2
+    assert "250" not in caplog.text
+    assert "(200 so far)" in caplog.text
+
+
+def test_function_of_ones_own_is_announced_as_slow():
+    announced = []
+    grader = Grader(RewardConfig(weights={"format": 1.0, "own_rewards:yes": 1.0}), lambda: announced.append(1))
+    grader.grade(QUESTION, Completion(text=GOOD, num_tokens=1, finish="stop"))
+    assert announced == [1]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("acuracy", r"reward\.weights\.acuracy: must be accuracy, format, or module:function"),
+        ("no_such_module:f", r"cannot import no_such_module: ModuleNotFoundError"),
+        ("broken_rewards:f", r"cannot import broken_rewards: ModuleNotFoundError: No module named 'no_such_library'"),
+        ("own_rewards:nope", r"own_rewards\.py has no 'nope'"),
+        ("own_rewards:number", r"must be a function, got int"),
+    ],
+)
+def test_part_that_does_not_exist_is_named(name: str, message: str):
+    with pytest.raises(ConfigError, match=message):
+        verdict({name: 1.0})
