@@ -311,3 +311,160 @@ fn within(
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_defaults_work() {
+        assert_eq!(Settings::default().validate(), Ok(()));
+    }
+
+    #[test]
+    fn what_cannot_work_is_refused_by_name() {
+        let base = Settings::default;
+        let refused = [
+            (
+                "group_size",
+                Settings {
+                    group_size: 0,
+                    ..base()
+                },
+            ),
+            (
+                "min_group_size",
+                Settings {
+                    min_group_size: 9,
+                    ..base()
+                },
+            ),
+            (
+                "min_group_size",
+                Settings {
+                    min_group_size: 0,
+                    ..base()
+                },
+            ),
+            (
+                "groups_per_step",
+                Settings {
+                    groups_per_step: 0,
+                    ..base()
+                },
+            ),
+            (
+                "pacing",
+                Settings {
+                    pacing: 3,
+                    ..base()
+                },
+            ),
+            (
+                "publish_every",
+                Settings {
+                    publish_every: 2,
+                    max_staleness: 0,
+                    pacing: 0,
+                    ..base()
+                },
+            ),
+            (
+                "publish_every",
+                Settings {
+                    publish_every: 0,
+                    ..base()
+                },
+            ),
+            (
+                "waste_budget",
+                Settings {
+                    waste_budget: 1.5,
+                    ..base()
+                },
+            ),
+            (
+                "waste_budget",
+                Settings {
+                    waste_budget: f64::NAN,
+                    ..base()
+                },
+            ),
+            (
+                "baseline",
+                Settings {
+                    group_size: 1,
+                    min_group_size: 1,
+                    ..base()
+                },
+            ),
+            ("eps", Settings { eps: 0.0, ..base() }),
+            (
+                "pass_mark",
+                Settings {
+                    pass_mark: f64::INFINITY,
+                    ..base()
+                },
+            ),
+            (
+                "oversample",
+                Settings {
+                    oversample: 0.5,
+                    ..base()
+                },
+            ),
+            (
+                "lease_s",
+                Settings {
+                    lease_s: 0.0,
+                    ..base()
+                },
+            ),
+            (
+                "hold_deadline_s",
+                Settings {
+                    hold_deadline_s: f64::INFINITY,
+                    ..base()
+                },
+            ),
+            (
+                "group_deadline_s",
+                Settings {
+                    group_deadline_s: 619.0,
+                    ..base()
+                },
+            ),
+            (
+                "max_tokens",
+                Settings {
+                    max_tokens: 0,
+                    ..base()
+                },
+            ),
+            (
+                "max_attempts",
+                Settings {
+                    max_attempts: 0,
+                    ..base()
+                },
+            ),
+            (
+                "temperature",
+                Settings {
+                    temperature: 0.0,
+                    ..base()
+                },
+            ),
+        ];
+        for (name, settings) in refused {
+            assert_eq!(settings.validate().unwrap_err().name, name);
+        }
+        let alone = Settings {
+            group_size: 1,
+            min_group_size: 1,
+            baseline: Baseline::None,
+            ..base()
+        };
+        assert_eq!(alone.validate(), Ok(()));
+    }
+}

@@ -164,3 +164,73 @@ impl StalenessHistogram {
             .map_or(0, |(&staleness, _)| staleness)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn run(epoch: u64, number: u64, count: u32) -> VersionRun {
+        VersionRun::new(PolicyVersion::new(epoch, number), count)
+    }
+
+    #[test]
+    fn runs_merge_with_their_neighbour_only() {
+        let mut runs = VersionRuns::default();
+        for next in [
+            run(0, 3, 2),
+            run(0, 3, 1),
+            run(0, 4, 0),
+            run(0, 4, 5),
+            run(0, 3, 1),
+            run(1, 3, 1),
+        ] {
+            runs.push(next);
+        }
+        assert_eq!(
+            runs.as_slice(),
+            [run(0, 3, 3), run(0, 4, 5), run(0, 3, 1), run(1, 3, 1)]
+        );
+        assert_eq!((runs.lowest(), runs.newest()), (Some(3), Some(4)));
+    }
+
+    #[test]
+    fn no_tokens_have_no_age() {
+        let ages = StalenessHistogram::default();
+        assert_eq!(
+            (ages.total(), ages.mean(), ages.p95(), ages.max()),
+            (0, 0.0, 0, 0)
+        );
+        assert_eq!(VersionRuns::default().lowest(), None);
+    }
+
+    #[test]
+    fn p95_is_the_age_that_95_of_100_do_not_exceed() {
+        let mut ages = StalenessHistogram::default();
+        ages.add(0, 94);
+        ages.add(3, 5);
+        ages.add(8, 1);
+        assert_eq!((ages.p95(), ages.max(), ages.mean()), (3, 8, 0.23));
+        ages.add(0, 100);
+        assert_eq!(ages.p95(), 0);
+    }
+
+    proptest! {
+        #[test]
+        fn runs_say_what_the_tokens_were(versions in prop::collection::vec(0u64..4, 0..60)) {
+            let mut runs = VersionRuns::default();
+            for &number in &versions {
+                runs.push(run(0, number, 1));
+            }
+            let back: Vec<u64> = runs
+                .as_slice()
+                .iter()
+                .flat_map(|run| std::iter::repeat_n(run.version.number, run.count as usize))
+                .collect();
+            prop_assert_eq!(&back, &versions);
+            prop_assert!(runs.as_slice().windows(2).all(|pair| pair[0].version != pair[1].version));
+            prop_assert_eq!(runs.lowest(), versions.iter().copied().min());
+        }
+    }
+}

@@ -1,5 +1,9 @@
 //! A small run around a ledger: one generator, one scorer and one learner that do as the test says.
-#![allow(dead_code, reason = "each test binary uses its own part of this")]
+#![allow(
+    dead_code,
+    missing_docs,
+    reason = "each test binary uses its own part of this"
+)]
 
 use r1async_core::{
     Bind, BoundBatch, ChunkAck, ChunkError, ChunkRef, Finish, HolderId, LeaseId, Ledger,
@@ -43,7 +47,13 @@ pub struct Run {
 impl Run {
     /// A run whose learner has connected and published version 0, with all wanted prompts admitted.
     pub fn new(settings: Settings) -> Self {
-        let ledger = Ledger::new(settings).unwrap();
+        Self::with_prompts(u64::MAX, settings)
+    }
+
+    /// The same, with so many prompts.
+    pub fn with_prompts(prompts: u64, settings: Settings) -> Self {
+        let mut ledger = Ledger::new(settings).unwrap();
+        ledger.end_of_prompts(prompts);
         let mut run = Run {
             ledger,
             epoch: 0,

@@ -1,5 +1,9 @@
 //! Generators, scorers and a learner that behave at random, and what must hold whatever they do.
-#![allow(dead_code, reason = "each test binary uses its own part of this")]
+#![allow(
+    dead_code,
+    missing_docs,
+    reason = "each test binary uses its own part of this"
+)]
 
 use std::collections::{BTreeMap, BTreeSet};
 

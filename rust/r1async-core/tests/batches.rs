@@ -1,0 +1,665 @@
+//! Batches: which groups a step trains, what becomes of old tokens, when a step is held.
+
+mod common;
+
+use common::{GENERATOR, Run, SCORER, settings, with_bound};
+use r1async_core::{
+    Baseline, Bind, DropReason, Finish, OverAge, Settings, StdKind, Step, Verdict, WaitReason,
+    ZeroVariance,
+};
+
+/// Does step `step` with one group made for it on the spot, so that versions move on.
+fn advance(run: &mut Run, step: u64) {
+    run.complete_group(step, 1, &[0.0, 1.0]);
+    run.batch(step);
+    run.step(step);
+}
+
+#[test]
+fn a_batch_has_what_the_learner_needs() {
+    let mut run = Run::new(with_bound(2, settings()));
+    let leases = run.lease(0, 2);
+    run.finish(leases[0].lease, 0, &[(0, 4)]);
+    run.try_send(leases[1].lease, 0, &[(0, 2)], Some(Finish::Length))
+        .unwrap();
+    run.score(&[1.0, 0.0]);
+    let batch = run.batch(0);
+    assert_eq!((batch.step, batch.groups.len()), (Step(0), 1));
+    let group = &batch.groups[0];
+    assert_eq!(group.prompt.tokens, [1, 2, 3]);
+    assert_eq!(
+        (
+            group.statistics.mean,
+            group.statistics.std,
+            group.statistics.pass_rate
+        ),
+        (0.5, 0.5, 0.5)
+    );
+    let [good, bad] = &group.rollouts[..] else {
+        panic!("two members")
+    };
+    assert_eq!((good.rollout.0, bad.rollout.0), (0, 1));
+    assert_eq!(
+        (good.tokens.as_slice(), good.logprobs.as_slice()),
+        ([0, 1, 2, 3].as_slice(), [-0.5; 4].as_slice())
+    );
+    assert!((good.advantage - 0.5 / (0.5 + 1e-6)).abs() < 1e-12);
+    assert_eq!(bad.advantage, -good.advantage);
+    assert_eq!((good.finish, bad.finish), (Finish::Stop, Finish::Length));
+    assert_eq!(
+        (good.score.total, good.score.parts[0].0.as_str()),
+        (1.0, "accuracy")
+    );
+    assert_eq!(
+        (good.finish_version, good.over_age.as_slice()),
+        (run.version(0), [false].as_slice())
+    );
+}
+
+#[test]
+fn asked_again_it_is_the_same_batch() {
+    let mut run = Run::new(settings());
+    run.complete_group(0, 3, &[0.0, 1.0]);
+    let first = run.batch(0);
+    assert_eq!(first, run.batch(0));
+    assert!(run.ledger.bind_batch(0.0, Step(1)).is_err());
+    run.step(0);
+    assert!(run.ledger.bind_batch(0.0, Step(0)).is_err());
+}
+
+#[test]
+fn a_wait_for_groups_says_how_many() {
+    let mut run = Run::new(Settings {
+        groups_per_step: 3,
+        ..settings()
+    });
+    run.complete_group(0, 1, &[0.0, 1.0]);
+    let open = run.lease(0, 4).len() / 2;
+    assert_eq!(open, 2);
+    assert_eq!(
+        run.wait(0),
+        WaitReason::Groups {
+            step: Step(0),
+            ready: 1,
+            want: 3,
+            open: 2
+        }
+    );
+    assert!(
+        run.ledger
+            .waits(0.0)
+            .contains(&"groups: 1 of 3 ready for step 0, 2 open".to_owned())
+    );
+}
+
+#[test]
+fn groups_train_in_order_of_deadline_then_number_however_they_finish() {
+    let mut run = Run::new(with_bound(2, settings()));
+    let leases = run.lease(0, 6); // Groups 0, 1, 2 at version 0.
+    for pair in [4, 2, 0] {
+        run.finish(leases[pair].lease, 0, &[(0, 1)]);
+        run.finish(leases[pair + 1].lease, 0, &[(0, 1)]);
+        run.score(&[0.0, 1.0]);
+    }
+    assert_eq!(run.groups(0), [0]);
+    run.step(0);
+    assert_eq!(run.complete_group(1, 1, &[0.0, 1.0]), 3);
+    assert_eq!(run.groups(1), [1]); // Deadline 2 before deadline 3.
+    run.step(1);
+    assert_eq!(run.groups(2), [2]);
+}
+
+#[test]
+fn mask_takes_old_tokens_out_of_the_loss_and_keeps_them_as_context() {
+    let mut run = Run::new(with_bound(1, settings()));
+    let leases = run.lease(0, 2);
+    run.send(leases[0].lease, 0, &[(0, 3)]);
+    run.finish(leases[1].lease, 0, &[(0, 2)]);
+    run.score(&[0.0]);
+    advance(&mut run, 0);
+    run.send(leases[0].lease, 3, &[(1, 4)]);
+    advance(&mut run, 1);
+    run.finish(leases[0].lease, 7, &[(2, 2)]);
+    run.score(&[1.0]);
+    let batch = run.batch(2); // Version 0 is 2 steps old, the bound is 1.
+    let group = &batch.groups[0];
+    // Member 1 has nothing young enough: it gave its reward to the statistics, and does not train.
+    assert_eq!(group.rollouts.len(), 1);
+    assert_eq!(group.statistics.count, 2);
+    let long = &group.rollouts[0];
+    assert_eq!(
+        (long.over_age.as_slice(), long.loss_tokens()),
+        ([true, false, false].as_slice(), 6)
+    );
+    assert_eq!(long.tokens.len(), 9);
+    run.step(2);
+    let stats = run.ledger.stats();
+    assert_eq!(
+        stats.staleness.counts().collect::<Vec<_>>(),
+        [(0, 6), (1, 4)]
+    );
+    assert_eq!((stats.staleness.max(), stats.staleness.p95()), (1, 1));
+    run.commit(3);
+    let audit = run.ledger.audit();
+    assert_eq!(audit.tokens.dropped_for(DropReason::Stale), 3 + 2);
+    assert_eq!(audit.rollouts.dropped_for(DropReason::Stale), 1);
+    assert_eq!(
+        (
+            audit.tokens.trained,
+            audit.rollouts.trained,
+            audit.prompts.trained
+        ),
+        (10, 5, 3)
+    );
+}
+
+/// Group 0 with a token of version 0 in one member, the rest of versions 1 and 2; at step 2.
+fn group_with_one_old_token(over_age: OverAge) -> Run {
+    let mut run = Run::new(with_bound(
+        1,
+        Settings {
+            over_age,
+            retries: 1,
+            ..settings()
+        },
+    ));
+    let leases = run.lease(0, 2);
+    run.send(leases[0].lease, 0, &[(0, 1)]);
+    advance(&mut run, 0);
+    run.finish(leases[0].lease, 1, &[(1, 3)]);
+    run.score(&[1.0]);
+    advance(&mut run, 1);
+    run.finish(leases[1].lease, 0, &[(2, 2)]);
+    run.score(&[0.0]);
+    run
+}
+
+#[test]
+fn drop_takes_the_whole_group_and_its_prompt_returns_as_often_as_said() {
+    let mut run = group_with_one_old_token(OverAge::Drop);
+    assert!(matches!(run.wait(2), WaitReason::Groups { ready: 0, .. }));
+    let audit = run.ledger.audit();
+    assert_eq!(audit.prompts.dropped_for(DropReason::Stale), 1);
+    assert_eq!(audit.rollouts.dropped_for(DropReason::Stale), 2);
+    assert_eq!(audit.tokens.dropped_for(DropReason::Stale), 6);
+    // It comes back at the end of the queue, as a new group.
+    let returned = (2..9).find_map(|step| {
+        let leases = run.lease(step, 2);
+        for lease in &leases {
+            run.finish(lease.lease, 0, &[(step, 1)]);
+        }
+        run.score(&[0.0, 1.0]);
+        run.batch(step);
+        run.step(step);
+        (leases[0].prompt.ordinal == 0).then_some(leases[0].group.0)
+    });
+    assert_eq!(returned, Some(5)); // 0 to 4 were queued when group 0 was dropped.
+}
+
+#[test]
+fn a_prompt_that_has_used_its_retries_does_not_return() {
+    let mut run = Run::new(with_bound(
+        1,
+        Settings {
+            over_age: OverAge::Drop,
+            retries: 0,
+            ..settings()
+        },
+    ));
+    let leases = run.lease(0, 2);
+    run.finish(leases[0].lease, 0, &[(0, 1)]);
+    run.score(&[0.0]);
+    advance(&mut run, 0);
+    advance(&mut run, 1);
+    run.finish(leases[1].lease, 0, &[(2, 1)]);
+    run.score(&[1.0]);
+    run.wait(2);
+    assert_eq!(run.ledger.stats().groups_dropped[&DropReason::Stale], 1);
+    assert!(
+        run.lease(2, 100)
+            .iter()
+            .all(|lease| lease.prompt.ordinal != 0)
+    );
+}
+
+#[test]
+fn train_trains_old_tokens_and_counts_them() {
+    let mut run = group_with_one_old_token(OverAge::Train);
+    let batch = run.batch(2);
+    assert!(
+        batch
+            .rollouts()
+            .all(|(_, rollout)| rollout.over_age.iter().all(|over| !over))
+    );
+    run.step(2);
+    let stats = run.ledger.stats();
+    assert_eq!((stats.over_age_trained, stats.staleness.max()), (1, 2));
+}
+
+#[test]
+fn a_group_with_nothing_young_is_dropped_stale_and_takes_no_place_in_the_batch() {
+    let mut run = Run::new(with_bound(1, settings()));
+    let leases = run.lease(0, 2);
+    advance(&mut run, 0);
+    advance(&mut run, 1);
+    for lease in &leases {
+        run.finish(lease.lease, 0, &[(0, 5)]);
+    }
+    run.score(&[0.0, 1.0]);
+    let fresh = run.complete_group(2, 1, &[0.0, 1.0]);
+    assert_eq!(run.groups(2), [fresh]);
+    assert_eq!(run.ledger.audit().tokens.dropped_for(DropReason::Stale), 10);
+}
+
+#[test]
+fn a_drop_at_packing_frees_its_place() {
+    let mut run = Run::new(with_bound(1, settings())); // 2 places.
+    let leases = run.lease(0, 2);
+    advance(&mut run, 0);
+    advance(&mut run, 1);
+    for lease in &leases {
+        run.finish(lease.lease, 0, &[(0, 5)]);
+    }
+    run.score(&[0.0, 1.0]);
+    assert_eq!(run.lease(2, 100).len(), 2);
+    run.ledger.take_news();
+    run.wait(2); // Drops the stale group,
+    assert!(run.ledger.take_news().rollouts); // says so,
+    assert_eq!(run.lease(2, 100).len(), 2); // and another one is opened.
+}
+
+/// B = 1, e = 1; group 0 ready, group 1 with one finished and one generating member, all of version 0.
+fn one_ready_one_unfinished(waste_budget: f64) -> (Run, Vec<r1async_core::RolloutLease>) {
+    let rule = Settings {
+        waste_budget,
+        hold_deadline_s: 30.0,
+        ..settings()
+    };
+    let mut run = Run::new(with_bound(1, rule));
+    run.complete_group(0, 10, &[0.0, 1.0]); // Group 0 trains in step 0.
+    let leases = run.lease(0, 2); // Group 1, at version 0: its last chance is step 1.
+    run.send(leases[0].lease, 0, &[(0, 6)]);
+    run.finish(leases[1].lease, 0, &[(0, 4)]);
+    run.score(&[1.0]);
+    run.batch(0);
+    run.step(0);
+    run.complete_group(1, 10, &[0.0, 1.0]); // Group 2, ready for step 1.
+    (run, leases)
+}
+
+#[test]
+fn a_step_is_held_for_tokens_of_unfinished_rollouts_at_their_last_chance() {
+    let (mut run, leases) = one_ready_one_unfinished(0.0);
+    run.now = 2.0;
+    let wait = run.wait(1);
+    assert_eq!(
+        wait.to_string(),
+        "hold: step 1 waits for 1 rollouts of groups 1 (10 tokens dying), 0.0 s"
+    );
+    run.now = 5.0;
+    assert_eq!(
+        run.ledger.waits(5.0)[0],
+        "hold: step 1 waits for 1 rollouts of groups 1 (10 tokens dying), 3.0 s"
+    );
+    run.finish(leases[0].lease, 6, &[(1, 1)]);
+    assert!(matches!(run.wait(1), WaitReason::Hold { rollouts: 1, .. })); // Being scored is unfinished, too.
+    run.score(&[0.0]);
+    assert_eq!(run.groups(1), [1]); // Oldest first: nothing died.
+    let stats = run.ledger.stats();
+    assert_eq!(
+        (stats.holds, stats.held_s, stats.hold_timeouts, stats.waste),
+        (1, 3.0, 0, 0.0)
+    );
+}
+
+#[test]
+fn a_hold_ends_at_its_deadline_and_the_tokens_are_counted_as_waste() {
+    let (mut run, _) = one_ready_one_unfinished(0.0);
+    run.wait(1);
+    assert_eq!(run.ledger.next_deadline(), Some(30.0));
+    run.ledger.take_news();
+    run.pass(30.0);
+    assert!(run.ledger.take_news().batch);
+    assert_eq!(run.groups(1), [2]);
+    let stats = run.ledger.stats();
+    assert_eq!(
+        (stats.holds, stats.hold_timeouts, stats.held_s),
+        (1, 1, 30.0)
+    );
+    // 20 tokens came before step 0, 10 of group 1 before and 20 of group 2 after it, then one decay each.
+    let generated = ((20.0 + 10.0) * 0.97 + 20.0) * 0.97;
+    assert!(
+        (stats.waste - 10.0 / generated).abs() < 1e-12,
+        "{}",
+        stats.waste
+    );
+}
+
+#[test]
+fn the_budget_says_how_many_tokens_may_die() {
+    // 10 dying of 30 * 0.97 + 20 = 49.1 generated: 20.4 %.
+    let (mut run, _) = one_ready_one_unfinished(0.21);
+    assert_eq!(run.groups(1), [2]);
+    let (mut run, _) = one_ready_one_unfinished(0.2);
+    assert!(matches!(run.wait(1), WaitReason::Hold { tokens: 10, .. }));
+    let (mut run, _) = one_ready_one_unfinished(1.0);
+    assert_eq!(run.groups(1), [2]);
+}
+
+#[test]
+fn no_step_is_held_for_tokens_of_ready_groups() {
+    // Two groups of version 0 are ready for step 0, and both again for step 1, where only one can train.
+    let rule = Settings {
+        waste_budget: 0.0,
+        oversample: 2.0,
+        ..settings()
+    };
+    let mut run = Run::new(with_bound(1, rule));
+    for _ in 0..3 {
+        run.complete_group(0, 5, &[0.0, 1.0]);
+    }
+    run.batch(0);
+    run.step(0);
+    assert_eq!(run.groups(1), [1]); // Group 2 dies: waiting would not have saved it.
+    run.step(1);
+    assert!(matches!(run.wait(2), WaitReason::Groups { ready: 0, .. }));
+    assert_eq!(run.ledger.stats().holds, 0);
+}
+
+#[test]
+fn at_bound_0_no_budget_holds_a_step() {
+    let mut run = Run::new(Settings {
+        waste_budget: 0.0,
+        oversample: 3.0,
+        ..settings()
+    });
+    let leases = run.lease(0, 6);
+    for lease in &leases[2..] {
+        run.send(lease.lease, 0, &[(0, 3)]);
+    }
+    for lease in &leases[..2] {
+        run.finish(lease.lease, 0, &[(0, 3)]);
+    }
+    run.score(&[0.0, 1.0]);
+    assert_eq!(run.groups(0), [0]);
+}
+
+#[test]
+fn abstentions_leave_the_statistics_and_a_batch_counts_groups() {
+    let mut run = Run::new(Settings {
+        group_size: 4,
+        min_group_size: 2,
+        ..settings()
+    });
+    let leases = run.lease(0, 4);
+    for lease in &leases {
+        run.finish(lease.lease, 0, &[(0, 2)]);
+    }
+    let scoring = run.ledger.lease_scoring(0.0, SCORER, 4);
+    run.verdict(scoring[0].lease, 1.0);
+    run.abstain(scoring[1].lease);
+    run.verdict(scoring[2].lease, f64::NAN);
+    run.verdict(scoring[3].lease, 0.0);
+    let batch = run.batch(0); // Three groups of abstentions would not have stopped it: 2 of 4 rollouts are a group.
+    assert_eq!(
+        (
+            batch.groups[0].statistics.count,
+            batch.groups[0].statistics.mean
+        ),
+        (2, 0.5)
+    );
+    assert_eq!(
+        batch
+            .rollouts()
+            .map(|(_, rollout)| rollout.rollout.0)
+            .collect::<Vec<_>>(),
+        [0, 3]
+    );
+    run.step(0);
+    run.commit(1);
+    let audit = run.ledger.audit();
+    assert_eq!(
+        (
+            audit.rollouts.trained,
+            audit.rollouts.dropped_for(DropReason::Abstained)
+        ),
+        (2, 2)
+    );
+    assert_eq!(
+        (
+            audit.tokens.trained,
+            audit.tokens.dropped_for(DropReason::Abstained)
+        ),
+        (4, 4)
+    );
+    assert_eq!(run.ledger.stats().abstentions["nan"], 1);
+}
+
+#[test]
+fn a_group_with_too_few_scores_is_dropped_whole() {
+    let mut run = Run::new(Settings {
+        min_group_size: 2,
+        ..settings()
+    });
+    for lease in run.lease(0, 2) {
+        run.finish(lease.lease, 0, &[(0, 2)]);
+    }
+    let scoring = run.ledger.lease_scoring(0.0, SCORER, 2);
+    run.verdict(scoring[0].lease, 1.0);
+    run.abstain(scoring[1].lease);
+    let audit = run.ledger.audit();
+    assert_eq!(audit.rollouts.dropped_for(DropReason::TooFewScored), 2);
+    assert_eq!(audit.tokens.dropped_for(DropReason::TooFewScored), 4);
+}
+
+#[test]
+fn a_cut_rollout_abstains_where_that_is_the_rule() {
+    let mut run = Run::new(Settings {
+        drop_truncated: true,
+        ..settings()
+    });
+    let leases = run.lease(0, 2);
+    run.try_send(leases[0].lease, 0, &[(0, 5)], Some(Finish::Length))
+        .unwrap();
+    run.finish(leases[1].lease, 0, &[(0, 1)]);
+    run.score(&[1.0]);
+    run.batch(0);
+    run.step(0);
+    run.commit(1);
+    let audit = run.ledger.audit();
+    assert_eq!(audit.tokens.dropped_for(DropReason::Truncated), 5);
+    assert_eq!(audit.rollouts.dropped_for(DropReason::Truncated), 1);
+}
+
+#[test]
+fn equal_rewards_are_dropped_and_refilled_up_to_the_cap_then_trained() {
+    let rule = Settings {
+        zero_variance: ZeroVariance::Drop,
+        max_refills: 2,
+        ..settings()
+    };
+    let mut run = Run::new(rule);
+    for refills in 1..=2 {
+        run.complete_group(0, 1, &[1.0, 1.0]);
+        assert!(matches!(run.wait(0), WaitReason::Groups { ready: 0, .. }));
+        assert_eq!(run.ledger.stats().refills, refills);
+    }
+    let third = run.complete_group(0, 1, &[1.0, 1.0]);
+    let batch = run.batch(0);
+    assert_eq!(batch.groups[0].group.0, third);
+    assert!(
+        batch
+            .rollouts()
+            .all(|(_, rollout)| rollout.advantage == 0.0)
+    );
+    assert_eq!(run.ledger.stats().zero_variance_trained, 1);
+    run.step(0);
+    run.complete_group(1, 1, &[0.0, 0.0]); // The next step has its own two.
+    assert_eq!(
+        run.ledger
+            .audit()
+            .prompts
+            .dropped_for(DropReason::ZeroVariance),
+        3
+    );
+}
+
+#[test]
+fn a_group_closes_at_its_deadline_with_what_is_scored() {
+    let rule = Settings {
+        group_size: 3,
+        rollout_deadline_s: 40.0,
+        group_deadline_s: 60.0,
+        lease_s: 100.0,
+        ..settings()
+    };
+    let mut run = Run::new(rule);
+    // One scored, one being scored, one never leased: the generator had room for two.
+    let installed = run.version(0);
+    let leases = run.ledger.lease_rollouts(0.0, GENERATOR, installed, 2, 2);
+    for lease in &leases {
+        run.finish(lease.lease, 0, &[(0, 2)]);
+    }
+    let scoring = run.ledger.lease_scoring(0.0, SCORER, 2);
+    run.verdict(scoring[0].lease, 1.0);
+    run.now = 55.0;
+    run.verdict(scoring[0].lease, 1.0);
+    run.pass(0.0);
+    let again = run.ledger.lease_scoring(run.now, SCORER, 2);
+    assert_eq!(again.len(), 1);
+    run.pass(5.0);
+    assert_eq!(run.ledger.stats().groups_ready, 1);
+    assert_eq!(
+        run.verdict(again[0].lease, 0.0),
+        r1async_core::VerdictAck::Lost
+    );
+    assert_eq!(
+        (
+            run.ledger.stats().late_verdicts,
+            run.ledger.stats().rollouts_waiting
+        ),
+        (2, 0)
+    );
+    let batch = run.batch(0);
+    assert_eq!(batch.rollouts().count(), 1);
+    run.step(0);
+    run.commit(1);
+    assert_eq!(
+        run.ledger
+            .audit()
+            .rollouts
+            .dropped_for(DropReason::Deadline),
+        2
+    );
+}
+
+#[test]
+fn a_group_with_too_few_scores_at_its_deadline_is_dropped_for_that() {
+    let rule = Settings {
+        min_group_size: 2,
+        rollout_deadline_s: 40.0,
+        group_deadline_s: 60.0,
+        ..settings()
+    };
+    let mut run = Run::new(rule);
+    for lease in run.lease(0, 2) {
+        run.finish(lease.lease, 0, &[(0, 2)]);
+    }
+    let scoring = run.ledger.lease_scoring(0.0, SCORER, 1);
+    run.verdict(scoring[0].lease, 1.0);
+    run.pass(60.0);
+    let audit = run.ledger.audit();
+    assert_eq!(
+        (
+            audit.prompts.dropped_for(DropReason::Deadline),
+            audit.rollouts.dropped_for(DropReason::Deadline)
+        ),
+        (1, 2)
+    );
+}
+
+#[test]
+fn the_last_batch_is_short_when_the_prompts_are_used_up() {
+    let mut run = Run::with_prompts(
+        3,
+        with_bound(
+            1,
+            Settings {
+                groups_per_step: 2,
+                ..settings()
+            },
+        ),
+    );
+    for group in 0..3 {
+        assert_eq!(run.complete_group(0, 1, &[0.0, 1.0]), group);
+    }
+    assert_eq!(run.groups(0), [0, 1]);
+    run.step(0);
+    assert_eq!(run.groups(1), [2]);
+    run.step(1);
+    assert_eq!(run.ledger.bind_batch(0.0, Step(2)).unwrap(), Bind::Finished);
+    assert!(run.ledger.is_finished());
+}
+
+#[test]
+fn a_run_of_n_steps_is_finished_after_them() {
+    let mut run = Run::new(Settings {
+        steps: 1,
+        ..settings()
+    });
+    run.complete_group(0, 1, &[0.0, 1.0]);
+    run.batch(0);
+    run.step(0);
+    assert_eq!(run.ledger.bind_batch(0.0, Step(1)).unwrap(), Bind::Finished);
+    assert!(run.ledger.waits(0.0).is_empty());
+}
+
+#[test]
+fn advantages_follow_the_baseline() {
+    // Mean 1/4, population variance 3/16, sample variance 1/4; the others' mean is 0.
+    for (baseline, std, want) in [
+        (
+            Baseline::Std,
+            StdKind::Population,
+            0.75 / (0.1875_f64.sqrt() + 1e-6),
+        ),
+        (Baseline::Std, StdKind::Sample, 0.75 / (0.5 + 1e-6)),
+        (Baseline::Mean, StdKind::Population, 0.75),
+        (Baseline::LeaveOneOut, StdKind::Population, 1.0),
+        (Baseline::None, StdKind::Population, 1.0),
+    ] {
+        let mut run = Run::new(Settings {
+            group_size: 4,
+            baseline,
+            std,
+            ..settings()
+        });
+        run.complete_group(0, 1, &[1.0, 0.0, 0.0, 0.0]);
+        let got = run.batch(0).groups[0].rollouts[0].advantage;
+        assert!(
+            (got - want).abs() < 1e-12,
+            "{baseline:?} {std:?}: {got} is not {want}"
+        );
+    }
+}
+
+#[test]
+fn a_reward_no_statistic_could_hold_is_an_abstention() {
+    let mut run = Run::new(settings());
+    for lease in run.lease(0, 2) {
+        run.finish(lease.lease, 0, &[(0, 1)]);
+    }
+    let scoring = run.ledger.lease_scoring(0.0, SCORER, 2);
+    run.verdict(scoring[0].lease, 1e31);
+    let infinite = Verdict::Score {
+        total: f64::INFINITY,
+        parts: Vec::new(),
+        status: String::new(),
+    };
+    run.ledger.verdict(0.0, SCORER, scoring[1].lease, infinite);
+    let stats = run.ledger.stats();
+    assert_eq!(
+        (stats.abstentions["overflow"], stats.abstentions["nan"]),
+        (1, 1)
+    );
+}
