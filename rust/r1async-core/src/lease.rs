@@ -288,6 +288,13 @@ impl Ledger {
         self.leases.of(holder)
     }
 
+    /// Who works under `lease`, if somebody does.
+    #[must_use]
+    pub fn holder_of(&self, lease: LeaseId) -> Option<HolderId> {
+        let lease = self.leases.get(lease)?;
+        (lease.work != Work::Sent).then_some(lease.holder)
+    }
+
     /// Everything `holder` has is handed back on purpose: a clean leave.
     pub fn release_all(&mut self, holder: HolderId) {
         for lease in self.leases.of(holder) {
@@ -312,21 +319,9 @@ impl Ledger {
             return self.lend_again(now, holder, announced);
         };
         let rollout = self.groups[&lease.member.group].rollout_id(lease.member.index);
-        if rollout != announced.rollout || lease.work == Work::Score {
+        let others = lease.holder != holder || lease.work == Work::Score;
+        if rollout != announced.rollout || others {
             return ChunkAck::Lost;
-        }
-        if lease.work == Work::Generate && lease.holder != holder {
-            self.leases.end(id, &mut self.timers);
-            let until = now + self.settings.lease_s;
-            self.leases.begin(
-                id,
-                Lease {
-                    holder,
-                    until,
-                    ..lease
-                },
-                &mut self.timers,
-            );
         }
         self.held(lease.member)
     }

@@ -286,11 +286,13 @@ impl World {
             _ => held.tokens,
         };
         let count = b / 8 % 4;
-        let finish = (b / 32 % 3 == 0).then_some(if b / 96 % 4 == 0 {
-            Finish::Length
-        } else {
-            Finish::Stop
-        });
+        let finish = (b / 32)
+            .is_multiple_of(3)
+            .then_some(if (b / 96).is_multiple_of(4) {
+                Finish::Length
+            } else {
+                Finish::Stop
+            });
         self.send_chunk(&held, offset, count, finish);
     }
 
@@ -307,7 +309,7 @@ impl World {
             return;
         }
         let held = self.past[a % self.past.len()].clone();
-        let finish = (b % 2 == 0).then_some(Finish::Stop);
+        let finish = b.is_multiple_of(2).then_some(Finish::Stop);
         self.send_chunk(&held, held.tokens, b / 2 % 3, finish);
     }
 
@@ -423,15 +425,16 @@ impl World {
             offset: past.tokens,
         };
         let holder = self.generators[a % self.generators.len()].0;
-        if let ChunkAck::Held(tokens) = self.ledger.announce(self.now, holder, announced) {
-            if !self.finished.contains_key(&past.rollout) {
-                self.held.retain(|held| held.lease != past.lease);
-                self.held.push(Held {
-                    holder,
-                    tokens,
-                    ..past
-                });
-            }
+        let unfinished = !self.finished.contains_key(&past.rollout);
+        if let ChunkAck::Held(tokens) = self.ledger.announce(self.now, holder, announced)
+            && unfinished
+        {
+            self.held.retain(|held| held.lease != past.lease);
+            self.held.push(Held {
+                holder,
+                tokens,
+                ..past
+            });
         }
     }
 
@@ -559,7 +562,7 @@ impl World {
         self.ledger.stepped(self.epoch, Step(self.stepped)).unwrap();
         self.ledger.stepped(self.epoch, Step(self.stepped)).unwrap();
         self.stepped += 1;
-        if self.stepped % self.settings.publish_every == 0 {
+        if self.stepped.is_multiple_of(self.settings.publish_every) {
             self.publish(self.stepped);
         }
     }
