@@ -43,12 +43,22 @@ pub struct Share {
 pub fn split(lengths: &[usize], ranks: usize, micro_batch_tokens: usize) -> Vec<Share> {
     assert!(ranks > 0, "a batch is split over at least one rank");
     let mut places = over_ranks(lengths, ranks);
-    let longest = |places: &[usize]| places.iter().map(|&place| lengths[place]).max().unwrap_or(0);
-    let whole = |places: &Vec<usize>| longest(places).saturating_mul(places.len()) <= micro_batch_tokens;
+    let longest = |places: &[usize]| {
+        places
+            .iter()
+            .map(|&place| lengths[place])
+            .max()
+            .unwrap_or(0)
+    };
+    let whole =
+        |places: &Vec<usize>| longest(places).saturating_mul(places.len()) <= micro_batch_tokens;
     if places.iter().all(whole) {
         let share = |mut places: Vec<usize>| {
             places.sort_unstable();
-            Share { micro_batches: vec![(0, places.len())], places }
+            Share {
+                micro_batches: vec![(0, places.len())],
+                places,
+            }
         };
         return places.into_iter().map(share).collect();
     }
@@ -69,9 +79,12 @@ fn over_ranks(lengths: &[usize], ranks: usize) -> Vec<Vec<usize>> {
     let mut longest_first: Vec<usize> = (0..lengths.len()).collect();
     longest_first.sort_unstable_by_key(|&place| (Reverse(lengths[place]), place));
     let mut places = vec![Vec::new(); ranks];
-    let mut tokens = std::collections::BinaryHeap::from_iter((0..ranks).map(|rank| Reverse((0, rank))));
+    let mut tokens =
+        std::collections::BinaryHeap::from_iter((0..ranks).map(|rank| Reverse((0, rank))));
     for place in longest_first {
-        let Some(mut least) = tokens.peek_mut() else { break };
+        let Some(mut least) = tokens.peek_mut() else {
+            break;
+        };
         let Reverse((sum, rank)) = *least;
         places[rank].push(place);
         // An empty rollout still takes a row, so it counts as a token: no rank stays empty for it.
@@ -103,7 +116,9 @@ fn halved_up_to(
     while ranges.len() < count {
         let padded = |&(begin, end): &(usize, usize)| lengths[places[begin]].max(1) * (end - begin);
         let more_than_a_row = (0..ranges.len()).filter(|&at| ranges[at].1 - ranges[at].0 > 1);
-        let Some(at) = more_than_a_row.max_by_key(|&at| (padded(&ranges[at]), Reverse(at))) else { break };
+        let Some(at) = more_than_a_row.max_by_key(|&at| (padded(&ranges[at]), Reverse(at))) else {
+            break;
+        };
         let (begin, end) = ranges[at];
         let middle = begin + (end - begin).div_ceil(2);
         ranges[at] = (begin, middle);
@@ -120,31 +135,58 @@ mod tests {
     use super::*;
 
     fn share(places: &[usize], micro_batches: &[(usize, usize)]) -> Share {
-        Share { places: places.to_vec(), micro_batches: micro_batches.to_vec() }
+        Share {
+            places: places.to_vec(),
+            micro_batches: micro_batches.to_vec(),
+        }
     }
 
     #[test]
     fn what_fits_one_micro_batch_keeps_its_place_in_line() {
-        assert_eq!(split(&[3, 1, 9, 2], 1, 36), [share(&[0, 1, 2, 3], &[(0, 4)])]);
-        assert_eq!(split(&[3, 1, 9, 2], 2, 9), [share(&[2], &[(0, 1)]), share(&[0, 1, 3], &[(0, 3)])]);
+        assert_eq!(
+            split(&[3, 1, 9, 2], 1, 36),
+            [share(&[0, 1, 2, 3], &[(0, 4)])]
+        );
+        assert_eq!(
+            split(&[3, 1, 9, 2], 2, 9),
+            [share(&[2], &[(0, 1)]), share(&[0, 1, 3], &[(0, 3)])]
+        );
     }
 
     #[test]
     fn longer_batches_are_sorted_and_cut_by_padded_tokens() {
         // 9 alone (2 rows would be 18), then 3 rows of 3.
-        assert_eq!(split(&[3, 1, 9, 2], 1, 10), [share(&[2, 0, 3, 1], &[(0, 1), (1, 4)])]);
+        assert_eq!(
+            split(&[3, 1, 9, 2], 1, 10),
+            [share(&[2, 0, 3, 1], &[(0, 1), (1, 4)])]
+        );
         // Longer than the limit: a micro-batch of its own all the same.
-        assert_eq!(split(&[3, 1, 9, 2], 1, 4), [share(&[2, 0, 3, 1], &[(0, 1), (1, 2), (2, 4)])]);
+        assert_eq!(
+            split(&[3, 1, 9, 2], 1, 4),
+            [share(&[2, 0, 3, 1], &[(0, 1), (1, 2), (2, 4)])]
+        );
     }
 
     #[test]
     fn every_rank_has_the_same_number_of_micro_batches() {
         // Rank 0 gets 9, rank 1 gets 4 + 3 + 2, which needs (4), (3, 2) at a limit of 7; rank 0 has one row only.
         let shares = split(&[4, 9, 3, 2], 2, 7);
-        assert_eq!(shares, [share(&[1], &[(0, 1), (1, 1)]), share(&[0, 2, 3], &[(0, 1), (1, 3)])]);
+        assert_eq!(
+            shares,
+            [
+                share(&[1], &[(0, 1), (1, 1)]),
+                share(&[0, 2, 3], &[(0, 1), (1, 3)])
+            ]
+        );
         // Rank 0: 8; rank 1: 4 + 4. 8 > 7 but one row; rank 1 needs two. Then rank 0 has an empty range.
         let shares = split(&[8, 4, 4], 2, 7);
-        assert_eq!(shares, [share(&[0], &[(0, 1), (1, 1)]), share(&[1, 2], &[(0, 1), (1, 2)])]);
+        assert_eq!(
+            shares,
+            [
+                share(&[0], &[(0, 1), (1, 1)]),
+                share(&[1, 2], &[(0, 1), (1, 2)])
+            ]
+        );
     }
 
     #[test]
@@ -152,18 +194,32 @@ mod tests {
         // Rank 0: 6, 3 at a limit of 7 are two ranges. Rank 1: 5, 1, 1, 1, 1 as 5 | 1 1 1 1.
         let shares = split(&[6, 5, 3, 1, 1, 1, 1], 2, 7);
         assert_eq!(shares[0].micro_batches.len(), shares[1].micro_batches.len());
-        let shares = halved_up_to(3, vec![(0, 2), (2, 6)], &[0, 1, 2, 3, 4, 5], &[5, 5, 2, 2, 2, 2]);
+        let shares = halved_up_to(
+            3,
+            vec![(0, 2), (2, 6)],
+            &[0, 1, 2, 3, 4, 5],
+            &[5, 5, 2, 2, 2, 2],
+        );
         assert_eq!(shares, [(0, 1), (1, 2), (2, 6)]);
     }
 
     #[test]
     fn a_batch_of_nothing_is_one_empty_range() {
-        assert_eq!(split(&[], 2, 7), [share(&[], &[(0, 0)]), share(&[], &[(0, 0)])]);
-        assert_eq!(split(&[4], 2, 7), [share(&[0], &[(0, 1)]), share(&[], &[(0, 0)])]);
+        assert_eq!(
+            split(&[], 2, 7),
+            [share(&[], &[(0, 0)]), share(&[], &[(0, 0)])]
+        );
+        assert_eq!(
+            split(&[4], 2, 7),
+            [share(&[0], &[(0, 1)]), share(&[], &[(0, 0)])]
+        );
     }
 
     fn padded(share: &Share, (begin, end): (usize, usize), lengths: &[usize]) -> usize {
-        let longest = share.places[begin..end].iter().map(|&place| lengths[place]).max();
+        let longest = share.places[begin..end]
+            .iter()
+            .map(|&place| lengths[place])
+            .max();
         longest.unwrap_or(0) * (end - begin)
     }
 

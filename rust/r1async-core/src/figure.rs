@@ -20,15 +20,25 @@ pub enum Figure {
 }
 
 impl Figure {
-    pub(crate) fn map<N: Into<String>, F: Into<Figure>>(entries: impl IntoIterator<Item = (N, F)>) -> Self {
-        Self::Map(entries.into_iter().map(|(name, figure)| (name.into(), figure.into())).collect())
+    pub(crate) fn map<N: Into<String>, F: Into<Figure>>(
+        entries: impl IntoIterator<Item = (N, F)>,
+    ) -> Self {
+        Self::Map(
+            entries
+                .into_iter()
+                .map(|(name, figure)| (name.into(), figure.into()))
+                .collect(),
+        )
     }
 
     /// The figure called `name` of a map.
     #[must_use]
     pub fn get(&self, name: &str) -> Option<&Figure> {
         match self {
-            Self::Map(entries) => entries.iter().find(|(key, _)| key == name).map(|(_, figure)| figure),
+            Self::Map(entries) => entries
+                .iter()
+                .find(|(key, _)| key == name)
+                .map(|(_, figure)| figure),
             _ => None,
         }
     }

@@ -37,7 +37,9 @@ pub enum FrameError {
         cap: usize,
     },
     /// The magic is missing.
-    #[error("not a message of this protocol: {len} bytes beginning with {begin:02x?}, wanted \"R1A1\"")]
+    #[error(
+        "not a message of this protocol: {len} bytes beginning with {begin:02x?}, wanted \"R1A1\""
+    )]
     NotOurs {
         /// Bytes of the frame.
         len: usize,
@@ -64,7 +66,9 @@ pub enum FrameError {
     #[error("header must be a map with a string 't'")]
     NoType,
     /// An entry of `cols` is not `[name, dtype, count]`, or there are too many.
-    #[error("column entry {index} must be [name, dtype, count] with a known dtype and count >= 0 (at most {MAX_COLUMNS})")]
+    #[error(
+        "column entry {index} must be [name, dtype, count] with a known dtype and count >= 0 (at most {MAX_COLUMNS})"
+    )]
     ColumnEntry {
         /// Place in `cols`.
         index: usize,
@@ -130,9 +134,17 @@ impl Dtype {
     }
 
     fn from_name(name: &str) -> Option<Self> {
-        [Self::U1, Self::I2, Self::U2, Self::I4, Self::I8, Self::F4, Self::F8]
-            .into_iter()
-            .find(|dtype| dtype.name() == name)
+        [
+            Self::U1,
+            Self::I2,
+            Self::U2,
+            Self::I4,
+            Self::I8,
+            Self::F4,
+            Self::F8,
+        ]
+        .into_iter()
+        .find(|dtype| dtype.name() == name)
     }
 }
 
@@ -203,15 +215,24 @@ impl<'a> Frame<'a> {
     /// Where the bytes break the layout.
     pub fn decode(bytes: &'a [u8], cap: usize) -> Result<Self, FrameError> {
         if bytes.len() > cap {
-            return Err(FrameError::TooBig { got: bytes.len(), cap });
+            return Err(FrameError::TooBig {
+                got: bytes.len(),
+                cap,
+            });
         }
         if bytes.len() < 8 || bytes[..4] != MAGIC {
             let begin = bytes[..bytes.len().min(4)].to_vec();
-            return Err(FrameError::NotOurs { len: bytes.len(), begin });
+            return Err(FrameError::NotOurs {
+                len: bytes.len(),
+                begin,
+            });
         }
         let size = u32::from_le_bytes([bytes[4], bytes[5], bytes[6], bytes[7]]) as usize;
         if size > MAX_HEADER_BYTES || size > bytes.len() - 8 {
-            return Err(FrameError::HeaderSize { header: size, frame: bytes.len() });
+            return Err(FrameError::HeaderSize {
+                header: size,
+                frame: bytes.len(),
+            });
         }
         let Value::Map(mut header) = value::read(&bytes[8..8 + size])? else {
             return Err(FrameError::NoType);
@@ -219,15 +240,25 @@ impl<'a> Frame<'a> {
         let Some(&(_, Value::Str(kind))) = header.iter().rfind(|(key, _)| *key == "t") else {
             return Err(FrameError::NoType);
         };
-        let cols = header.iter().rposition(|(key, _)| *key == "cols").map(|at| header.swap_remove(at).1);
+        let cols = header
+            .iter()
+            .rposition(|(key, _)| *key == "cols")
+            .map(|at| header.swap_remove(at).1);
         let columns = columns(bytes, padded(8 + size), cols.as_ref())?;
-        Ok(Self { kind, header, columns })
+        Ok(Self {
+            kind,
+            header,
+            columns,
+        })
     }
 
     /// The value under `key`; of a repeated key the last, as in Python.
     #[must_use]
     pub fn get(&self, key: &str) -> Option<&Value<'a>> {
-        self.header.iter().rfind(|(name, _)| *name == key).map(|(_, value)| value)
+        self.header
+            .iter()
+            .rfind(|(name, _)| *name == key)
+            .map(|(_, value)| value)
     }
 
     /// The column called `name`.
@@ -242,7 +273,11 @@ const fn padded(size: usize) -> usize {
     size.next_multiple_of(8)
 }
 
-fn columns<'a>(bytes: &'a [u8], begin: usize, cols: Option<&Value<'a>>) -> Result<Vec<Column<'a>>, FrameError> {
+fn columns<'a>(
+    bytes: &'a [u8],
+    begin: usize,
+    cols: Option<&Value<'a>>,
+) -> Result<Vec<Column<'a>>, FrameError> {
     let entries: &[Value<'a>] = match cols {
         None => &[],
         Some(Value::Array(entries)) if entries.len() <= MAX_COLUMNS => entries,
@@ -254,17 +289,31 @@ fn columns<'a>(bytes: &'a [u8], begin: usize, cols: Option<&Value<'a>>) -> Resul
         let (name, dtype, count) = column_entry(entry).ok_or(FrameError::ColumnEntry { index })?;
         // u128: a hostile count times the element size must not wrap around.
         let end = offset as u128 + u128::from(count) * dtype.size() as u128;
-        let column = usize::try_from(end).ok().and_then(|end| bytes.get(offset..end));
+        let column = usize::try_from(end)
+            .ok()
+            .and_then(|end| bytes.get(offset..end));
         let Some(column) = column else {
-            return Err(FrameError::ColumnEnd { name: name.chars().take(64).collect(), end, frame: bytes.len() });
+            return Err(FrameError::ColumnEnd {
+                name: name.chars().take(64).collect(),
+                end,
+                frame: bytes.len(),
+            });
         };
         offset = padded(offset + column.len());
-        columns.push(Column { name, dtype, bytes: column });
+        columns.push(Column {
+            name,
+            dtype,
+            bytes: column,
+        });
     }
     match bytes.len().checked_sub(offset) {
         Some(0) => Ok(columns),
         Some(rest) => Err(FrameError::Trailing(rest)),
-        None => Err(FrameError::ColumnEnd { name: "padding".into(), end: offset as u128, frame: bytes.len() }),
+        None => Err(FrameError::ColumnEnd {
+            name: "padding".into(),
+            end: offset as u128,
+            frame: bytes.len(),
+        }),
     }
 }
 

@@ -5,6 +5,7 @@
 //! is the service's and the ledger's business.
 
 mod fields;
+mod hello;
 
 use std::borrow::Cow;
 
@@ -13,6 +14,8 @@ use thiserror::Error;
 use crate::frame::{Frame, Value};
 use crate::group::Finish;
 use fields::{At, Fields};
+
+pub use hello::{Hello, LearnerHello, Role};
 
 /// Raised when a message changes its meaning (`wire.PROTOCOL`).
 pub const PROTOCOL: i64 = 1;
@@ -47,64 +50,6 @@ pub enum MessageError {
         /// Who sent it.
         role: &'static str,
     },
-}
-
-/// What a client is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Role {
-    /// Samples rollouts.
-    Generator,
-    /// Grades them.
-    Scorer,
-    /// Asks for pinned rollouts and takes their verdicts.
-    Evaluator,
-    /// Trains batches.
-    Learner,
-}
-
-impl Role {
-    /// Its name on the wire.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Generator => "generator",
-            Self::Scorer => "scorer",
-            Self::Evaluator => "evaluator",
-            Self::Learner => "learner",
-        }
-    }
-
-    fn from_name(name: &str) -> Option<Self> {
-        [Self::Generator, Self::Scorer, Self::Evaluator, Self::Learner].into_iter().find(|role| role.name() == name)
-    }
-}
-
-/// First message of a connection.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Hello<'a> {
-    /// Protocol version; of another protocol nothing else is read.
-    pub protocol: i64,
-    /// What the client is.
-    pub role: Role,
-    /// Its name in logs and events.
-    pub name: &'a str,
-    /// The run it means to join.
-    pub run: &'a str,
-    /// Of a learner only.
-    pub learner: Option<LearnerHello>,
-}
-
-/// What a learner adds to its hello.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct LearnerHello {
-    /// This process.
-    pub rank: usize,
-    /// Processes that train together.
-    pub world: usize,
-    /// The learner's life, one above any seen.
-    pub epoch: i64,
-    /// Steps in its newest whole checkpoint.
-    pub step: i64,
 }
 
 /// A generator's free room and what it has installed.
@@ -287,36 +232,6 @@ pub enum Message<'a> {
     },
 }
 
-impl<'a> Hello<'a> {
-    /// Reads a `hello`.
-    ///
-    /// # Errors
-    /// A field is missing or wrong.
-    pub fn read(frame: &Frame<'a>, protocol: i64) -> Result<Self, MessageError> {
-        let fields = Fields::of(frame);
-        let role = fields.get("role")?.one_of("generator, scorer, evaluator or learner", Role::from_name)?;
-        let learner = (role == Role::Learner).then(|| LearnerHello::read(&fields)).transpose()?;
-        Ok(Self { protocol, role, name: fields.get("name")?.name()?, run: fields.get("run")?.name()?, learner })
-    }
-
-    /// The protocol that a `hello` names, to be looked at before anything else in it.
-    ///
-    /// # Errors
-    /// It names none.
-    pub fn protocol(frame: &Frame<'a>) -> Result<i64, MessageError> {
-        Fields::of(frame).get("protocol")?.int()
-    }
-}
-
-impl LearnerHello {
-    fn read(fields: &Fields<'_, '_>) -> Result<Self, MessageError> {
-        let world = fields.get("world")?.in_range(1, 1 << 16, "1..65536")?;
-        let rank = fields.get("rank")?.in_range(0, world - 1, "0 <= rank < world")?;
-        let (epoch, step) = (fields.get("epoch")?.count()?, fields.get("step")?.count()?);
-        Ok(Self { rank: rank as usize, world: world as usize, epoch, step })
-    }
-}
-
 impl<'a> Message<'a> {
     /// Reads a message of a client in `role`.
     ///
@@ -330,16 +245,25 @@ impl<'a> Message<'a> {
             ("ready", Role::Generator) => generator_ready(&fields),
             ("ready", Role::Scorer) => scorer_ready(&fields),
             ("chunks", Role::Generator) => chunks(&fields),
-            ("release", Role::Generator | Role::Scorer) => {
-                Ok(Self::Release(fields.get("leases")?.each(|lease| lease.count())?))
+            ("release", Role::Generator | Role::Scorer) => Ok(Self::Release(
+                fields.get("leases")?.each(|lease| lease.count())?,
+            )),
+            ("announce", Role::Generator) => {
+                Ok(Self::Announce(fields.get("items")?.each(announced)?))
             }
-            ("announce", Role::Generator) => Ok(Self::Announce(fields.get("items")?.each(announced)?)),
             ("verdicts", Role::Scorer) => Ok(Self::Verdicts(fields.get("items")?.each(graded)?)),
             ("evaluate", Role::Evaluator) => evaluate(&fields),
-            ("cancel_evaluation", Role::Evaluator) => Ok(Self::CancelEvaluation(fields.get("id")?.name()?)),
-            (kind, Role::Learner) if LEARNER_KINDS.contains(&kind) => learner_message(kind, &fields),
+            ("cancel_evaluation", Role::Evaluator) => {
+                Ok(Self::CancelEvaluation(fields.get("id")?.name()?))
+            }
+            (kind, Role::Learner) if LEARNER_KINDS.contains(&kind) => {
+                learner_message(kind, &fields)
+            }
             (kind, _) if KINDS.contains(&kind) || LEARNER_KINDS.contains(&kind) => {
-                Err(MessageError::WrongRole { message: kind.into(), role: role.name() })
+                Err(MessageError::WrongRole {
+                    message: kind.into(),
+                    role: role.name(),
+                })
             }
             (kind, _) => Err(MessageError::UnknownType(kind.chars().take(64).collect())),
         }
@@ -347,7 +271,15 @@ impl<'a> Message<'a> {
 }
 
 const LEARNER_KINDS: [&str; 5] = ["next_batch", "stepped", "published", "committed", "finish"];
-const KINDS: [&str; 7] = ["ready", "chunks", "release", "announce", "verdicts", "evaluate", "cancel_evaluation"];
+const KINDS: [&str; 7] = [
+    "ready",
+    "chunks",
+    "release",
+    "announce",
+    "verdicts",
+    "evaluate",
+    "cancel_evaluation",
+];
 
 fn generator_ready<'a>(fields: &Fields<'_, 'a>) -> Result<Message<'a>, MessageError> {
     Ok(Message::GeneratorReady(GeneratorReady {
@@ -362,15 +294,22 @@ fn generator_ready<'a>(fields: &Fields<'_, 'a>) -> Result<Message<'a>, MessageEr
 }
 
 fn scorer_ready<'a>(fields: &Fields<'_, 'a>) -> Result<Message<'a>, MessageError> {
-    let (free, leases_seen) = (fields.get("free")?.count()?, fields.get("leases_seen")?.count()?);
+    let (free, leases_seen) = (
+        fields.get("free")?.count()?,
+        fields.get("leases_seen")?.count()?,
+    );
     Ok(Message::ScorerReady(ScorerReady { free, leases_seen }))
 }
 
 fn chunks<'a>(fields: &Fields<'_, 'a>) -> Result<Message<'a>, MessageError> {
-    let (tokens, logprobs) = (fields.column::<i32>("tokens")?, fields.column::<f32>("logprobs")?);
+    let (tokens, logprobs) = (
+        fields.column::<i32>("tokens")?,
+        fields.column::<f32>("logprobs")?,
+    );
     let mut end = 0_usize;
     let items = fields.get("items")?.each(|item| {
-        let [lease, offset, count, finish, runs] = item.tuple("[lease, offset, count, finish, runs]")?;
+        let [lease, offset, count, finish, runs] =
+            item.tuple("[lease, offset, count, finish, runs]")?;
         let begin = end;
         end = begin.saturating_add(count.size()?);
         Ok(Chunk {
@@ -383,11 +322,19 @@ fn chunks<'a>(fields: &Fields<'_, 'a>) -> Result<Message<'a>, MessageError> {
     })?;
     fields.length_is("tokens", tokens.len(), end)?;
     fields.length_is("logprobs", logprobs.len(), end)?;
-    Ok(Message::Chunks(Chunks { items, tokens, logprobs }))
+    Ok(Message::Chunks(Chunks {
+        items,
+        tokens,
+        logprobs,
+    }))
 }
 
 fn finished(finish: At<'_, '_>) -> Result<Finish, MessageError> {
-    finish.one_of("nil, stop or length", |name| [Finish::Stop, Finish::Length].into_iter().find(|it| it.name() == name))
+    finish.one_of("nil, stop or length", |name| {
+        [Finish::Stop, Finish::Length]
+            .into_iter()
+            .find(|it| it.name() == name)
+    })
 }
 
 fn version_run(run: At<'_, '_>) -> Result<(i64, i64, usize), MessageError> {
@@ -397,7 +344,11 @@ fn version_run(run: At<'_, '_>) -> Result<(i64, i64, usize), MessageError> {
 
 fn announced(item: At<'_, '_>) -> Result<Announced, MessageError> {
     let [lease, rollout, offset] = item.tuple("[lease, rollout, offset]")?;
-    Ok(Announced { lease: lease.count()?, rollout: rollout.count()?, offset: offset.size()? })
+    Ok(Announced {
+        lease: lease.count()?,
+        rollout: rollout.count()?,
+        offset: offset.size()?,
+    })
 }
 
 fn graded<'a>(item: At<'_, 'a>) -> Result<Graded<'a>, MessageError> {
@@ -412,7 +363,10 @@ fn graded<'a>(item: At<'_, 'a>) -> Result<Graded<'a>, MessageError> {
 
 fn evaluate<'a>(fields: &Fields<'_, 'a>) -> Result<Message<'a>, MessageError> {
     let metas = fields.get("metas")?.each(|meta| meta.bin())?;
-    let (prompt_tokens, lens) = (fields.column::<i32>("prompt_tokens")?, fields.column::<i32>("prompt_lens")?);
+    let (prompt_tokens, lens) = (
+        fields.column::<i32>("prompt_tokens")?,
+        fields.column::<i32>("prompt_lens")?,
+    );
     fields.length_is("prompt_lens", lens.len(), metas.len())?;
     let mut end = 0_usize;
     let mut prompts = Vec::with_capacity(lens.len());
@@ -441,7 +395,9 @@ fn sampling(fields: &Fields<'_, '_>) -> Result<SamplingFields, MessageError> {
         temperature: fields.get("temperature")?.number()?,
         top_p: fields.get("top_p")?.number()?,
         top_k: fields.get("top_k")?.count()?,
-        max_tokens: fields.get("max_tokens")?.in_range(1, i64::from(i32::MAX), "1 or more")?,
+        max_tokens: fields
+            .get("max_tokens")?
+            .in_range(1, i64::from(i32::MAX), "1 or more")?,
         greedy: fields.get("greedy")?.bool()?,
     })
 }
@@ -451,20 +407,35 @@ fn learner_message<'a>(kind: &str, fields: &Fields<'_, 'a>) -> Result<Message<'a
     Ok(match kind {
         "next_batch" => {
             let world = fields.get("world")?.in_range(1, 1 << 16, "1..65536")?;
-            let rank = fields.get("rank")?.in_range(0, world - 1, "0 <= rank < world")?;
+            let rank = fields
+                .get("rank")?
+                .in_range(0, world - 1, "0 <= rank < world")?;
             let step = fields.get("step")?.count()?;
-            Message::NextBatch { epoch, step, rank: rank as usize, world: world as usize }
+            Message::NextBatch {
+                epoch,
+                step,
+                rank: rank as usize,
+                world: world as usize,
+            }
         }
-        "stepped" => {
-            Message::Stepped { epoch, step: fields.get("step")?.count()?, metrics: fields.get("metrics")?.entries()? }
-        }
+        "stepped" => Message::Stepped {
+            epoch,
+            step: fields.get("step")?.count()?,
+            metrics: fields.get("metrics")?.entries()?,
+        },
         "published" => {
             let (version, hash) = (fields.get("version")?.count()?, fields.get("hash")?.name()?);
-            Message::Published { epoch, version, hash }
+            Message::Published {
+                epoch,
+                version,
+                hash,
+            }
         }
-        "committed" => {
-            Message::Committed { epoch, step: fields.get("step")?.count()?, last: fields.get("last")?.bool()? }
-        }
+        "committed" => Message::Committed {
+            epoch,
+            step: fields.get("step")?.count()?,
+            last: fields.get("last")?.bool()?,
+        },
         _ => Message::Finish { epoch },
     })
 }

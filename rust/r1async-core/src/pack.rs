@@ -16,7 +16,10 @@ use crate::group::Finish;
 /// `ranks` is zero.
 #[must_use]
 pub fn shares(batch: &BoundBatch, ranks: usize, micro_batch_tokens: usize) -> Vec<Share> {
-    let lengths: Vec<usize> = batch.rollouts().map(|(group, rollout)| length(group, rollout)).collect();
+    let lengths: Vec<usize> = batch
+        .rollouts()
+        .map(|(group, rollout)| length(group, rollout))
+        .collect();
     split(&lengths, ranks, micro_batch_tokens)
 }
 
@@ -24,12 +27,17 @@ pub fn shares(batch: &BoundBatch, ranks: usize, micro_batch_tokens: usize) -> Ve
 #[must_use]
 pub fn pack(batch: &BoundBatch, share: &Share, temperature: f64, head: FrameWriter) -> Vec<u8> {
     let all: Vec<(&BoundGroup, &BoundRollout)> = batch.rollouts().collect();
-    let mine: Vec<(&BoundGroup, &BoundRollout)> = share.places.iter().map(|&place| all[place]).collect();
-    let parts: BTreeSet<&str> =
-        all.iter().flat_map(|(_, rollout)| rollout.score.parts.iter().map(|(name, _)| name.as_str())).collect();
+    let mine: Vec<(&BoundGroup, &BoundRollout)> =
+        share.places.iter().map(|&place| all[place]).collect();
+    let parts: BTreeSet<&str> = all
+        .iter()
+        .flat_map(|(_, rollout)| rollout.score.parts.iter().map(|(name, _)| name.as_str()))
+        .collect();
     let head = totals(head, batch, &all)
         .float("temperature", temperature)
-        .list("parts", parts.len(), |out| parts.iter().for_each(|name| out.str(name)))
+        .list("parts", parts.len(), |out| {
+            parts.iter().for_each(|name| out.str(name))
+        })
         .list("micro_batches", share.micro_batches.len(), |out| {
             for (begin, end) in &share.micro_batches {
                 out.list(2);
@@ -42,8 +50,19 @@ pub fn pack(batch: &BoundBatch, share: &Share, temperature: f64, head: FrameWrit
     write_rollouts(&mut frame, &mine);
     write_runs(&mut frame, &mine);
     for name in &parts {
-        let of = |rollout: &BoundRollout| rollout.score.parts.iter().find(|(part, _)| part == name).map(|(_, it)| *it);
-        column(&mut frame, mine.iter().map(|(_, rollout)| of(rollout).unwrap_or(f64::NAN) as f32));
+        let of = |rollout: &BoundRollout| {
+            rollout
+                .score
+                .parts
+                .iter()
+                .find(|(part, _)| part == name)
+                .map(|(_, it)| *it)
+        };
+        column(
+            &mut frame,
+            mine.iter()
+                .map(|(_, rollout)| of(rollout).unwrap_or(f64::NAN) as f32),
+        );
     }
     frame.finish()
 }
@@ -53,7 +72,11 @@ fn length(group: &BoundGroup, rollout: &BoundRollout) -> usize {
 }
 
 /// What the learner normalises by: over all ranks.
-fn totals(head: FrameWriter, batch: &BoundBatch, all: &[(&BoundGroup, &BoundRollout)]) -> FrameWriter {
+fn totals(
+    head: FrameWriter,
+    batch: &BoundBatch,
+    all: &[(&BoundGroup, &BoundRollout)],
+) -> FrameWriter {
     let completion: usize = all.iter().map(|(_, rollout)| rollout.tokens.len()).sum();
     let loss: u64 = all.iter().map(|(_, rollout)| rollout.loss_tokens()).sum();
     head.int("step", batch.step.0 as i64)
@@ -64,9 +87,16 @@ fn totals(head: FrameWriter, batch: &BoundBatch, all: &[(&BoundGroup, &BoundRoll
 }
 
 /// Names the columns in the order in which they are written below.
-fn announce(head: FrameWriter, mine: &[(&BoundGroup, &BoundRollout)], parts: &BTreeSet<&str>) -> FrameWriter {
+fn announce(
+    head: FrameWriter,
+    mine: &[(&BoundGroup, &BoundRollout)],
+    parts: &BTreeSet<&str>,
+) -> FrameWriter {
     let n = mine.len();
-    let tokens = mine.iter().map(|(group, rollout)| length(group, rollout)).sum();
+    let tokens = mine
+        .iter()
+        .map(|(group, rollout)| length(group, rollout))
+        .sum();
     let runs = mine.iter().map(|(_, rollout)| rollout.runs.len()).sum();
     let head = head
         .column::<i32>("token_ids", tokens)
@@ -83,7 +113,9 @@ fn announce(head: FrameWriter, mine: &[(&BoundGroup, &BoundRollout)], parts: &BT
         .column::<i32>("run_lengths", runs)
         .column::<i32>("cu_runs", n + 1)
         .column::<u8>("over_age", runs);
-    parts.iter().fold(head, |head, name| head.column::<f32>(format!("part:{name}"), n))
+    parts.iter().fold(head, |head, name| {
+        head.column::<f32>(format!("part:{name}"), n)
+    })
 }
 
 fn column<T: crate::frame::Element>(frame: &mut Open, elements: impl IntoIterator<Item = T>) {
@@ -105,22 +137,51 @@ fn write_tokens(frame: &mut Open, mine: &[(&BoundGroup, &BoundRollout)]) {
 }
 
 fn write_rollouts(frame: &mut Open, mine: &[(&BoundGroup, &BoundRollout)]) {
-    column(frame, running_sum(mine.iter().map(|(group, rollout)| length(group, rollout))));
-    column(frame, mine.iter().map(|(group, _)| group.prompt.tokens.len() as i32));
-    column(frame, mine.iter().map(|(_, rollout)| rollout.advantage as f32));
+    column(
+        frame,
+        running_sum(mine.iter().map(|(group, rollout)| length(group, rollout))),
+    );
+    column(
+        frame,
+        mine.iter()
+            .map(|(group, _)| group.prompt.tokens.len() as i32),
+    );
+    column(
+        frame,
+        mine.iter().map(|(_, rollout)| rollout.advantage as f32),
+    );
     column(frame, mine.iter().map(|(_, rollout)| rollout.score.total));
     column(frame, mine.iter().map(|(group, _)| group.group.0 as i64));
-    column(frame, mine.iter().map(|(_, rollout)| rollout.rollout.0 as i64));
-    column(frame, mine.iter().map(|(_, rollout)| rollout.finish_version.number as i32));
-    column(frame, mine.iter().map(|(_, rollout)| u8::from(rollout.finish == Finish::Length)));
+    column(
+        frame,
+        mine.iter().map(|(_, rollout)| rollout.rollout.0 as i64),
+    );
+    column(
+        frame,
+        mine.iter()
+            .map(|(_, rollout)| rollout.finish_version.number as i32),
+    );
+    column(
+        frame,
+        mine.iter()
+            .map(|(_, rollout)| u8::from(rollout.finish == Finish::Length)),
+    );
 }
 
 fn write_runs(frame: &mut Open, mine: &[(&BoundGroup, &BoundRollout)]) {
     let runs = || mine.iter().flat_map(|(_, rollout)| &rollout.runs);
     column(frame, runs().map(|run| run.version.number as i32));
     column(frame, runs().map(|run| run.count as i32));
-    column(frame, running_sum(mine.iter().map(|(_, rollout)| rollout.runs.len())));
-    column(frame, mine.iter().flat_map(|(_, rollout)| &rollout.over_age).map(|over| u8::from(*over)));
+    column(
+        frame,
+        running_sum(mine.iter().map(|(_, rollout)| rollout.runs.len())),
+    );
+    column(
+        frame,
+        mine.iter()
+            .flat_map(|(_, rollout)| &rollout.over_age)
+            .map(|over| u8::from(*over)),
+    );
 }
 
 /// 0 and the sum after each. Fits 32 bits: a frame of 2^31 tokens would have 17 GB.

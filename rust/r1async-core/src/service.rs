@@ -5,72 +5,33 @@
 //! After every call whatever has become possible is handed out: leases to whoever has room, batches to the
 //! ranks that wait, evaluated groups to their evaluator.
 
+mod connections;
 mod evaluations;
 mod events;
 mod learners;
 mod offers;
 mod peers;
+mod refusal;
 mod rollouts;
+mod settings;
 
 use std::collections::{BTreeMap, VecDeque};
 
-use crate::frame::{Frame, FrameError, FrameWriter};
+use crate::frame::{Frame, FrameWriter};
 use crate::ids::HolderId;
 use crate::ledger::{Ledger, News};
+use crate::messages::Message;
 use crate::prompts::AdmitError;
-use crate::messages::{Hello, Message, MessageError, PROTOCOL, Role};
-use crate::settings::{Settings, SettingsError};
+use crate::settings::SettingsError;
 use learners::Learners;
-use peers::{Peer, Peers, RoleState};
+use peers::Peers;
+use refusal::Refusal;
 
 pub use crate::figure::Figure;
+pub use settings::ServiceSettings;
 
 /// Peers known at a time at most; a stranger past that is refused.
 pub const MAX_PEERS: usize = 1 << 14;
-
-/// Every number of the buffer.
-#[derive(Debug, Clone, PartialEq)]
-pub struct ServiceSettings {
-    /// What the ledger decides by.
-    pub ledger: Settings,
-    /// Name of the run; a client of another run is refused.
-    pub run: String,
-    /// Seed of the run, told to every client.
-    pub seed: u64,
-    /// Padded tokens of one forward pass at most.
-    pub micro_batch_tokens: usize,
-    /// Seconds without any message after which a peer counts as gone.
-    pub peer_deadline_s: f64,
-    /// A larger message is refused.
-    pub max_message_bytes: usize,
-    /// Seconds between two publications of figures.
-    pub interval_s: f64,
-}
-
-impl ServiceSettings {
-    /// Refuses what cannot work.
-    ///
-    /// # Errors
-    /// The first setting that is out of range.
-    pub fn validate(&self) -> Result<(), SettingsError> {
-        let seconds = "a number of seconds above 0";
-        let above = |seconds: f64| seconds.is_finite() && seconds > 0.0;
-        let (tokens, bytes) = (self.micro_batch_tokens, self.max_message_bytes);
-        for (name, holds, want, got) in [
-            ("run", !self.run.is_empty() && self.run.len() <= 256, "1 to 256 bytes", self.run.clone()),
-            ("seed", self.seed <= i64::MAX as u64, "at most 2^63 - 1", self.seed.to_string()),
-            ("micro_batch_tokens", tokens >= 1, "at least 1", tokens.to_string()),
-            ("peer_deadline_s", above(self.peer_deadline_s), seconds, self.peer_deadline_s.to_string()),
-            ("max_message_bytes", bytes >= 1 << 10, "at least 1024", bytes.to_string()),
-            ("interval_s", above(self.interval_s), seconds, self.interval_s.to_string()),
-        ] {
-            if !holds {
-                return Err(SettingsError { name, want: want.into(), got });
-            }
-        }
-        self.ledger.validate()
-    }
-}
 
 /// A socket of the buffer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -104,39 +65,6 @@ pub struct Outgoing {
     pub peer: Vec<u8>,
     /// What.
     pub frame: Vec<u8>,
-}
-
-/// Why a message is refused; it becomes an error message.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Refusal {
-    code: &'static str,
-    message: String,
-    /// The highest epoch seen, where the message named a lower one.
-    seen: Option<u64>,
-}
-
-impl Refusal {
-    fn new(code: &'static str, message: impl ToString) -> Self {
-        Self { code, message: message.to_string(), seen: None }
-    }
-}
-
-impl From<FrameError> for Refusal {
-    fn from(error: FrameError) -> Self {
-        let code = if matches!(error, FrameError::TooBig { .. }) { "too_big" } else { "malformed" };
-        Self::new(code, error)
-    }
-}
-
-impl From<MessageError> for Refusal {
-    fn from(error: MessageError) -> Self {
-        let code = match error {
-            MessageError::Field { .. } => "malformed",
-            MessageError::UnknownType(_) => "unknown_type",
-            MessageError::WrongRole { .. } => "role",
-        };
-        Self::new(code, error)
-    }
 }
 
 /// The buffer of one run.
@@ -231,7 +159,9 @@ impl Service {
             return self.hello(socket, identity, &frame);
         }
         let Some((holder, role)) = self.peers.find(socket, identity) else {
-            let text = format!("{about} from a peer that has not said hello; say hello first, then what you hold");
+            let text = format!(
+                "{about} from a peer that has not said hello; say hello first, then what you hold"
+            );
             return Err(Refusal::new("hello", text));
         };
         match Message::read(&frame, role)? {
@@ -251,87 +181,30 @@ impl Service {
             Message::Verdicts(items) => self.verdicts(holder, &items),
             Message::Evaluate(evaluate) => self.evaluate(holder, &evaluate)?,
             Message::CancelEvaluation(id) => self.cancel_evaluation(holder, id)?,
-            Message::NextBatch { epoch, step, rank, world } => {
+            Message::NextBatch {
+                epoch,
+                step,
+                rank,
+                world,
+            } => {
                 self.next_batch(holder, epoch, step, (rank, world))?;
             }
-            Message::Stepped { epoch, step, metrics } => self.stepped(holder, epoch, step, &metrics)?,
-            Message::Published { epoch, version, hash } => self.published(holder, epoch, version, hash)?,
-            Message::Committed { epoch, step, last } => self.committed(holder, epoch, step, last)?,
+            Message::Stepped {
+                epoch,
+                step,
+                metrics,
+            } => self.stepped(holder, epoch, step, &metrics)?,
+            Message::Published {
+                epoch,
+                version,
+                hash,
+            } => self.published(holder, epoch, version, hash)?,
+            Message::Committed { epoch, step, last } => {
+                self.committed(holder, epoch, step, last)?
+            }
             Message::Finish { epoch } => self.finish(holder, epoch)?,
         }
         Ok(())
-    }
-
-    fn hello(&mut self, socket: Socket, identity: &[u8], frame: &Frame<'_>) -> Result<(), Refusal> {
-        let protocol = Hello::protocol(frame)?;
-        if protocol != PROTOCOL {
-            let text = format!("this buffer speaks protocol {PROTOCOL}, the client {protocol}; install the same version");
-            return Err(Refusal::new("protocol", text));
-        }
-        let hello = Hello::read(frame, protocol)?;
-        if hello.run != self.settings.run {
-            let text = format!("this is run {:?}, the client wants {:?}", self.settings.run, hello.run);
-            return Err(Refusal::new("run", text));
-        }
-        if (hello.role == Role::Learner) != (socket == Socket::Batches) {
-            let text = format!("a {} does not connect to the socket {}", hello.role.name(), socket.name());
-            return Err(Refusal::new("role", text));
-        }
-        if let Some(learner) = hello.learner {
-            return self.learner_hello(identity, &hello, learner);
-        }
-        let holder = self.enter(socket, identity, &hello, RoleState::of(hello.role))?;
-        self.welcome(holder);
-        Ok(())
-    }
-
-    /// A peer is known from now on, under the number it had if it was known before.
-    fn enter(
-        &mut self,
-        socket: Socket,
-        identity: &[u8],
-        hello: &Hello<'_>,
-        state: RoleState,
-    ) -> Result<HolderId, Refusal> {
-        if let Some((holder, role)) = self.peers.find(socket, identity) {
-            if role == hello.role {
-                self.peers.begin_again(holder, hello.name, state);
-                self.evaluator_lost(holder);
-                return Ok(holder);
-            }
-            self.leave(holder, true);
-        }
-        if self.peers.len() >= MAX_PEERS {
-            return Err(Refusal::new("invalid", format!("{MAX_PEERS} peers are connected; no more are taken")));
-        }
-        let peer = Peer::new(socket, identity, hello.name, self.now, state);
-        Ok(self.peers.insert(peer))
-    }
-
-    fn welcome(&mut self, holder: HolderId) {
-        let (deadline_s, seed) = (self.settings.peer_deadline_s, self.settings.seed as i64);
-        let group_size = self.settings.ledger.group_size as i64;
-        let (steps, seen) = (self.settings.ledger.steps as i64, self.ledger.epoch().map_or(-1, |epoch| epoch as i64));
-        let learner = self.peers.get(holder).is_some_and(|peer| peer.role() == Role::Learner);
-        self.answer(holder, "welcome", |head| {
-            let head = head.int("protocol", PROTOCOL).float("peer_deadline_s", deadline_s);
-            let head = head.int("group_size", group_size).int("seed", seed);
-            if learner { head.int("steps", steps).int("seen", seen) } else { head }
-        });
-    }
-
-    /// A peer goes: `lost` if it did not say so.
-    fn leave(&mut self, holder: HolderId, lost: bool) {
-        let Some(peer) = self.peers.remove(holder) else { return };
-        match peer.state {
-            RoleState::Learner(_) => self.learner_gone(holder, &peer.identity),
-            RoleState::Evaluator => self.evaluator_lost(holder),
-            RoleState::Generator(_) | RoleState::Scorer(_) if lost => self.ledger.holder_lost(holder),
-            RoleState::Generator(_) | RoleState::Scorer(_) => self.ledger.release_all(holder),
-        }
-        if lost {
-            self.counters.peers_lost += 1;
-        }
     }
 
     /// The peer cannot be sent to.
@@ -357,8 +230,15 @@ impl Service {
     /// When [`Service::tick`] has something to do next.
     #[must_use]
     pub fn next_deadline(&self) -> Option<f64> {
-        let dues = [self.ledger.next_deadline(), self.peers.next_silence(), Some(self.next_figures)];
-        dues.into_iter().flatten().filter(|due| due.is_finite()).min_by(f64::total_cmp)
+        let dues = [
+            self.ledger.next_deadline(),
+            self.peers.next_silence(),
+            Some(self.next_figures),
+        ];
+        dues.into_iter()
+            .flatten()
+            .filter(|due| due.is_finite())
+            .min_by(f64::total_cmp)
     }
 
     /// The frames to send now, in order.
@@ -369,14 +249,24 @@ impl Service {
     /// Prompts to admit or reject now, in this order.
     #[must_use]
     pub fn wanted_prompts(&self) -> Vec<u64> {
-        if self.stopping { Vec::new() } else { self.ledger.wanted_prompts() }
+        if self.stopping {
+            Vec::new()
+        } else {
+            self.ledger.wanted_prompts()
+        }
     }
 
     /// Opens a group for the first of the wanted prompts.
     ///
     /// # Errors
     /// It is not the first, or has no tokens.
-    pub fn admit(&mut self, ordinal: u64, tokens: Vec<i32>, meta: Vec<u8>, now: f64) -> Result<(), AdmitError> {
+    pub fn admit(
+        &mut self,
+        ordinal: u64,
+        tokens: Vec<i32>,
+        meta: Vec<u8>,
+        now: f64,
+    ) -> Result<(), AdmitError> {
         self.at(now);
         self.ledger.admit(ordinal, tokens, meta)?;
         self.settle();
@@ -389,7 +279,8 @@ impl Service {
     /// It is not the first.
     pub fn reject_prompt(&mut self, ordinal: u64, reason: &str) -> Result<(), AdmitError> {
         self.ledger.reject_prompt(ordinal)?;
-        let known = self.counters.rejected.len() < 64 || self.counters.rejected.contains_key(reason);
+        let known =
+            self.counters.rejected.len() < 64 || self.counters.rejected.contains_key(reason);
         let reason = if known { reason } else { "other" };
         *self.counters.rejected.entry(reason.into()).or_default() += 1;
         self.settle();
@@ -466,7 +357,11 @@ impl Service {
 
     fn refuse(&mut self, socket: Socket, identity: &[u8], about: &str, refusal: &Refusal) {
         *self.counters.errors.entry(refusal.code).or_default() += 1;
-        let head = self.head("error").str("code", refusal.code).str("message", &refusal.message).str("about", about);
+        let head = self
+            .head("error")
+            .str("code", refusal.code)
+            .str("message", &refusal.message)
+            .str("about", about);
         let head = match refusal.seen {
             Some(seen) => head.int("seen", seen as i64),
             None => head,
@@ -475,10 +370,19 @@ impl Service {
     }
 
     fn push(&mut self, socket: Socket, peer: Vec<u8>, frame: Vec<u8>) {
-        self.outgoing.push_back(Outgoing { socket, peer, frame });
+        self.outgoing.push_back(Outgoing {
+            socket,
+            peer,
+            frame,
+        });
     }
 
-    fn answer(&mut self, holder: HolderId, kind: &str, fill: impl FnOnce(FrameWriter) -> FrameWriter) {
+    fn answer(
+        &mut self,
+        holder: HolderId,
+        kind: &str,
+        fill: impl FnOnce(FrameWriter) -> FrameWriter,
+    ) {
         let frame = fill(self.head(kind)).finish();
         self.send(holder, frame);
     }

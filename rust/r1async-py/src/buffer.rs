@@ -24,23 +24,34 @@ fn socket_named(name: &str) -> PyResult<Socket> {
     match name {
         "rollouts" => Ok(Socket::Rollouts),
         "batches" => Ok(Socket::Batches),
-        _ => Err(wrong(format!("socket must be \"rollouts\" or \"batches\", got {name:?}"))),
+        _ => Err(wrong(format!(
+            "socket must be \"rollouts\" or \"batches\", got {name:?}"
+        ))),
     }
 }
 
 fn time(now: f64) -> PyResult<f64> {
-    if now.is_finite() { Ok(now) } else { Err(wrong(format!("now must be finite seconds, got {now}"))) }
+    if now.is_finite() {
+        Ok(now)
+    } else {
+        Err(wrong(format!("now must be finite seconds, got {now}")))
+    }
 }
 
 /// The bytes of a contiguous Python buffer, where they are.
-#[expect(unsafe_code, reason = "the only way to read a Python buffer without copying it")]
+#[expect(
+    unsafe_code,
+    reason = "the only way to read a Python buffer without copying it"
+)]
 fn bytes_of<'a>(frame: &'a PyBuffer<u8>, _held: &'a FrameIsStill) -> PyResult<&'a [u8]> {
     if !frame.is_c_contiguous() {
         return Err(wrong("frame must be contiguous"));
     }
     // SAFETY: the buffer lives as long as `frame`, is contiguous and initialised, and `FrameIsStill` says why
     // nobody writes to it meanwhile. An empty buffer may have no address.
-    Ok(frame.as_slice_ptr().map_or(&[], |bytes| unsafe { bytes.as_ref() }))
+    Ok(frame
+        .as_slice_ptr()
+        .map_or(&[], |bytes| unsafe { bytes.as_ref() }))
 }
 
 /// Why the bytes of a frame do not change while they are read.
@@ -66,11 +77,20 @@ impl Buffer {
 impl Buffer {
     #[new]
     fn new(settings: &Settings) -> PyResult<Self> {
-        Ok(Self(Mutex::new(Service::new(settings.0.clone()).map_err(wrong)?)))
+        Ok(Self(Mutex::new(
+            Service::new(settings.0.clone()).map_err(wrong)?,
+        )))
     }
 
     /// Files one message of `peer`. The frame is read in place; nothing of it is kept.
-    fn handle(&self, py: Python<'_>, socket: &str, peer: &[u8], frame: PyBuffer<u8>, now: f64) -> PyResult<()> {
+    fn handle(
+        &self,
+        py: Python<'_>,
+        socket: &str,
+        peer: &[u8],
+        frame: PyBuffer<u8>,
+        now: f64,
+    ) -> PyResult<()> {
         let (socket, now) = (socket_named(socket)?, time(now)?);
         if frame.readonly() {
             let still = FrameIsStill::ReadOnly;
@@ -98,7 +118,11 @@ impl Buffer {
     ) -> Vec<(&'static str, Bound<'py, PyBytes>, Bound<'py, PyBytes>)> {
         let messages = self.detached(py, Service::outgoing);
         let tuple = |it: r1async_core::service::Outgoing| {
-            (it.socket.name(), PyBytes::new(py, &it.peer), PyBytes::new(py, &it.frame))
+            (
+                it.socket.name(),
+                PyBytes::new(py, &it.peer),
+                PyBytes::new(py, &it.frame),
+            )
         };
         messages.into_iter().map(tuple).collect()
     }
@@ -123,12 +147,16 @@ impl Buffer {
         now: f64,
     ) -> PyResult<()> {
         let (now, tokens) = (time(now)?, token_ids.as_array().to_vec());
-        self.detached(py, |service| service.admit(ordinal, tokens, meta.to_vec(), now)).map_err(wrong)
+        self.detached(py, |service| {
+            service.admit(ordinal, tokens, meta.to_vec(), now)
+        })
+        .map_err(wrong)
     }
 
     /// Counts a wanted prompt that cannot be used (`invalid`), and goes on to the next.
     fn reject_prompt(&self, py: Python<'_>, ordinal: u64, reason: &str) -> PyResult<()> {
-        self.detached(py, |service| service.reject_prompt(ordinal, reason)).map_err(wrong)
+        self.detached(py, |service| service.reject_prompt(ordinal, reason))
+            .map_err(wrong)
     }
 
     /// The source ends before `at_ordinal`.
@@ -155,7 +183,9 @@ impl Buffer {
             return Ok(());
         }
         let waiting = self.detached(py, |service| service.commits());
-        Err(wrong(format!("no commit of step {step} waits; waiting are {waiting:?}")))
+        Err(wrong(format!(
+            "no commit of step {step} waits; waiting are {waiting:?}"
+        )))
     }
 
     /// What a restart of the whole run needs.
@@ -165,7 +195,8 @@ impl Buffer {
 
     /// Goes on from a `checkpoint()`; before anything else is called.
     fn restore(&self, py: Python<'_>, state: &[u8]) -> PyResult<()> {
-        self.detached(py, |service| service.restore(state)).map_err(wrong)
+        self.detached(py, |service| service.restore(state))
+            .map_err(wrong)
     }
 
     /// Prompts, rollouts and tokens: in = trained + dropped by reason + live, and whether that is so.

@@ -21,7 +21,8 @@ fn group_statistics<'py>(
     pass_mark: f64,
 ) -> PyResult<Option<Bound<'py, PyDict>>> {
     let rewards = rewards.as_array().to_vec();
-    let Some(statistics) = r1async_core::group_statistics(&rewards, std_kind(std)?, pass_mark) else {
+    let Some(statistics) = r1async_core::group_statistics(&rewards, std_kind(std)?, pass_mark)
+    else {
         return Ok(None);
     };
     let dict = PyDict::new(py);
@@ -45,13 +46,13 @@ fn advantages<'py>(
     eps: f64,
 ) -> PyResult<Bound<'py, PyArray1<f64>>> {
     let rewards = rewards.as_array().to_vec();
-    let advantages = r1async_core::advantages(&rewards, self::baseline(baseline)?, std_kind(std)?, eps);
+    let advantages =
+        r1async_core::advantages(&rewards, self::baseline(baseline)?, std_kind(std)?, eps);
     Ok(advantages.to_pyarray(py))
 }
 
 #[pymodule]
 fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
-    module.add("__all__", ["Buffer", "Settings", "advantages", "group_statistics"])?;
     module.add_class::<settings::Settings>()?;
     module.add_class::<buffer::Buffer>()?;
     module.add_function(wrap_pyfunction!(group_statistics, module)?)?;

@@ -84,9 +84,18 @@ impl Settings {
             max_tokens,
             temperature,
         };
-        let settings =
-            ServiceSettings { ledger, run, seed, micro_batch_tokens, peer_deadline_s, max_message_bytes, interval_s };
-        settings.validate().map_err(|error| PyValueError::new_err(error.to_string()))?;
+        let settings = ServiceSettings {
+            ledger,
+            run,
+            seed,
+            micro_batch_tokens,
+            peer_deadline_s,
+            max_message_bytes,
+            interval_s,
+        };
+        settings
+            .validate()
+            .map_err(|error| PyValueError::new_err(error.to_string()))?;
         Ok(Self(settings))
     }
 
@@ -95,7 +104,11 @@ impl Settings {
     }
 }
 
-fn named<T>(setting: &str, got: &str, values: impl IntoIterator<Item = (&'static str, T)>) -> PyResult<T> {
+fn named<T>(
+    setting: &str,
+    got: &str,
+    values: impl IntoIterator<Item = (&'static str, T)>,
+) -> PyResult<T> {
     let mut names = Vec::new();
     for (name, value) in values {
         if name == got {
@@ -103,15 +116,30 @@ fn named<T>(setting: &str, got: &str, values: impl IntoIterator<Item = (&'static
         }
         names.push(name);
     }
-    Err(PyValueError::new_err(format!("{setting} must be one of {}, got {got:?}", names.join(", "))))
+    Err(PyValueError::new_err(format!(
+        "{setting} must be one of {}, got {got:?}",
+        names.join(", ")
+    )))
 }
 
 fn over_age(name: &str) -> PyResult<OverAge> {
-    named("over_age", name, [("mask", OverAge::Mask), ("drop", OverAge::Drop), ("train", OverAge::Train)])
+    named(
+        "over_age",
+        name,
+        [
+            ("mask", OverAge::Mask),
+            ("drop", OverAge::Drop),
+            ("train", OverAge::Train),
+        ],
+    )
 }
 
 fn zero_variance(name: &str) -> PyResult<ZeroVariance> {
-    named("zero_variance", name, [("train", ZeroVariance::Train), ("drop", ZeroVariance::Drop)])
+    named(
+        "zero_variance",
+        name,
+        [("train", ZeroVariance::Train), ("drop", ZeroVariance::Drop)],
+    )
 }
 
 pub(crate) fn baseline(name: &str) -> PyResult<Baseline> {
@@ -125,5 +153,12 @@ pub(crate) fn baseline(name: &str) -> PyResult<Baseline> {
 }
 
 pub(crate) fn std_kind(name: &str) -> PyResult<StdKind> {
-    named("std", name, [("population", StdKind::Population), ("sample", StdKind::Sample)])
+    named(
+        "std",
+        name,
+        [
+            ("population", StdKind::Population),
+            ("sample", StdKind::Sample),
+        ],
+    )
 }

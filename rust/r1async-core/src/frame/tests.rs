@@ -51,9 +51,15 @@ fn what_is_written_is_read_back() {
         Value::Map(vec![("ü", Value::Bin(b"\x00\xff"))]),
     ]);
     assert_eq!(frame.get("items"), Some(&items));
-    assert_eq!(&*frame.column("tokens").unwrap().elements::<i32>().unwrap(), [1, -2, 3]);
+    assert_eq!(
+        &*frame.column("tokens").unwrap().elements::<i32>().unwrap(),
+        [1, -2, 3]
+    );
     assert!(frame.column("logprobs").unwrap().is_empty());
-    assert_eq!(&*frame.column("flags").unwrap().elements::<u8>().unwrap(), [1, 2, 0, 0, 9]);
+    assert_eq!(
+        &*frame.column("flags").unwrap().elements::<u8>().unwrap(),
+        [1, 2, 0, 0, 9]
+    );
     assert_eq!(frame.column("tokens").unwrap().elements::<f32>(), None);
 }
 
@@ -72,7 +78,11 @@ fn columns_are_borrowed_where_aligned_and_right_where_not() {
         let frame = Frame::decode(&room[range], CAP).unwrap();
         let tokens = frame.column("tokens").unwrap().elements::<i32>().unwrap();
         assert_eq!(&*tokens, [1, -2, 3]);
-        assert_eq!(matches!(tokens, Cow::Borrowed(_)), shift % 4 == 0, "shift {shift}");
+        assert_eq!(
+            matches!(tokens, Cow::Borrowed(_)),
+            shift % 4 == 0,
+            "shift {shift}"
+        );
     }
 }
 
@@ -94,14 +104,28 @@ fn msgpack_error(header: &[u8]) -> &'static str {
 
 #[test]
 fn sizes_that_lie_are_refused_before_anything_is_allocated() {
-    assert_eq!(msgpack_error(b"\x81\xa1t\xdd\xff\xff\xff\xff"), "a longer list or map than the header holds");
-    assert_eq!(msgpack_error(b"\xdf\xff\xff\xff\xff"), "a longer list or map than the header holds");
-    assert_eq!(msgpack_error(b"\x81\xa1t\xdb\xff\xff\xff\xffabc"), "a value goes past the end");
-    assert_eq!(msgpack_error(b"\x81\xa1t\xc6\xff\xff\xff\xffabc"), "a value goes past the end");
+    assert_eq!(
+        msgpack_error(b"\x81\xa1t\xdd\xff\xff\xff\xff"),
+        "a longer list or map than the header holds"
+    );
+    assert_eq!(
+        msgpack_error(b"\xdf\xff\xff\xff\xff"),
+        "a longer list or map than the header holds"
+    );
+    assert_eq!(
+        msgpack_error(b"\x81\xa1t\xdb\xff\xff\xff\xffabc"),
+        "a value goes past the end"
+    );
+    assert_eq!(
+        msgpack_error(b"\x81\xa1t\xc6\xff\xff\xff\xffabc"),
+        "a value goes past the end"
+    );
     let mut many = b"\x81\xa1t\xdd".to_vec();
     many.extend((MAX_VALUES as u32 + 1).to_be_bytes());
     many.resize(many.len() + MAX_VALUES + 1, 0xc0);
-    let Err(FrameError::Msgpack { what, .. }) = Frame::decode(&around(&many), 4 << 20) else { panic!() };
+    let Err(FrameError::Msgpack { what, .. }) = Frame::decode(&around(&many), 4 << 20) else {
+        panic!()
+    };
     assert_eq!(what, "a longer list or map than the header holds");
 }
 
@@ -115,17 +139,56 @@ fn nesting_stops_at_a_depth() {
 #[test]
 fn header_that_is_not_ours_is_refused_with_the_reason() {
     assert_eq!(msgpack_error(b"\x81\xa1t\xc1"), "a type we do not take");
-    assert_eq!(msgpack_error(b"\x81\xa1t\xd4\x01\x00"), "a type we do not take");
-    assert_eq!(msgpack_error(b"\x81\x01\xa1t"), "a map key that is not a string");
-    assert_eq!(msgpack_error(b"\x81\xa1t\xa2\xff\xfe"), "a string that is not UTF-8");
-    assert_eq!(msgpack_error(b"\x81\xa1t\xcf\xff\xff\xff\xff\xff\xff\xff\xff"), "an integer above 2^63 - 1");
-    assert_eq!(msgpack_error(b"\x81\xa1t\xa1x\x00"), "bytes after the value");
-    assert_eq!(Frame::decode(&around(b"\x90"), CAP), Err(FrameError::NoType));
-    assert_eq!(Frame::decode(&around(b"\x81\xa1t\x01"), CAP), Err(FrameError::NoType));
-    assert_eq!(Frame::decode(b"R1A1", CAP), Err(FrameError::NotOurs { len: 4, begin: b"R1A1".to_vec() }));
-    assert_eq!(Frame::decode(b"GET / HTTP/1.1\r\n", CAP).unwrap_err().to_string().contains("R1A1"), true);
-    assert_eq!(Frame::decode(&[0; 64], 32), Err(FrameError::TooBig { got: 64, cap: 32 }));
-    let header = FrameError::HeaderSize { header: u32::MAX as usize, frame: 8 };
+    assert_eq!(
+        msgpack_error(b"\x81\xa1t\xd4\x01\x00"),
+        "a type we do not take"
+    );
+    assert_eq!(
+        msgpack_error(b"\x81\x01\xa1t"),
+        "a map key that is not a string"
+    );
+    assert_eq!(
+        msgpack_error(b"\x81\xa1t\xa2\xff\xfe"),
+        "a string that is not UTF-8"
+    );
+    assert_eq!(
+        msgpack_error(b"\x81\xa1t\xcf\xff\xff\xff\xff\xff\xff\xff\xff"),
+        "an integer above 2^63 - 1"
+    );
+    assert_eq!(
+        msgpack_error(b"\x81\xa1t\xa1x\x00"),
+        "bytes after the value"
+    );
+    assert_eq!(
+        Frame::decode(&around(b"\x90"), CAP),
+        Err(FrameError::NoType)
+    );
+    assert_eq!(
+        Frame::decode(&around(b"\x81\xa1t\x01"), CAP),
+        Err(FrameError::NoType)
+    );
+    assert_eq!(
+        Frame::decode(b"R1A1", CAP),
+        Err(FrameError::NotOurs {
+            len: 4,
+            begin: b"R1A1".to_vec()
+        })
+    );
+    assert_eq!(
+        Frame::decode(b"GET / HTTP/1.1\r\n", CAP)
+            .unwrap_err()
+            .to_string()
+            .contains("R1A1"),
+        true
+    );
+    assert_eq!(
+        Frame::decode(&[0; 64], 32),
+        Err(FrameError::TooBig { got: 64, cap: 32 })
+    );
+    let header = FrameError::HeaderSize {
+        header: u32::MAX as usize,
+        frame: 8,
+    };
     assert_eq!(Frame::decode(b"R1A1\xff\xff\xff\xff", CAP), Err(header));
 }
 
@@ -140,19 +203,34 @@ fn columns_that_do_not_fit_the_frame_are_refused() {
         });
         // The announced `cols` come last and win, so this one is taken out again.
         let mut bytes = writer.finish();
-        let at = bytes.windows(5).rposition(|window| window == b"\xa4cols").unwrap();
+        let at = bytes
+            .windows(5)
+            .rposition(|window| window == b"\xa4cols")
+            .unwrap();
         bytes[at + 1..at + 5].copy_from_slice(b"what");
         bytes
     };
-    assert!(matches!(Frame::decode(&column(i64::MAX), CAP), Err(FrameError::ColumnEnd { .. })));
-    assert!(matches!(Frame::decode(&column(1), CAP), Err(FrameError::ColumnEnd { .. })));
-    assert!(matches!(Frame::decode(&column(-1), CAP), Err(FrameError::ColumnEntry { index: 0 })));
+    assert!(matches!(
+        Frame::decode(&column(i64::MAX), CAP),
+        Err(FrameError::ColumnEnd { .. })
+    ));
+    assert!(matches!(
+        Frame::decode(&column(1), CAP),
+        Err(FrameError::ColumnEnd { .. })
+    ));
+    assert!(matches!(
+        Frame::decode(&column(-1), CAP),
+        Err(FrameError::ColumnEntry { index: 0 })
+    ));
     assert!(Frame::decode(&column(0), CAP).is_ok());
     let mut longer = sample();
     longer.extend([0; 8]);
     assert_eq!(Frame::decode(&longer, CAP), Err(FrameError::Trailing(8)));
     let shorter = sample();
-    assert!(matches!(Frame::decode(&shorter[..shorter.len() - 8], CAP), Err(FrameError::ColumnEnd { .. })));
+    assert!(matches!(
+        Frame::decode(&shorter[..shorter.len() - 8], CAP),
+        Err(FrameError::ColumnEnd { .. })
+    ));
 }
 
 proptest! {

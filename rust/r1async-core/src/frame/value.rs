@@ -49,7 +49,11 @@ impl Value<'_> {
 
 /// The one value that `bytes` hold.
 pub(super) fn read(bytes: &[u8]) -> Result<Value<'_>, FrameError> {
-    let mut reader = Reader { bytes, at: 0, values_left: MAX_VALUES };
+    let mut reader = Reader {
+        bytes,
+        at: 0,
+        values_left: MAX_VALUES,
+    };
     let value = reader.value(0)?;
     match bytes.len() - reader.at {
         0 => Ok(value),
@@ -83,7 +87,10 @@ impl<'a> Reader<'a> {
     }
 
     fn len<const N: usize>(&mut self) -> Result<usize, FrameError> {
-        Ok(self.raw::<N>()?.iter().fold(0, |len, byte| len << 8 | usize::from(*byte)))
+        Ok(self
+            .raw::<N>()?
+            .iter()
+            .fold(0, |len, byte| len << 8 | usize::from(*byte)))
     }
 
     fn value(&mut self, depth: usize) -> Result<Value<'a>, FrameError> {
@@ -118,9 +125,18 @@ impl<'a> Reader<'a> {
             Marker::Str8 => self.len::<1>().and_then(|len| self.string(len))?,
             Marker::Str16 => self.len::<2>().and_then(|len| self.string(len))?,
             Marker::Str32 => self.len::<4>().and_then(|len| self.string(len))?,
-            Marker::Bin8 => self.len::<1>().and_then(|len| self.take(len)).map(Value::Bin)?,
-            Marker::Bin16 => self.len::<2>().and_then(|len| self.take(len)).map(Value::Bin)?,
-            Marker::Bin32 => self.len::<4>().and_then(|len| self.take(len)).map(Value::Bin)?,
+            Marker::Bin8 => self
+                .len::<1>()
+                .and_then(|len| self.take(len))
+                .map(Value::Bin)?,
+            Marker::Bin16 => self
+                .len::<2>()
+                .and_then(|len| self.take(len))
+                .map(Value::Bin)?,
+            Marker::Bin32 => self
+                .len::<4>()
+                .and_then(|len| self.take(len))
+                .map(Value::Bin)?,
             Marker::FixArray(len) => self.array(len.into(), depth)?,
             Marker::Array16 => self.len::<2>().and_then(|len| self.array(len, depth))?,
             Marker::Array32 => self.len::<4>().and_then(|len| self.array(len, depth))?,

@@ -17,7 +17,12 @@ impl FrameWriter {
     /// A message of type `kind`.
     #[must_use]
     pub fn new(kind: &str) -> Self {
-        Self { body: Nested::default(), entries: 0, cols: Vec::new() }.str("t", kind)
+        Self {
+            body: Nested::default(),
+            entries: 0,
+            cols: Vec::new(),
+        }
+        .str("t", kind)
     }
 
     fn entry(mut self, name: &str, write: impl FnOnce(&mut Nested)) -> Self {
@@ -85,7 +90,11 @@ impl FrameWriter {
     /// The frame with its header written and room for exactly the columns announced.
     #[must_use]
     pub fn open(self) -> Open {
-        let Self { body, entries, cols } = self;
+        let Self {
+            body,
+            entries,
+            cols,
+        } = self;
         let mut head = Nested::default();
         head.map(entries as usize + 1);
         head.0.as_mut_vec().extend_from_slice(body.as_slice());
@@ -98,14 +107,25 @@ impl FrameWriter {
             head.int(*count as i64);
         }
         let head = head.as_slice();
-        let columns: usize = cols.iter().map(|(_, dtype, count)| padded(dtype.size() * count)).sum();
+        let columns: usize = cols
+            .iter()
+            .map(|(_, dtype, count)| padded(dtype.size() * count))
+            .sum();
         let mut bytes = Vec::with_capacity(padded(8 + head.len()) + columns);
         bytes.extend_from_slice(&MAGIC);
         bytes.extend_from_slice(&(head.len() as u32).to_le_bytes());
         bytes.extend_from_slice(head);
         bytes.resize(padded(bytes.len()), 0);
-        let ends = cols.into_iter().map(|(_, dtype, count)| (dtype, dtype.size() * count)).collect();
-        Open { begin: bytes.len(), bytes, columns: ends, at: 0 }
+        let ends = cols
+            .into_iter()
+            .map(|(_, dtype, count)| (dtype, dtype.size() * count))
+            .collect();
+        Open {
+            begin: bytes.len(),
+            bytes,
+            columns: ends,
+            at: 0,
+        }
     }
 
     /// A frame without columns.
@@ -130,13 +150,19 @@ pub struct Open {
 impl Open {
     /// Appends elements to the current column. A column that is full is left for the next by [`Open::end_column`].
     pub fn put<T: Element>(&mut self, elements: &[T]) {
-        debug_assert_eq!(self.columns[self.at].0, T::DTYPE, "column {} holds another type", self.at);
+        debug_assert_eq!(
+            self.columns[self.at].0,
+            T::DTYPE,
+            "column {} holds another type",
+            self.at
+        );
         self.bytes.extend_from_slice(bytemuck::cast_slice(elements));
     }
 
     /// Appends `count` zeros.
     pub fn put_zeros<T: Element>(&mut self, count: usize) {
-        self.bytes.resize(self.bytes.len() + count * T::DTYPE.size(), 0);
+        self.bytes
+            .resize(self.bytes.len() + count * T::DTYPE.size(), 0);
     }
 
     /// Appends one element for each of the iterator.
@@ -152,7 +178,12 @@ impl Open {
     /// It does not hold what was announced: a bug of ours, and a frame nobody could read.
     pub fn end_column(&mut self) {
         let (_, size) = self.columns[self.at];
-        assert_eq!(self.bytes.len() - self.begin, size, "bytes of column {}", self.at);
+        assert_eq!(
+            self.bytes.len() - self.begin,
+            size,
+            "bytes of column {}",
+            self.at
+        );
         self.bytes.resize(padded(self.bytes.len()), 0);
         self.begin = self.bytes.len();
         self.at += 1;

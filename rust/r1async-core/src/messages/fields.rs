@@ -39,43 +39,84 @@ impl std::fmt::Display for Path<'_> {
 
 impl<'f, 'a> Fields<'f, 'a> {
     pub(super) fn of(frame: &'f Frame<'a>) -> Self {
-        Self { kind: frame.kind, path: String::new(), entries: &frame.header, frame: Some(frame) }
+        Self {
+            kind: frame.kind,
+            path: String::new(),
+            entries: &frame.header,
+            frame: Some(frame),
+        }
     }
 
     fn wrong(&self, field: &str, want: &'static str, got: String) -> MessageError {
-        MessageError::Field { message: self.kind.into(), field: field.into(), want, got }
+        MessageError::Field {
+            message: self.kind.into(),
+            field: field.into(),
+            want,
+            got,
+        }
     }
 
     pub(super) fn get(&'f self, name: &'f str) -> Result<At<'f, 'a>, MessageError> {
-        let path = Path::Field { of: &self.path, name };
+        let path = Path::Field {
+            of: &self.path,
+            name,
+        };
         match self.entries.iter().rfind(|(key, _)| *key == name) {
-            Some((_, value)) => Ok(At { kind: self.kind, path, value }),
+            Some((_, value)) => Ok(At {
+                kind: self.kind,
+                path,
+                value,
+            }),
             None => Err(self.wrong(&path.to_string(), "given", "nothing".into())),
         }
     }
 
     pub(super) fn column<T: Element>(&self, name: &str) -> Result<Cow<'a, [T]>, MessageError> {
         let Some(column) = self.frame.and_then(|frame| frame.column(name)) else {
-            return Err(self.wrong(&format!("column {name}"), T::DTYPE.name(), "no such column".into()));
+            return Err(self.wrong(
+                &format!("column {name}"),
+                T::DTYPE.name(),
+                "no such column".into(),
+            ));
         };
-        let wrong = || self.wrong(&format!("column {name}"), T::DTYPE.name(), column.dtype.name().into());
+        let wrong = || {
+            self.wrong(
+                &format!("column {name}"),
+                T::DTYPE.name(),
+                column.dtype.name().into(),
+            )
+        };
         column.elements().ok_or_else(wrong)
     }
 
     /// A column has as many elements as the header says.
-    pub(super) fn length_is(&self, column: &str, got: usize, want: usize) -> Result<(), MessageError> {
+    pub(super) fn length_is(
+        &self,
+        column: &str,
+        got: usize,
+        want: usize,
+    ) -> Result<(), MessageError> {
         if got == want {
             return Ok(());
         }
         let got = format!("{got} elements where the header says {want}");
-        Err(self.wrong(&format!("column {column}"), "as long as the header says", got))
+        Err(self.wrong(
+            &format!("column {column}"),
+            "as long as the header says",
+            got,
+        ))
     }
 }
 
 impl<'f, 'a> At<'f, 'a> {
     fn wrong<T>(&self, want: &'static str) -> Result<T, MessageError> {
         let (message, field) = (self.kind.into(), self.path.to_string());
-        Err(MessageError::Field { message, field, want, got: self.value.describe() })
+        Err(MessageError::Field {
+            message,
+            field,
+            want,
+            got: self.value.describe(),
+        })
     }
 
     pub(super) fn int(&self) -> Result<i64, MessageError> {
@@ -85,7 +126,12 @@ impl<'f, 'a> At<'f, 'a> {
         }
     }
 
-    pub(super) fn in_range(&self, low: i64, high: i64, want: &'static str) -> Result<i64, MessageError> {
+    pub(super) fn in_range(
+        &self,
+        low: i64,
+        high: i64,
+        want: &'static str,
+    ) -> Result<i64, MessageError> {
         match self.value {
             Value::Int(value) if (low..=high).contains(value) => Ok(*value),
             _ => self.wrong(want),
@@ -97,7 +143,8 @@ impl<'f, 'a> At<'f, 'a> {
     }
 
     pub(super) fn size(&self) -> Result<usize, MessageError> {
-        self.count().map(|count| usize::try_from(count).unwrap_or(usize::MAX))
+        self.count()
+            .map(|count| usize::try_from(count).unwrap_or(usize::MAX))
     }
 
     pub(super) fn number(&self) -> Result<f64, MessageError> {
@@ -149,12 +196,21 @@ impl<'f, 'a> At<'f, 'a> {
         &self,
         mut read: impl FnMut(At<'_, 'a>) -> Result<T, MessageError>,
     ) -> Result<Vec<T>, MessageError> {
-        let Value::Array(values) = self.value else { return self.wrong("a list") };
-        let at = |(at, value)| At { kind: self.kind, path: Path::Place { of: &self.path, at }, value };
+        let Value::Array(values) = self.value else {
+            return self.wrong("a list");
+        };
+        let at = |(at, value)| At {
+            kind: self.kind,
+            path: Path::Place { of: &self.path, at },
+            value,
+        };
         values.iter().enumerate().map(at).map(&mut read).collect()
     }
 
-    pub(super) fn tuple<const N: usize>(&self, want: &'static str) -> Result<[At<'_, 'a>; N], MessageError> {
+    pub(super) fn tuple<const N: usize>(
+        &self,
+        want: &'static str,
+    ) -> Result<[At<'_, 'a>; N], MessageError> {
         match self.value {
             Value::Array(values) if values.len() == N => Ok(std::array::from_fn(|at| At {
                 kind: self.kind,
@@ -173,13 +229,19 @@ impl<'f, 'a> At<'f, 'a> {
     }
 
     pub(super) fn numbers(&self) -> Result<Vec<(&'a str, f64)>, MessageError> {
-        let Value::Map(entries) = self.value else { return self.wrong("a map of names to numbers") };
+        let Value::Map(entries) = self.value else {
+            return self.wrong("a map of names to numbers");
+        };
         if entries.len() > MAX_ENTRIES {
             return self.wrong("a map of at most 256 entries");
         }
         let of = self.path.to_string();
         let number = |(name, value): &(&'a str, Value<'a>)| {
-            let at = At { kind: self.kind, path: Path::Field { of: &of, name }, value };
+            let at = At {
+                kind: self.kind,
+                path: Path::Field { of: &of, name },
+                value,
+            };
             if name.len() > MAX_NAME_BYTES {
                 return at.wrong("named by at most 256 bytes");
             }
@@ -190,9 +252,12 @@ impl<'f, 'a> At<'f, 'a> {
 
     pub(super) fn fields(&self) -> Result<Fields<'f, 'a>, MessageError> {
         match self.value {
-            Value::Map(entries) => {
-                Ok(Fields { kind: self.kind, path: self.path.to_string(), entries, frame: None })
-            }
+            Value::Map(entries) => Ok(Fields {
+                kind: self.kind,
+                path: self.path.to_string(),
+                entries,
+                frame: None,
+            }),
             _ => self.wrong("a map"),
         }
     }

@@ -8,16 +8,26 @@ use crate::staleness::VersionRun;
 use crate::statistics::{StdKind, group_statistics};
 
 fn rollout(number: u64, tokens: &[i32], runs: &[(u64, u32, bool)], part: &str) -> BoundRollout {
-    let versions = |(version, count, _): &(u64, u32, bool)| VersionRun::new(PolicyVersion::new(2, *version), *count);
+    let versions = |(version, count, _): &(u64, u32, bool)| {
+        VersionRun::new(PolicyVersion::new(2, *version), *count)
+    };
     BoundRollout {
         rollout: RolloutId(number),
         tokens: tokens.to_vec(),
         logprobs: tokens.iter().map(|token| -(*token as f32) / 4.0).collect(),
         runs: runs.iter().map(versions).collect(),
         over_age: runs.iter().map(|(_, _, over)| *over).collect(),
-        score: Score { total: 0.5, parts: vec![(part.into(), 1.0)], status: "ok".into() },
+        score: Score {
+            total: 0.5,
+            parts: vec![(part.into(), 1.0)],
+            status: "ok".into(),
+        },
         advantage: -0.25,
-        finish: if number == 1 { Finish::Length } else { Finish::Stop },
+        finish: if number == 1 {
+            Finish::Length
+        } else {
+            Finish::Stop
+        },
         finish_version: PolicyVersion::new(2, runs.last().unwrap().0),
     }
 }
@@ -26,7 +36,11 @@ fn rollout(number: u64, tokens: &[i32], runs: &[(u64, u32, bool)], part: &str) -
 fn batch() -> BoundBatch {
     let group = |group: u64, prompt: &[i32], rollouts: Vec<BoundRollout>| BoundGroup {
         group: GroupId(group),
-        prompt: Arc::new(Prompt { ordinal: group, tokens: prompt.to_vec(), meta: Vec::new() }),
+        prompt: Arc::new(Prompt {
+            ordinal: group,
+            tokens: prompt.to_vec(),
+            meta: Vec::new(),
+        }),
         statistics: group_statistics(&[0.5], StdKind::Population, 1.0).unwrap(),
         rollouts,
     };
@@ -35,15 +49,28 @@ fn batch() -> BoundBatch {
         rollout(1, &[5], &[(4, 1, false)], "accuracy"),
     ];
     let second = vec![rollout(2, &[6, 6], &[(5, 2, false)], "format")];
-    BoundBatch { step: Step(5), groups: vec![group(0, &[1, 2], first), group(1, &[3], second)] }
+    BoundBatch {
+        step: Step(5),
+        groups: vec![group(0, &[1, 2], first), group(1, &[3], second)],
+    }
 }
 
 fn packed(share: &Share) -> Vec<u8> {
-    pack(&batch(), share, 0.75, FrameWriter::new("batch").int("epoch", 2))
+    pack(
+        &batch(),
+        share,
+        0.75,
+        FrameWriter::new("batch").int("epoch", 2),
+    )
 }
 
 fn elements<T: Element>(frame: &Frame<'_>, name: &str) -> Vec<T> {
-    frame.column(name).unwrap().elements::<T>().unwrap().into_owned()
+    frame
+        .column(name)
+        .unwrap()
+        .elements::<T>()
+        .unwrap()
+        .into_owned()
 }
 
 #[test]
@@ -52,8 +79,13 @@ fn whole_batch_is_packed_in_place_in_line() {
     let bytes = packed(share);
     assert_eq!(bytes.len(), bytes.capacity());
     let frame = Frame::decode(&bytes, 1 << 20).unwrap();
-    assert_eq!(elements::<i32>(&frame, "token_ids"), [1, 2, 7, 8, 9, 1, 2, 5, 3, 6, 6]);
-    let logprobs = [0.0, 0.0, -1.75, -2.0, -2.25, 0.0, 0.0, -1.25, 0.0, -1.5, -1.5];
+    assert_eq!(
+        elements::<i32>(&frame, "token_ids"),
+        [1, 2, 7, 8, 9, 1, 2, 5, 3, 6, 6]
+    );
+    let logprobs = [
+        0.0, 0.0, -1.75, -2.0, -2.25, 0.0, 0.0, -1.25, 0.0, -1.5, -1.5,
+    ];
     assert_eq!(elements::<f32>(&frame, "behavior_logprobs"), logprobs);
     assert_eq!(elements::<i32>(&frame, "cu_seqlens"), [0, 5, 8, 11]);
     assert_eq!(elements::<i32>(&frame, "prompt_lens"), [2, 2, 1]);
@@ -70,7 +102,12 @@ fn whole_batch_is_packed_in_place_in_line() {
     let accuracy = elements::<f32>(&frame, "part:accuracy");
     assert!(accuracy[..2] == [1.0, 1.0] && accuracy[2].is_nan());
     assert!(elements::<f32>(&frame, "part:format")[0].is_nan());
-    for (name, want) in [("step", 5), ("total_rollouts", 3), ("total_groups", 2), ("epoch", 2)] {
+    for (name, want) in [
+        ("step", 5),
+        ("total_rollouts", 3),
+        ("total_groups", 2),
+        ("epoch", 2),
+    ] {
         assert_eq!(frame.get(name), Some(&Value::Int(want)), "{name}");
     }
     assert_eq!(frame.get("total_completion_tokens"), Some(&Value::Int(6)));
@@ -83,7 +120,13 @@ fn whole_batch_is_packed_in_place_in_line() {
 #[test]
 fn ranks_share_the_totals_and_nothing_else() {
     let shares = shares(&batch(), 2, 1000);
-    assert_eq!(shares.iter().map(|share| share.places.clone()).collect::<Vec<_>>(), [vec![0], vec![1, 2]]);
+    assert_eq!(
+        shares
+            .iter()
+            .map(|share| share.places.clone())
+            .collect::<Vec<_>>(),
+        [vec![0], vec![1, 2]]
+    );
     let bytes = packed(&shares[1]);
     let frame = Frame::decode(&bytes, 1 << 20).unwrap();
     assert_eq!(elements::<i64>(&frame, "rollouts"), [1, 2]);
@@ -94,7 +137,10 @@ fn ranks_share_the_totals_and_nothing_else() {
 
 #[test]
 fn rank_without_a_rollout_gets_empty_columns() {
-    let bytes = packed(&Share { places: vec![], micro_batches: vec![(0, 0)] });
+    let bytes = packed(&Share {
+        places: vec![],
+        micro_batches: vec![(0, 0)],
+    });
     let frame = Frame::decode(&bytes, 1 << 20).unwrap();
     assert_eq!(elements::<i32>(&frame, "cu_seqlens"), [0]);
     assert_eq!(elements::<i32>(&frame, "token_ids"), [0_i32; 0]);

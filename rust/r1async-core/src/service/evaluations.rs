@@ -10,21 +10,34 @@ use crate::messages::{Evaluate, SamplingFields};
 use crate::settings::Sampling;
 
 impl Service {
-    pub(super) fn evaluate(&mut self, holder: HolderId, evaluate: &Evaluate<'_>) -> Result<(), Refusal> {
+    pub(super) fn evaluate(
+        &mut self,
+        holder: HolderId,
+        evaluate: &Evaluate<'_>,
+    ) -> Result<(), Refusal> {
         let prompt = |(at, (range, meta)): (usize, (&std::ops::Range<usize>, &&[u8]))| Prompt {
             ordinal: at as u64,
             tokens: evaluate.prompt_tokens[range.clone()].to_vec(),
             meta: meta.to_vec(),
         };
         if let Some(at) = evaluate.prompts.iter().position(std::ops::Range::is_empty) {
-            return Err(Refusal::new("invalid", format!("evaluate: prompt {at} has no tokens; want at least 1 in each")));
+            return Err(Refusal::new(
+                "invalid",
+                format!("evaluate: prompt {at} has no tokens; want at least 1 in each"),
+            ));
         }
         let request = EvaluationRequest {
             id: evaluate.id.to_owned(),
             pin: PolicyVersion::new(evaluate.pin.0 as u64, evaluate.pin.1 as u64),
             samples: evaluate.samples,
             sampling: sampling(&evaluate.sampling)?,
-            prompts: evaluate.prompts.iter().zip(&evaluate.metas).enumerate().map(prompt).collect(),
+            prompts: evaluate
+                .prompts
+                .iter()
+                .zip(&evaluate.metas)
+                .enumerate()
+                .map(prompt)
+                .collect(),
         };
         let groups = self.ledger.evaluate(request).map_err(|error| match error {
             EvaluateError::Version { .. } => Refusal::new("version", error),
@@ -32,7 +45,9 @@ impl Service {
         })?;
         self.evaluations.insert(evaluate.id.to_owned(), holder);
         self.news.rollouts = true;
-        self.answer(holder, "accepted", |head| head.str("id", evaluate.id).int("groups", groups as i64));
+        self.answer(holder, "accepted", |head| {
+            head.str("id", evaluate.id).int("groups", groups as i64)
+        });
         Ok(())
     }
 
@@ -44,7 +59,10 @@ impl Service {
                 self.answer(holder, "alive", |head| head);
                 Ok(())
             }
-            _ => Err(Refusal::new("invalid", format!("no evaluation {id:?} of this evaluator runs"))),
+            _ => Err(Refusal::new(
+                "invalid",
+                format!("no evaluation {id:?} of this evaluator runs"),
+            )),
         }
     }
 
@@ -62,7 +80,9 @@ impl Service {
             by_id.entry(group.id.clone()).or_default().push(group);
         }
         for (id, groups) in &by_id {
-            let Some(&holder) = self.evaluations.get(id) else { continue };
+            let Some(&holder) = self.evaluations.get(id) else {
+                continue;
+            };
             let frame = evaluated_frame(self.head("evaluated"), id, groups);
             self.send(holder, frame);
             if groups.iter().any(|group| group.done == group.of) {
@@ -75,25 +95,52 @@ impl Service {
 
 fn sampling(fields: &SamplingFields) -> Result<Sampling, Refusal> {
     let wrong = |field: &str, want: &str, got: &dyn std::fmt::Display| {
-        Err(Refusal::new("invalid", format!("evaluate: sampling.{field} must be {want}, got {got}")))
+        Err(Refusal::new(
+            "invalid",
+            format!("evaluate: sampling.{field} must be {want}, got {got}"),
+        ))
     };
     if !(fields.temperature.is_finite() && fields.temperature > 0.0) {
-        return wrong("temperature", "above 0 (greedy has its own switch)", &fields.temperature);
+        return wrong(
+            "temperature",
+            "above 0 (greedy has its own switch)",
+            &fields.temperature,
+        );
     }
     if !(fields.top_p > 0.0 && fields.top_p <= 1.0) {
         return wrong("top_p", "above 0 and at most 1", &fields.top_p);
     }
-    let (Ok(top_k), Ok(max_tokens)) = (u32::try_from(fields.top_k), u32::try_from(fields.max_tokens)) else {
+    let (Ok(top_k), Ok(max_tokens)) = (
+        u32::try_from(fields.top_k),
+        u32::try_from(fields.max_tokens),
+    ) else {
         return wrong("top_k", "below 2^32", &fields.top_k);
     };
     let (temperature, top_p, greedy) = (fields.temperature, fields.top_p, fields.greedy);
-    Ok(Sampling { temperature, top_p, top_k, max_tokens, greedy })
+    Ok(Sampling {
+        temperature,
+        top_p,
+        top_k,
+        max_tokens,
+        greedy,
+    })
 }
 
-fn evaluated_frame(head: crate::frame::FrameWriter, id: &str, groups: &[EvaluatedGroup]) -> Vec<u8> {
+fn evaluated_frame(
+    head: crate::frame::FrameWriter,
+    id: &str,
+    groups: &[EvaluatedGroup],
+) -> Vec<u8> {
     let (done, of) = groups.last().map_or((0, 0), |group| (group.done, group.of));
-    let members = || groups.iter().flat_map(|group| group.members.iter().enumerate().map(move |it| (group, it)));
-    let head = head.str("id", id).int("done", done as i64).int("of", of as i64);
+    let members = || {
+        groups
+            .iter()
+            .flat_map(|group| group.members.iter().enumerate().map(move |it| (group, it)))
+    };
+    let head = head
+        .str("id", id)
+        .int("done", done as i64)
+        .int("of", of as i64);
     let head = head.list("items", members().count(), |out| {
         for (group, (member, it)) in members() {
             out.list(7);
@@ -122,7 +169,12 @@ fn evaluated_frame(head: crate::frame::FrameWriter, id: &str, groups: &[Evaluate
             out.int(it.tokens.len() as i64);
         }
     });
-    let mut frame = head.column::<i32>("tokens", members().map(|(_, (_, it))| it.tokens.len()).sum()).open();
+    let mut frame = head
+        .column::<i32>(
+            "tokens",
+            members().map(|(_, (_, it))| it.tokens.len()).sum(),
+        )
+        .open();
     members().for_each(|(_, (_, it))| frame.put(&it.tokens));
     frame.end_column();
     frame.finish()

@@ -39,8 +39,15 @@ impl Service {
         StateLine {
             epoch: epoch.map_or(-1, |epoch| epoch as i64),
             version: epoch.map_or(-1, |_| self.ledger.steps_done() as i64),
-            published: self.ledger.published_version().map_or(-1, |(version, _)| version.number as i64),
-            last: if self.learners.finished { self.ledger.steps_done() as i64 } else { -1 },
+            published: self
+                .ledger
+                .published_version()
+                .map_or(-1, |(version, _)| version.number as i64),
+            last: if self.learners.finished {
+                self.ledger.steps_done() as i64
+            } else {
+                -1
+            },
             state,
         }
     }
@@ -70,7 +77,9 @@ impl Service {
         for (name, figure) in [("buffer", buffer), ("audit", audit), ("peers", peers)] {
             head = head.figure(name, &figure);
         }
-        let head = head.list("waits", waits.len(), |out| waits.iter().for_each(|wait| out.str(wait)));
+        let head = head.list("waits", waits.len(), |out| {
+            waits.iter().for_each(|wait| out.str(wait))
+        });
         self.push(Socket::Events, Vec::new(), head.finish());
     }
 
@@ -79,7 +88,14 @@ impl Service {
             Figure::Map(vec![
                 ("name".into(), Figure::Text(peer.name.clone())),
                 ("role".into(), Figure::Text(peer.role().name().into())),
-                ("stats".into(), Figure::map(peer.stats.iter().map(|(name, value)| (name.clone(), *value)))),
+                (
+                    "stats".into(),
+                    Figure::map(
+                        peer.stats
+                            .iter()
+                            .map(|(name, value)| (name.clone(), *value)),
+                    ),
+                ),
                 ("silent_s".into(), Figure::Float(self.now - peer.heard)),
                 ("waits_for".into(), Figure::Text(self.waits_for(peer))),
             ])
@@ -91,7 +107,9 @@ impl Service {
         match &peer.state {
             RoleState::Generator(generator) if generator.installed.is_none() => "weights".into(),
             RoleState::Generator(generator) if generator.credits.training() > 0 => "leases".into(),
-            RoleState::Scorer(scorer) if scorer.credits.training() > 0 => "finished rollouts".into(),
+            RoleState::Scorer(scorer) if scorer.credits.training() > 0 => {
+                "finished rollouts".into()
+            }
             RoleState::Learner(rank) if !rank.welcomed => "rank 0".into(),
             RoleState::Learner(rank) if rank.wants.is_some() => "a batch".into(),
             _ => String::new(),
@@ -108,12 +126,20 @@ impl Service {
             }
         }
         waits.extend(self.ledger.waits(now));
-        let oldest = self.ledger.steps_done().saturating_sub(self.settings.ledger.pacing);
+        let oldest = self
+            .ledger
+            .steps_done()
+            .saturating_sub(self.settings.ledger.pacing);
         for (_, peer) in self.peers.iter() {
             if let RoleState::Generator(generator) = &peer.state
-                && let Some(installed) = generator.installed.filter(|installed| installed.number < oldest)
+                && let Some(installed) = generator
+                    .installed
+                    .filter(|installed| installed.number < oldest)
             {
-                waits.push(format!("{} has version {installed}; leases need version {oldest} or newer", peer.name));
+                waits.push(format!(
+                    "{} has version {installed}; leases need version {oldest} or newer",
+                    peer.name
+                ));
             }
         }
         waits
@@ -124,7 +150,12 @@ impl Service {
     pub fn stats(&self) -> Figure {
         let stats = self.ledger.stats();
         let counts = |counts: Vec<(String, u64)>| Figure::map(counts);
-        let of_role = |role: Role| self.peers.iter().filter(|(_, peer)| peer.role() == role).count();
+        let of_role = |role: Role| {
+            self.peers
+                .iter()
+                .filter(|(_, peer)| peer.role() == role)
+                .count()
+        };
         let mut entries: Vec<(String, Figure)> = stats_figures(&stats);
         let counters = &self.counters;
         entries.extend(
@@ -133,8 +164,26 @@ impl Service {
                 ("bytes", counters.bytes.into()),
                 ("batches_sent", counters.batches_sent.into()),
                 ("peers_lost", counters.peers_lost.into()),
-                ("errors", counts(counters.errors.iter().map(|(code, n)| ((*code).into(), *n)).collect())),
-                ("prompts_rejected", counts(counters.rejected.iter().map(|(why, n)| (why.clone(), *n)).collect())),
+                (
+                    "errors",
+                    counts(
+                        counters
+                            .errors
+                            .iter()
+                            .map(|(code, n)| ((*code).into(), *n))
+                            .collect(),
+                    ),
+                ),
+                (
+                    "prompts_rejected",
+                    counts(
+                        counters
+                            .rejected
+                            .iter()
+                            .map(|(why, n)| (why.clone(), *n))
+                            .collect(),
+                    ),
+                ),
                 ("generators", of_role(Role::Generator).into()),
                 ("scorers", of_role(Role::Scorer).into()),
                 ("evaluators", of_role(Role::Evaluator).into()),
@@ -151,35 +200,52 @@ impl Service {
     #[must_use]
     pub fn audit(&self) -> Figure {
         let audit = self.ledger.audit();
-        let mut entries: Vec<(String, Figure)> =
-            audit.accounts().into_iter().map(|(name, account)| (name.to_owned(), account_figure(account))).collect();
+        let mut entries: Vec<(String, Figure)> = audit
+            .accounts()
+            .into_iter()
+            .map(|(name, account)| (name.to_owned(), account_figure(account)))
+            .collect();
         let difference = audit.difference();
         entries.push(("trained_twice".into(), audit.trained_twice.into()));
         entries.push(("balanced".into(), Figure::Bool(difference.is_none())));
-        entries.push(("difference".into(), Figure::Text(difference.unwrap_or_default())));
+        entries.push((
+            "difference".into(),
+            Figure::Text(difference.unwrap_or_default()),
+        ));
         Figure::Map(entries)
     }
 }
 
 fn account_figure(account: &Account) -> Figure {
-    let dropped = DropReason::ALL.iter().map(|&reason| (reason.name(), account.dropped_for(reason)));
+    let dropped = DropReason::ALL
+        .iter()
+        .map(|&reason| (reason.name(), account.dropped_for(reason)));
     Figure::Map(vec![
         ("in".into(), account.incoming.into()),
         ("trained".into(), account.trained.into()),
-        ("dropped".into(), Figure::map(dropped.filter(|(_, count)| *count > 0))),
+        (
+            "dropped".into(),
+            Figure::map(dropped.filter(|(_, count)| *count > 0)),
+        ),
         ("live".into(), account.live.into()),
     ])
 }
 
 fn stats_figures(stats: &crate::stats::Stats) -> Vec<(String, Figure)> {
-    let histogram = stats.staleness.counts().map(|(staleness, tokens)| (staleness.to_string(), tokens));
+    let histogram = stats
+        .staleness
+        .counts()
+        .map(|(staleness, tokens)| (staleness.to_string(), tokens));
     let staleness = Figure::Map(vec![
         ("mean".into(), stats.staleness.mean().into()),
         ("p95".into(), stats.staleness.p95().into()),
         ("max".into(), stats.staleness.max().into()),
         ("histogram".into(), Figure::map(histogram)),
     ]);
-    let dropped = stats.groups_dropped.iter().map(|(reason, count)| (reason.name(), *count));
+    let dropped = stats
+        .groups_dropped
+        .iter()
+        .map(|(reason, count)| (reason.name(), *count));
     let figures: [(&str, Figure); 36] = [
         ("places", stats.places.into()),
         ("place_limit", stats.place_limit.into()),
@@ -218,7 +284,15 @@ fn stats_figures(stats: &crate::stats::Stats) -> Vec<(String, Figure)> {
         ("gaps", stats.gaps.into()),
         ("invalid", stats.invalid.into()),
     ];
-    let abstentions = Figure::map(stats.abstentions.iter().map(|(status, count)| (status.clone(), *count)));
+    let abstentions = Figure::map(
+        stats
+            .abstentions
+            .iter()
+            .map(|(status, count)| (status.clone(), *count)),
+    );
     let figures = figures.map(|(name, figure)| (name.to_owned(), figure));
-    figures.into_iter().chain([("abstentions".to_owned(), abstentions)]).collect()
+    figures
+        .into_iter()
+        .chain([("abstentions".to_owned(), abstentions)])
+        .collect()
 }

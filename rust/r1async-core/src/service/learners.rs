@@ -2,8 +2,8 @@
 
 use std::collections::BTreeSet;
 
-use super::peers::LearnerState;
-use super::{Refusal, RoleState, Service};
+use super::peers::{LearnerState, Peer, RoleState};
+use super::{Refusal, Service};
 use crate::balance::Share;
 use crate::batch::Bind;
 use crate::frame::Value;
@@ -35,11 +35,17 @@ impl From<LearnerError> for Refusal {
     fn from(error: LearnerError) -> Self {
         let (code, seen) = match error {
             LearnerError::Epoch { seen, .. } => ("epoch", Some(seen)),
-            LearnerError::CheckpointTooOld { .. } | LearnerError::CheckpointTooNew { .. } => ("run", None),
+            LearnerError::CheckpointTooOld { .. } | LearnerError::CheckpointTooNew { .. } => {
+                ("run", None)
+            }
             LearnerError::OutOfOrder { .. } => ("version", None),
             LearnerError::Unbalanced(_) => ("invalid", None),
         };
-        Self { code, message: error.to_string(), seen }
+        Self {
+            code,
+            message: error.to_string(),
+            seen,
+        }
     }
 }
 
@@ -58,7 +64,12 @@ impl Service {
             self.check_joins(identity, epoch, learner)?;
         }
         let (rank, world) = (learner.rank, learner.world);
-        let state = LearnerState { rank, world, epoch, ..LearnerState::default() };
+        let state = LearnerState {
+            rank,
+            world,
+            epoch,
+            ..LearnerState::default()
+        };
         let holder = self.enter(Socket::Batches, identity, hello, RoleState::Learner(state))?;
         self.learners.connected.insert(holder);
         self.news.rollouts = true;
@@ -66,8 +77,14 @@ impl Service {
         Ok(())
     }
 
-    fn begin_epoch(&mut self, identity: &[u8], epoch: u64, learner: LearnerHello) -> Result<(), Refusal> {
-        let same_life = self.ledger.epoch() == Some(epoch) && self.learners.rank_zero.as_deref() == Some(identity);
+    fn begin_epoch(
+        &mut self,
+        identity: &[u8],
+        epoch: u64,
+        learner: LearnerHello,
+    ) -> Result<(), Refusal> {
+        let same_life = self.ledger.epoch() == Some(epoch)
+            && self.learners.rank_zero.as_deref() == Some(identity);
         if same_life {
             self.ledger.reconnect_learner(epoch)?;
         } else {
@@ -75,26 +92,45 @@ impl Service {
             let connected = std::mem::take(&mut self.learners.connected);
             let commits = std::mem::take(&mut self.learners.commits);
             let (rank_zero, world) = (Some(identity.to_vec()), learner.world);
-            self.learners = Learners { connected, commits, rank_zero, world, ..Learners::default() };
+            self.learners = Learners {
+                connected,
+                commits,
+                rank_zero,
+                world,
+                ..Learners::default()
+            };
         }
         Ok(())
     }
 
-    fn check_joins(&self, identity: &[u8], epoch: u64, learner: LearnerHello) -> Result<(), Refusal> {
+    fn check_joins(
+        &self,
+        identity: &[u8],
+        epoch: u64,
+        learner: LearnerHello,
+    ) -> Result<(), Refusal> {
         let seen = self.ledger.epoch();
         if let Some(seen) = seen.filter(|&seen| epoch < seen) {
             return Err(ended(epoch, seen));
         }
         if seen == Some(epoch) && learner.world != self.learners.world {
             let (got, want) = (learner.world, self.learners.world);
-            return Err(Refusal::new("invalid", format!("hello: world {got}; rank 0 of epoch {epoch} has world {want}")));
+            return Err(Refusal::new(
+                "invalid",
+                format!("hello: world {got}; rank 0 of epoch {epoch} has world {want}"),
+            ));
         }
-        let twin = |(_, peer): &(HolderId, &super::Peer)| match &peer.state {
-            RoleState::Learner(it) => it.epoch == epoch && it.rank == learner.rank && peer.identity != identity,
+        let twin = |(_, peer): &(HolderId, &Peer)| match &peer.state {
+            RoleState::Learner(it) => {
+                it.epoch == epoch && it.rank == learner.rank && peer.identity != identity
+            }
             _ => false,
         };
         if self.peers.iter().any(|it| twin(&it)) {
-            let text = format!("hello: rank {} of epoch {epoch} is connected already", learner.rank);
+            let text = format!(
+                "hello: rank {} of epoch {epoch} is connected already",
+                learner.rank
+            );
             return Err(Refusal::new("invalid", text));
         }
         Ok(())
@@ -104,7 +140,9 @@ impl Service {
     fn welcome_ranks(&mut self) {
         let epoch = self.ledger.epoch();
         for holder in self.learners.connected.clone() {
-            let Some(rank) = self.peers.learner(holder) else { continue };
+            let Some(rank) = self.peers.learner(holder) else {
+                continue;
+            };
             if Some(rank.epoch) == epoch && !rank.welcomed {
                 rank.welcomed = true;
                 self.welcome(holder);
@@ -129,10 +167,18 @@ impl Service {
         }
     }
 
-    fn check_rank_zero(&mut self, holder: HolderId, epoch: i64, about: &str) -> Result<(), Refusal> {
+    fn check_rank_zero(
+        &mut self,
+        holder: HolderId,
+        epoch: i64,
+        about: &str,
+    ) -> Result<(), Refusal> {
         match self.check_epoch(holder, epoch)?.rank {
             0 => Ok(()),
-            rank => Err(Refusal::new("role", format!("{about} comes from rank 0, not from rank {rank}"))),
+            rank => Err(Refusal::new(
+                "role",
+                format!("{about} comes from rank 0, not from rank {rank}"),
+            )),
         }
     }
 
@@ -147,11 +193,17 @@ impl Service {
         let state = self.check_epoch(holder, epoch)?;
         if (state.rank, state.world) != (rank, world) {
             let said = format!("rank {} of {}", state.rank, state.world);
-            return Err(Refusal::new("invalid", format!("next_batch: rank {rank} of {world}; its hello said {said}")));
+            return Err(Refusal::new(
+                "invalid",
+                format!("next_batch: rank {rank} of {world}; its hello said {said}"),
+            ));
         }
         // A rank may ask before rank 0's report of the step before has arrived.
         if step != done && step != done + 1 {
-            return Err(Refusal::new("invalid", format!("next_batch: step {step}; {done} steps are reported, so {done} is next")));
+            return Err(Refusal::new(
+                "invalid",
+                format!("next_batch: step {step}; {done} steps are reported, so {done} is next"),
+            ));
         }
         (state.wants, state.told) = (Some(step), None);
         self.news.batch = true;
@@ -160,12 +212,20 @@ impl Service {
 
     /// Sends every rank that waits its share of the batch, or the reason why there is none. Whether one was sent.
     pub(super) fn serve_batches(&mut self) -> bool {
-        let (Some(epoch), step) = (self.ledger.epoch(), self.ledger.steps_done()) else { return false };
+        let (Some(epoch), step) = (self.ledger.epoch(), self.ledger.steps_done()) else {
+            return false;
+        };
         let wanting: Vec<HolderId> = self.learners.connected.iter().copied().collect();
         let wants = |service: &mut Self, holder| {
-            service.peers.learner(holder).is_some_and(|rank| rank.epoch == epoch && rank.wants == Some(step))
+            service
+                .peers
+                .learner(holder)
+                .is_some_and(|rank| rank.epoch == epoch && rank.wants == Some(step))
         };
-        let wanting: Vec<HolderId> = wanting.into_iter().filter(|&holder| wants(self, holder)).collect();
+        let wanting: Vec<HolderId> = wanting
+            .into_iter()
+            .filter(|&holder| wants(self, holder))
+            .collect();
         if wanting.is_empty() {
             return false;
         }
@@ -180,16 +240,32 @@ impl Service {
                 if !begun {
                     self.learners.shares = Some((epoch, step, shares(batch, world, tokens)));
                 }
-                let Some((_, _, shares)) = &self.learners.shares else { return false };
+                let Some((_, _, shares)) = &self.learners.shares else {
+                    return false;
+                };
                 let mut frames = Vec::with_capacity(wanting.len());
                 for &holder in &wanting {
-                    let Some(rank) = self.peers.learner(holder) else { continue };
-                    let Some(share) = shares.get(rank.rank) else { continue };
+                    let Some(rank) = self.peers.learner(holder) else {
+                        continue;
+                    };
+                    let Some(share) = shares.get(rank.rank) else {
+                        continue;
+                    };
                     (rank.wants, rank.told) = (None, None);
-                    frames.push((holder, pack(batch, share, self.settings.ledger.temperature, line.head("batch"))));
+                    frames.push((
+                        holder,
+                        pack(
+                            batch,
+                            share,
+                            self.settings.ledger.temperature,
+                            line.head("batch"),
+                        ),
+                    ));
                 }
                 self.counters.batches_sent += frames.len() as u64;
-                frames.into_iter().for_each(|(holder, frame)| self.send(holder, frame));
+                frames
+                    .into_iter()
+                    .for_each(|(holder, frame)| self.send(holder, frame));
                 true
             }
             Ok(Bind::Wait(reason)) => {
@@ -228,14 +304,23 @@ impl Service {
     /// Tells each change of the reason once; the passing of seconds is no change.
     fn tell_wait(&mut self, wanting: &[HolderId], reason: &WaitReason) {
         let key = match reason {
-            WaitReason::Hold { step, rollouts, groups, .. } => format!("hold {step} {rollouts} {groups:?}"),
+            WaitReason::Hold {
+                step,
+                rollouts,
+                groups,
+                ..
+            } => format!("hold {step} {rollouts} {groups:?}"),
             reason => reason.to_string(),
         };
         for &holder in wanting {
-            let Some(rank) = self.peers.learner(holder) else { continue };
+            let Some(rank) = self.peers.learner(holder) else {
+                continue;
+            };
             if rank.told.as_ref() != Some(&key) {
                 rank.told = Some(key.clone());
-                self.answer(holder, "waiting", |head| head.str("reason", &reason.to_string()));
+                self.answer(holder, "waiting", |head| {
+                    head.str("reason", &reason.to_string())
+                });
             }
         }
     }
@@ -250,30 +335,52 @@ impl Service {
         self.check_rank_zero(holder, epoch, "stepped")?;
         self.ledger.stepped(epoch as u64, Step(step as u64))?;
         self.news.batch = true;
-        self.answer(holder, "ok", |head| head.str("about", "stepped").int("step", step));
-        let event = self.head("step").int("step", step).map("metrics", metrics.len(), |out| {
-            for (name, value) in metrics {
-                out.str(name);
-                out.value(value);
-            }
+        self.answer(holder, "ok", |head| {
+            head.str("about", "stepped").int("step", step)
         });
+        let event = self
+            .head("step")
+            .int("step", step)
+            .map("metrics", metrics.len(), |out| {
+                for (name, value) in metrics {
+                    out.str(name);
+                    out.value(value);
+                }
+            });
         self.push(Socket::Events, Vec::new(), event.finish());
         Ok(())
     }
 
-    pub(super) fn published(&mut self, holder: HolderId, epoch: i64, version: i64, hash: &str) -> Result<(), Refusal> {
+    pub(super) fn published(
+        &mut self,
+        holder: HolderId,
+        epoch: i64,
+        version: i64,
+        hash: &str,
+    ) -> Result<(), Refusal> {
         self.check_rank_zero(holder, epoch, "published")?;
-        self.ledger.published(PolicyVersion::new(epoch as u64, version as u64), hash)?;
-        self.answer(holder, "ok", |head| head.str("about", "published").int("step", version));
+        self.ledger
+            .published(PolicyVersion::new(epoch as u64, version as u64), hash)?;
+        self.answer(holder, "ok", |head| {
+            head.str("about", "published").int("step", version)
+        });
         Ok(())
     }
 
     /// The groups are trained from now on; the learner hears of it when what a restart needs is on disk as well.
-    pub(super) fn committed(&mut self, holder: HolderId, epoch: i64, step: i64, last: bool) -> Result<(), Refusal> {
+    pub(super) fn committed(
+        &mut self,
+        holder: HolderId,
+        epoch: i64,
+        step: i64,
+        last: bool,
+    ) -> Result<(), Refusal> {
         self.check_rank_zero(holder, epoch, "committed")?;
         self.ledger.committed(epoch as u64, step as u64)?;
         self.learners.finished |= last;
-        self.learners.commits.retain(|(waiting, _)| *waiting != step as u64);
+        self.learners
+            .commits
+            .retain(|(waiting, _)| *waiting != step as u64);
         self.learners.commits.push((step as u64, holder));
         Ok(())
     }
@@ -281,13 +388,22 @@ impl Service {
     /// Steps whose `committed` waits for [`Service::confirm_commit`].
     #[must_use]
     pub fn commits(&self) -> Vec<u64> {
-        self.learners.commits.iter().map(|(step, _)| *step).collect()
+        self.learners
+            .commits
+            .iter()
+            .map(|(step, _)| *step)
+            .collect()
     }
 
     /// What a restart needs is safe: the learner may know. `false`: no commit of `step` waits.
     pub fn confirm_commit(&mut self, step: u64, now: f64) -> bool {
         self.at(now);
-        let Some(at) = self.learners.commits.iter().position(|(waiting, _)| *waiting == step) else {
+        let Some(at) = self
+            .learners
+            .commits
+            .iter()
+            .position(|(waiting, _)| *waiting == step)
+        else {
             return false;
         };
         let (_, holder) = self.learners.commits.remove(at);
@@ -299,12 +415,19 @@ impl Service {
         self.check_rank_zero(holder, epoch, "finish")?;
         self.learners.finished = true;
         let step = self.ledger.steps_done() as i64;
-        self.answer(holder, "ok", |head| head.str("about", "finish").int("step", step));
+        self.answer(holder, "ok", |head| {
+            head.str("about", "finish").int("step", step)
+        });
         Ok(())
     }
 }
 
 fn ended(epoch: u64, seen: u64) -> Refusal {
-    let message = format!("epoch {epoch} is not the learner's life that counts; the highest seen is {seen}");
-    Refusal { code: "epoch", message, seen: Some(seen) }
+    let message =
+        format!("epoch {epoch} is not the learner's life that counts; the highest seen is {seen}");
+    Refusal {
+        code: "epoch",
+        message,
+        seen: Some(seen),
+    }
 }

@@ -44,19 +44,33 @@ impl Service {
     }
 
     fn by_room(&self, room: impl Fn(&Peer) -> usize) -> ByRoom {
-        let peers = self.peers.iter().map(|(holder, peer)| (room(peer), Reverse((peer.name.clone(), holder))));
+        let peers = self
+            .peers
+            .iter()
+            .map(|(holder, peer)| (room(peer), Reverse((peer.name.clone(), holder))));
         peers.filter(|(room, _)| *room > 0).collect()
     }
 
     /// At most a group's worth at a time.
-    fn lend_rollouts(&mut self, holder: HolderId, room: usize, evaluation: bool) -> Vec<RolloutLease> {
+    fn lend_rollouts(
+        &mut self,
+        holder: HolderId,
+        room: usize,
+        evaluation: bool,
+    ) -> Vec<RolloutLease> {
         let ahead = self.settings.ledger.group_size;
-        let Some(generator) = self.peers.generator(holder) else { return Vec::new() };
-        let (Some(installed), capacity) = (generator.installed, generator.capacity) else { return Vec::new() };
+        let Some(generator) = self.peers.generator(holder) else {
+            return Vec::new();
+        };
+        let (Some(installed), capacity) = (generator.installed, generator.capacity) else {
+            return Vec::new();
+        };
         let leases = if evaluation {
-            self.ledger.lease_evaluation(self.now, holder, room.min(ahead))
+            self.ledger
+                .lease_evaluation(self.now, holder, room.min(ahead))
         } else if self.ledger.is_known_version(installed) {
-            self.ledger.lease_rollouts(self.now, holder, installed, room.min(ahead), capacity)
+            self.ledger
+                .lease_rollouts(self.now, holder, installed, room.min(ahead), capacity)
         } else {
             Vec::new()
         };
@@ -67,7 +81,9 @@ impl Service {
     }
 
     fn send_leases(&mut self, holder: HolderId, leases: &[RolloutLease]) {
-        let Some(generator) = self.peers.generator(holder) else { return };
+        let Some(generator) = self.peers.generator(holder) else {
+            return;
+        };
         generator.ready_unanswered = false;
         let seq = generator.credits.sent();
         let frame = leases_frame(self.head("leases").int("seq", seq as i64), leases);
@@ -93,7 +109,9 @@ impl Service {
             lent.entry(holder).or_default().extend(leases);
         }
         for (&holder, leases) in &lent {
-            let Some(scorer) = self.peers.scorer(holder) else { continue };
+            let Some(scorer) = self.peers.scorer(holder) else {
+                continue;
+            };
             scorer.ready_unanswered = false;
             scorer.credits.send(leases.len(), false);
             let seq = scorer.credits.sent();
@@ -105,11 +123,16 @@ impl Service {
 }
 
 /// Index of each lease's prompt in the list of distinct prompts; members of a group are next to each other.
-fn distinct<'a>(prompts: impl Iterator<Item = &'a Arc<Prompt>>) -> (Vec<&'a Arc<Prompt>>, Vec<usize>) {
+fn distinct<'a>(
+    prompts: impl Iterator<Item = &'a Arc<Prompt>>,
+) -> (Vec<&'a Arc<Prompt>>, Vec<usize>) {
     let mut distinct: Vec<&Arc<Prompt>> = Vec::new();
     let mut places = Vec::new();
     for prompt in prompts {
-        if !distinct.last().is_some_and(|last| Arc::ptr_eq(last, prompt)) {
+        if !distinct
+            .last()
+            .is_some_and(|last| Arc::ptr_eq(last, prompt))
+        {
             distinct.push(prompt);
         }
         places.push(distinct.len() - 1);
@@ -121,14 +144,24 @@ fn leases_frame(head: crate::frame::FrameWriter, leases: &[RolloutLease]) -> Vec
     let (prompts, places) = distinct(leases.iter().map(|lease| &lease.prompt));
     let mut samplings: Vec<Sampling> = Vec::new();
     let mut sampling_of = |sampling: Sampling| {
-        samplings.iter().position(|known| *known == sampling).unwrap_or_else(|| {
-            samplings.push(sampling);
-            samplings.len() - 1
-        })
+        samplings
+            .iter()
+            .position(|known| *known == sampling)
+            .unwrap_or_else(|| {
+                samplings.push(sampling);
+                samplings.len() - 1
+            })
     };
-    let sampling_places: Vec<usize> = leases.iter().map(|lease| sampling_of(lease.sampling)).collect();
+    let sampling_places: Vec<usize> = leases
+        .iter()
+        .map(|lease| sampling_of(lease.sampling))
+        .collect();
     let head = head
-        .list("samplings", samplings.len(), |out| samplings.iter().for_each(|sampling| put_sampling(out, sampling)))
+        .list("samplings", samplings.len(), |out| {
+            samplings
+                .iter()
+                .for_each(|sampling| put_sampling(out, sampling))
+        })
         .list("items", leases.len(), |out| {
             for (at, lease) in leases.iter().enumerate() {
                 out.list(7);
@@ -149,9 +182,15 @@ fn leases_frame(head: crate::frame::FrameWriter, leases: &[RolloutLease]) -> Vec
             }
         });
     let mut frame = head
-        .column::<i32>("prompt_tokens", prompts.iter().map(|prompt| prompt.tokens.len()).sum())
+        .column::<i32>(
+            "prompt_tokens",
+            prompts.iter().map(|prompt| prompt.tokens.len()).sum(),
+        )
         .column::<i32>("prompt_lens", prompts.len())
-        .column::<i32>("resume_tokens", leases.iter().map(|lease| lease.resume.len()).sum())
+        .column::<i32>(
+            "resume_tokens",
+            leases.iter().map(|lease| lease.resume.len()).sum(),
+        )
         .open();
     prompts.iter().for_each(|prompt| frame.put(&prompt.tokens));
     frame.end_column();
@@ -164,11 +203,17 @@ fn leases_frame(head: crate::frame::FrameWriter, leases: &[RolloutLease]) -> Vec
 
 fn put_sampling(out: &mut crate::frame::Nested, sampling: &Sampling) {
     out.map(5);
-    for (name, value) in [("temperature", sampling.temperature), ("top_p", sampling.top_p)] {
+    for (name, value) in [
+        ("temperature", sampling.temperature),
+        ("top_p", sampling.top_p),
+    ] {
         out.str(name);
         out.float(value);
     }
-    for (name, value) in [("top_k", sampling.top_k), ("max_tokens", sampling.max_tokens)] {
+    for (name, value) in [
+        ("top_k", sampling.top_k),
+        ("max_tokens", sampling.max_tokens),
+    ] {
         out.str(name);
         out.int(value.into());
     }
@@ -190,8 +235,15 @@ fn score_frame(head: crate::frame::FrameWriter, leases: &[ScoreLease]) -> Vec<u8
                 out.str(lease.finish.name());
             }
         })
-        .list("metas", prompts.len(), |out| prompts.iter().for_each(|prompt| out.bin(&prompt.meta)));
-    let mut frame = head.column::<i32>("tokens", leases.iter().map(|lease| lease.tokens.len()).sum()).open();
+        .list("metas", prompts.len(), |out| {
+            prompts.iter().for_each(|prompt| out.bin(&prompt.meta))
+        });
+    let mut frame = head
+        .column::<i32>(
+            "tokens",
+            leases.iter().map(|lease| lease.tokens.len()).sum(),
+        )
+        .open();
     leases.iter().for_each(|lease| frame.put(&lease.tokens));
     frame.end_column();
     frame.finish()

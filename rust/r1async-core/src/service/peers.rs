@@ -18,9 +18,22 @@ pub(super) struct Peer {
 }
 
 impl Peer {
-    pub(super) fn new(socket: Socket, identity: &[u8], name: &str, now: f64, state: RoleState) -> Self {
+    pub(super) fn new(
+        socket: Socket,
+        identity: &[u8],
+        name: &str,
+        now: f64,
+        state: RoleState,
+    ) -> Self {
         let stats = BTreeMap::new();
-        Self { socket, identity: identity.to_vec(), name: name.into(), heard: now, stats, state }
+        Self {
+            socket,
+            identity: identity.to_vec(),
+            name: name.into(),
+            heard: now,
+            stats,
+            state,
+        }
     }
 
     pub(super) fn role(&self) -> Role {
@@ -69,13 +82,13 @@ pub(super) struct Credits {
 }
 
 impl Credits {
-    /// The receiver has room for `free` and `eval_free` after `seen` leases. `false`: it cannot have seen that many.
+    /// The receiver has room for `free` and `eval_free` after `seen` leases. `false`: that cannot be.
     pub(super) fn set(&mut self, free: u64, eval_free: u64, seen: u64) -> bool {
-        let first_unseen = self.sent - self.unseen.len() as u64;
-        let (Some(newly), true) = (seen.checked_sub(first_unseen), seen <= self.sent) else {
+        let range = self.may_have_seen();
+        if !range.contains(&seen) {
             return false;
-        };
-        for eval in self.unseen.drain(..newly as usize) {
+        }
+        for eval in self.unseen.drain(..(seen - range.start()) as usize) {
             self.unseen_eval -= usize::from(eval);
         }
         (self.free, self.eval_free) = (free, eval_free);
@@ -86,6 +99,11 @@ impl Credits {
         self.sent += count as u64;
         self.unseen.extend(std::iter::repeat_n(eval, count));
         self.unseen_eval += if eval { count } else { 0 };
+    }
+
+    /// What `seen` may be: not less than it was, not more than was sent.
+    pub(super) fn may_have_seen(&self) -> std::ops::RangeInclusive<u64> {
+        self.sent - self.unseen.len() as u64..=self.sent
     }
 
     /// All leases ever sent on this connection.
@@ -146,7 +164,13 @@ pub(super) struct Peers {
 impl Peers {
     pub(super) fn new(deadline_s: f64) -> Self {
         let (by_address, peers) = (HashMap::new(), BTreeMap::new());
-        Self { deadline_s, by_address, peers, next: 0, next_silence: f64::INFINITY }
+        Self {
+            deadline_s,
+            by_address,
+            peers,
+            next: 0,
+            next_silence: f64::INFINITY,
+        }
     }
 
     pub(super) fn len(&self) -> usize {
@@ -192,27 +216,33 @@ impl Peers {
     }
 
     pub(super) fn address(&self, holder: HolderId) -> Option<(Socket, Vec<u8>)> {
-        self.peers.get(&holder).map(|peer| (peer.socket, peer.identity.clone()))
+        self.peers
+            .get(&holder)
+            .map(|peer| (peer.socket, peer.identity.clone()))
     }
 
     pub(super) fn insert(&mut self, peer: Peer) -> HolderId {
         let holder = HolderId(self.next);
         self.next += 1;
         self.next_silence = self.next_silence.min(peer.heard + self.deadline_s);
-        self.by_address.insert((peer.socket, peer.identity.clone()), holder);
+        self.by_address
+            .insert((peer.socket, peer.identity.clone()), holder);
         self.peers.insert(holder, peer);
         holder
     }
 
     pub(super) fn remove(&mut self, holder: HolderId) -> Option<Peer> {
         let peer = self.peers.remove(&holder)?;
-        self.by_address.remove(&(peer.socket, peer.identity.clone()));
+        self.by_address
+            .remove(&(peer.socket, peer.identity.clone()));
         Some(peer)
     }
 
     /// The same peer on a new connection: it has seen no lease of it, and says again what it holds.
     pub(super) fn begin_again(&mut self, holder: HolderId, name: &str, mut state: RoleState) {
-        let Some(peer) = self.peers.get_mut(&holder) else { return };
+        let Some(peer) = self.peers.get_mut(&holder) else {
+            return;
+        };
         if let RoleState::Generator(generator) = &mut state {
             generator.must_announce = true;
         }
@@ -230,7 +260,10 @@ impl Peers {
 
     pub(super) fn set_stats(&mut self, holder: HolderId, stats: &[(&str, f64)]) {
         if let Some(peer) = self.peers.get_mut(&holder) {
-            peer.stats = stats.iter().map(|(name, value)| ((*name).to_owned(), *value)).collect();
+            peer.stats = stats
+                .iter()
+                .map(|(name, value)| ((*name).to_owned(), *value))
+                .collect();
         }
     }
 
@@ -244,7 +277,12 @@ impl Peers {
             return Vec::new();
         }
         let due = |peer: &Peer| peer.heard + self.deadline_s;
-        let silent = self.peers.iter().filter(|(_, peer)| due(peer) <= now).map(|(&holder, _)| holder).collect();
+        let silent = self
+            .peers
+            .iter()
+            .filter(|(_, peer)| due(peer) <= now)
+            .map(|(&holder, _)| holder)
+            .collect();
         let later = self.peers.values().map(due).filter(|&due| due > now);
         self.next_silence = later.fold(f64::INFINITY, f64::min);
         silent

@@ -1,9 +1,9 @@
 //! What generators and scorers say: room, tokens, verdicts.
 
-use super::peers::RoleState;
+use super::peers::{Credits, RoleState};
 use super::{Refusal, Service};
-use crate::ids::{HolderId, LeaseId, PolicyVersion, RolloutId};
 use crate::chunk::ChunkRef;
+use crate::ids::{HolderId, LeaseId, PolicyVersion, RolloutId};
 use crate::lease::{Announcement, ChunkAck};
 use crate::messages::{Announced, Chunks, GeneratorReady, Graded, ScorerReady};
 use crate::scoring::{Verdict, VerdictAck};
@@ -27,14 +27,23 @@ impl Acks {
 }
 
 impl Service {
-    pub(super) fn generator_ready(&mut self, holder: HolderId, ready: &GeneratorReady<'_>) -> Result<(), Refusal> {
+    pub(super) fn generator_ready(
+        &mut self,
+        holder: HolderId,
+        ready: &GeneratorReady<'_>,
+    ) -> Result<(), Refusal> {
         self.forget_unannounced(holder, &[]);
         let installed = PolicyVersion::new(ready.epoch as u64, ready.version as u64);
         self.check_hash(installed, ready.hash)?;
-        let Some(generator) = self.peers.generator(holder) else { return Ok(()) };
+        let Some(generator) = self.peers.generator(holder) else {
+            return Ok(());
+        };
         let (free, eval_free) = (ready.free as u64, ready.eval_free as u64);
-        if !generator.credits.set(free, eval_free, ready.leases_seen as u64) {
-            return Err(unseen(ready.leases_seen, generator.credits.sent()));
+        if !generator
+            .credits
+            .set(free, eval_free, ready.leases_seen as u64)
+        {
+            return Err(cannot_have_seen(ready.leases_seen, &generator.credits));
         }
         generator.capacity = ready.capacity as usize;
         generator.installed = Some(installed);
@@ -48,17 +57,28 @@ impl Service {
     fn check_hash(&self, installed: PolicyVersion, hash: &str) -> Result<(), Refusal> {
         match self.ledger.published_version() {
             Some((version, published)) if version == installed && hash != published => {
-                let text = format!("weights of version {version} have hash {published}, installed are {hash}; fetch them again");
+                let text = format!(
+                    "weights of version {version} have hash {published}, installed are {hash}; fetch them again"
+                );
                 Err(Refusal::new("version", text))
             }
             _ => Ok(()),
         }
     }
 
-    pub(super) fn scorer_ready(&mut self, holder: HolderId, ready: ScorerReady) -> Result<(), Refusal> {
-        let Some(scorer) = self.peers.scorer(holder) else { return Ok(()) };
-        if !scorer.credits.set(ready.free as u64, 0, ready.leases_seen as u64) {
-            return Err(unseen(ready.leases_seen, scorer.credits.sent()));
+    pub(super) fn scorer_ready(
+        &mut self,
+        holder: HolderId,
+        ready: ScorerReady,
+    ) -> Result<(), Refusal> {
+        let Some(scorer) = self.peers.scorer(holder) else {
+            return Ok(());
+        };
+        if !scorer
+            .credits
+            .set(ready.free as u64, 0, ready.leases_seen as u64)
+        {
+            return Err(cannot_have_seen(ready.leases_seen, &scorer.credits));
         }
         scorer.ready_unanswered = true;
         self.readies.push(holder);
@@ -93,7 +113,11 @@ impl Service {
         }
         if let Some(first) = refused.first() {
             let more = refused.len() - 1;
-            let text = if more == 0 { first.clone() } else { format!("{first}; and {more} more items") };
+            let text = if more == 0 {
+                first.clone()
+            } else {
+                format!("{first}; and {more} more items")
+            };
             if let Some((socket, identity)) = self.peers.address(holder) {
                 self.refuse(socket, &identity, about, &Refusal::new("invalid", text));
             }
@@ -110,12 +134,27 @@ impl Service {
     }
 
     pub(super) fn announce(&mut self, holder: HolderId, items: &[Announced]) {
-        let leases: Vec<LeaseId> = items.iter().map(|item| LeaseId(item.lease as u64)).collect();
+        let leases: Vec<LeaseId> = items
+            .iter()
+            .map(|item| LeaseId(item.lease as u64))
+            .collect();
         self.forget_unannounced(holder, &leases);
         let mut acks = Acks::default();
         for item in items {
             let (lease, rollout) = (LeaseId(item.lease as u64), RolloutId(item.rollout as u64));
-            let ack = self.ledger.announce(self.now, holder, Announcement { lease, rollout, offset: item.offset });
+            // What a peer that is connected works on is not another's to claim; of one that is gone nobody is the holder.
+            let ack = match self.ledger.holder_of(lease) {
+                Some(other) if other != holder => ChunkAck::Lost,
+                _ => self.ledger.announce(
+                    self.now,
+                    holder,
+                    Announcement {
+                        lease,
+                        rollout,
+                        offset: item.offset,
+                    },
+                ),
+            };
             acks.add(item.lease, ack);
         }
         self.answer_acks(holder, &acks);
@@ -123,7 +162,9 @@ impl Service {
 
     /// A generator that connected again holds what it announces; leases that were on their way are handed back.
     fn forget_unannounced(&mut self, holder: HolderId, announced: &[LeaseId]) {
-        let Some(generator) = self.peers.generator(holder) else { return };
+        let Some(generator) = self.peers.generator(holder) else {
+            return;
+        };
         if !std::mem::take(&mut generator.must_announce) {
             return;
         }
@@ -142,11 +183,22 @@ impl Service {
             let verdict = match item.total {
                 None => Verdict::Abstain { status },
                 Some(total) => {
-                    let parts = item.parts.iter().map(|(name, value)| ((*name).to_owned(), *value)).collect();
-                    Verdict::Score { total, parts, status }
+                    let parts = item
+                        .parts
+                        .iter()
+                        .map(|(name, value)| ((*name).to_owned(), *value))
+                        .collect();
+                    Verdict::Score {
+                        total,
+                        parts,
+                        status,
+                    }
                 }
             };
-            match self.ledger.verdict(self.now, holder, LeaseId(item.lease as u64), verdict) {
+            match self
+                .ledger
+                .verdict(self.now, holder, LeaseId(item.lease as u64), verdict)
+            {
                 VerdictAck::Held => acks.add(item.lease, ChunkAck::Held(1)),
                 VerdictAck::Lost => acks.add(item.lease, ChunkAck::Lost),
             }
@@ -163,7 +215,9 @@ impl Service {
                     out.int(length as i64);
                 }
             })
-            .list("lost", acks.lost.len(), |out| acks.lost.iter().for_each(|&lease| out.int(lease)))
+            .list("lost", acks.lost.len(), |out| {
+                acks.lost.iter().for_each(|&lease| out.int(lease))
+            })
         });
     }
 
@@ -171,7 +225,9 @@ impl Service {
     pub(super) fn answer_readies(&mut self) {
         for holder in std::mem::take(&mut self.readies) {
             let unanswered = match self.peers.get_mut(holder).map(|peer| &mut peer.state) {
-                Some(RoleState::Generator(generator)) => std::mem::take(&mut generator.ready_unanswered),
+                Some(RoleState::Generator(generator)) => {
+                    std::mem::take(&mut generator.ready_unanswered)
+                }
                 Some(RoleState::Scorer(scorer)) => std::mem::take(&mut scorer.ready_unanswered),
                 _ => false,
             };
@@ -182,6 +238,11 @@ impl Service {
     }
 }
 
-fn unseen(seen: i64, sent: u64) -> Refusal {
-    Refusal::new("invalid", format!("ready: leases_seen {seen}; {sent} were sent on this connection, none is unseen"))
+fn cannot_have_seen(seen: i64, credits: &Credits) -> Refusal {
+    let (low, high) = credits.may_have_seen().into_inner();
+    let want = format!("{low} (said before) to {high} (sent on this connection)");
+    Refusal::new(
+        "invalid",
+        format!("ready: leases_seen must be {want}, got {seen}"),
+    )
 }
