@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import signal
 import socket
-import subprocess
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -29,11 +23,11 @@ from r1async.types import Batch
 
 from tests.fake_buffer import FakeBuffer
 from tests.learner_batches import make_batch, take
+from tests.learner_process import exit_code, learner_process
 from tests.tiny_models import save_tiny
 
 STEPS = 6
 GROUPS, GROUP_SIZE = 3, 4
-EXIT_S = 60.0
 
 
 def batch_of(step: int) -> Batch:
@@ -44,7 +38,7 @@ def whole(step: int, _rank: int) -> Batch:
     return batch_of(step)
 
 
-def config_file(root: Path, *overrides: str) -> tuple[Path, Config]:
+def config_in(root: Path, *overrides: str) -> Config:
     model = root / "start"
     if not model.exists():
         save_tiny(model, hidden=32, mlp=48, scale=0.1)
@@ -64,7 +58,7 @@ endpoints: {{batches: 'ipc://{root}/b', weights: 'ipc://{root}/w'}}
 monitor: {{tensorboard: false}}
 """
     )
-    return path, load_config(path, list(overrides))
+    return load_config(path, list(overrides))
 
 
 def core_here(config: Config) -> LearnerCore:
@@ -83,26 +77,6 @@ def number(value: object) -> float:
     return value
 
 
-@contextmanager
-def learner(path: Path, *arguments: str, **environment: str) -> Iterator[subprocess.Popen[str]]:
-    process = subprocess.Popen(
-        [sys.executable, "-m", "r1async", "learn", str(path), *arguments],
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, **environment},
-    )
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.communicate()
-
-
-def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
-    _, said = process.communicate(timeout=EXIT_S)
-    return process.returncode, said
-
-
 def run_here(config: Config) -> None:
     """The learner in this process, until the buffer's state says that the run ends."""
     with Learner(config, Ranks()) as here:
@@ -114,7 +88,7 @@ def steps_of(config: Config) -> list[dict]:
 
 
 def test_it_trains_publishes_commits_and_exports(run_root: Path):
-    _, config = config_file(run_root, "monitor.tensorboard=true")
+    config = config_in(run_root, "monitor.tensorboard=true")
     with FakeBuffer(config.endpoint("batches"), whole, steps=STEPS, end=True) as buffer:
         run_here(config)
         heard = buffer.drain()
@@ -148,12 +122,12 @@ def until(last: int):
 
 
 def test_a_signal_saves_one_checkpoint_and_the_next_life_goes_on(run_root: Path):
-    path, config = config_file(run_root)
+    config = config_in(run_root)
     endpoint = config.endpoint("batches")
-    with FakeBuffer(endpoint, until(3), steps=STEPS) as buffer, learner(path) as process:
+    with FakeBuffer(endpoint, until(3), steps=STEPS) as buffer, learner_process(config) as process:
         buffer.wait_for("published", version=3)  # the step is done, and it waits for the next
-        process.send_signal(signal.SIGTERM)
-        assert ended(process)[0] == 0
+        process.terminate()
+        assert exit_code(process) == 0
         assert [(h["t"], h.get("step")) for h in buffer.drain()] == [("committed", 3), ("bye", None)]
     with FakeBuffer(endpoint, whole, steps=STEPS, seen=1, end=True) as buffer:
         run_here(config)
@@ -165,12 +139,12 @@ def test_a_signal_saves_one_checkpoint_and_the_next_life_goes_on(run_root: Path)
 
 
 def test_killed_it_goes_on_from_the_newest_whole_checkpoint(run_root: Path):
-    path, config = config_file(run_root)
+    config = config_in(run_root)
     endpoint = config.endpoint("batches")
-    with FakeBuffer(endpoint, until(3), steps=STEPS) as buffer, learner(path) as process:
+    with FakeBuffer(endpoint, until(3), steps=STEPS) as buffer, learner_process(config) as process:
         buffer.wait_for("next_batch", step=3)
         process.kill()
-        process.wait()
+        process.join()
     with FakeBuffer(endpoint, whole, steps=STEPS, seen=1, end=True) as buffer:
         run_here(config)
         hello = buffer.wait_for("hello")
@@ -182,7 +156,7 @@ def test_killed_it_goes_on_from_the_newest_whole_checkpoint(run_root: Path):
 
 
 def test_an_epoch_that_was_used_elsewhere_is_stepped_over(run_root: Path):
-    _, config = config_file(run_root, "steps=1")
+    config = config_in(run_root, "steps=1")
     with FakeBuffer(config.endpoint("batches"), whole, steps=1, seen=7, end=True) as buffer:
         run_here(config)
         assert buffer.wait_for("hello")["epoch"] == 1
@@ -192,7 +166,7 @@ def test_an_epoch_that_was_used_elsewhere_is_stepped_over(run_root: Path):
 
 
 def test_a_refusal_ends_it_with_the_buffers_words(run_root: Path):
-    _, config = config_file(run_root)
+    config = config_in(run_root)
     with (
         FakeBuffer(config.endpoint("batches"), whole, steps=STEPS, refuse=("stepped",)),
         pytest.raises(LearnerError, match="stepped is refused by this test"),
@@ -201,7 +175,7 @@ def test_a_refusal_ends_it_with_the_buffers_words(run_root: Path):
 
 
 def test_another_number_of_steps_is_a_mistake_in_the_settings(run_root: Path):
-    _, config = config_file(run_root)
+    config = config_in(run_root)
     with (
         FakeBuffer(config.endpoint("batches"), whole, steps=STEPS + 1),
         pytest.raises(ConfigError, match="the buffer runs 7 steps, this learner 6"),
@@ -210,7 +184,7 @@ def test_another_number_of_steps_is_a_mistake_in_the_settings(run_root: Path):
 
 
 def test_a_batch_that_never_comes_is_named_with_the_buffers_reason(run_root: Path):
-    _, config = config_file(run_root, "learner.batch_deadline_s=1.0")
+    config = config_in(run_root, "learner.batch_deadline_s=1.0")
     with (
         FakeBuffer(config.endpoint("batches"), until(0), steps=STEPS),
         pytest.raises(DeadlineExceeded, match=r"the batch of step 0 \(buffer: groups: 1 of 2 ready\)"),
@@ -220,7 +194,7 @@ def test_a_batch_that_never_comes_is_named_with_the_buffers_reason(run_root: Pat
 
 def test_prompts_that_run_out_early_end_the_run_at_that_version(run_root: Path):
     """Version 2 has not been published when the buffer says that there is no third batch."""
-    _, config = config_file(run_root, "weights.publish_every=3")
+    config = config_in(run_root, "weights.publish_every=3")
     with FakeBuffer(config.endpoint("batches"), whole, steps=STEPS, end=True, end_after=2) as buffer:
         run_here(config)
         heard = buffer.drain()
@@ -253,20 +227,21 @@ def shares(step: int, rank: int) -> Batch:
 
 
 def test_two_ranks_train_as_one_and_one_goes_on_from_their_checkpoint(run_root: Path):
-    path, config = config_file(run_root)
+    config = config_in(run_root)
+    two = config_in(run_root, "learner.ranks=2")
     endpoint = config.endpoint("batches")
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     with (
         FakeBuffer(endpoint, shares, steps=STEPS) as buffer,
-        learner(path, "learner.ranks=2", "--rank=0", **meeting) as first,
-        learner(path, "learner.ranks=2", "--rank=1", **meeting) as second,
+        learner_process(two, 0, meeting) as first,
+        learner_process(two, 1, meeting) as second,
     ):
         buffer.wait_for("finish", deadline_s=200)
         for process in (first, second):
-            process.send_signal(signal.SIGTERM)
-        assert [ended(process)[0] for process in (first, second)] == [0, 0]
+            process.terminate()
+        assert [exit_code(process) for process in (first, second)] == [0, 0]
     lines, expected = steps_of(config), expected_losses(config)
     assert [line["loss"] for line in lines] == pytest.approx(expected, abs=1e-5)
     assert lines[2]["reward/mean"] == pytest.approx(float(batch_of(2).rewards.mean()))

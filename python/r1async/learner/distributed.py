@@ -100,14 +100,18 @@ def leave_ranks(ranks: Ranks) -> None:
         dist.destroy_process_group()
 
 
-def shard(model: PreTrainedModel, ranks: Ranks) -> None:
-    """FSDP2 over all ranks: each decoder layer is gathered when it is needed, the rest stays with the root."""
+def shard(model: PreTrainedModel, ranks: Ranks, *, trained: bool = True) -> None:
+    """FSDP2 over all ranks: each decoder layer is gathered when it is needed, the rest stays with the root.
+
+    FSDP leaves the root gathered for the backward pass; where none follows, it must not, or it would not see
+    that its shards have changed.
+    """
     if ranks.world == 1:
         return
     mesh = init_device_mesh(ranks.device.type, (ranks.world,))
     for layer in _layers(model):
         fully_shard(layer, mesh=mesh)
-    fully_shard(model, mesh=mesh)
+    fully_shard(model, mesh=mesh, reshard_after_forward=None if trained else True)
 
 
 def _layers(model: PreTrainedModel) -> list[nn.Module]:

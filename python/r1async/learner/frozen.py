@@ -19,7 +19,7 @@ class FrozenCopy:
 
     def __init__(self, model: PreTrainedModel, ranks: Ranks) -> None:
         self.model = copy.deepcopy(model).requires_grad_(False).eval()
-        shard(self.model, ranks)
+        shard(self.model, ranks, trained=False)
 
     @torch.no_grad()
     def refresh(self, model: PreTrainedModel) -> None:
