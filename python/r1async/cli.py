@@ -7,6 +7,7 @@ mistake in the settings answer at once.
 from __future__ import annotations
 
 import argparse
+import fcntl
 import logging
 import signal
 import sys
@@ -79,6 +80,8 @@ def main(arguments: Sequence[str] | None = None, *, launched: bool = False) -> i
         return options.command(options)
     except (ConfigError, UsageError) as error:
         return _mistake(error)
+    except KeyboardInterrupt:
+        return 130
 
 
 def _mistake(error: Exception) -> int:
@@ -190,8 +193,6 @@ def _role(options: argparse.Namespace, start: Callable[[Config], None]) -> int:
         return _mistake(error)
     except Stopped:
         return 0
-    except KeyboardInterrupt:
-        return 130
     return 0
 
 
@@ -272,12 +273,15 @@ def _cold_start(options: argparse.Namespace) -> int:
         raise ConfigError("cold_start.enabled: must be true for `r1async cold-start`, got false")
     from r1async.recipes.cold_start import main
 
-    try:
-        checkpoint = main(config)
-    except ValueError as error:
-        return _mistake(error)
-    except KeyboardInterrupt:
-        return 130
+    cache = Path(config.cold_start.cache_dir)
+    cache.mkdir(parents=True, exist_ok=True)
+    with (cache / f"seed-{config.seed}.lock").open("w") as lock:
+        # Runs of a sweep share a start model: the first makes it, the others wait here and find it.
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            checkpoint = main(config)
+        except ValueError as error:
+            return _mistake(error)
     if options.result is not None:
         options.result.write_text(str(checkpoint))
     print(f"start checkpoint: {checkpoint}")

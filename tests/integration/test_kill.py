@@ -190,14 +190,21 @@ def test_killed_launcher_leaves_no_process(started):
 
 @pytest.mark.parametrize(
     ("line", "message"),
-    [('{"prompt": "1+1="}', "answer"), ("not json", "line 2")],
+    [('{"prompt": "1+1="}', "answer"), ("not json", "not JSON")],
 )
 def test_bad_line_of_the_data_is_named_and_nothing_is_trained(line, message, started, run_root):
     data = run_root / "data.jsonl"
     data.write_text('{"prompt": "1+2=", "answer": "3"}\n' + line + "\n")
     code, printed = started("data.task=file", f"data.path={data}").end()
     assert code == 2, printed
-    mistake = next(text for text in printed.splitlines() if text.startswith("r1async: ") and "data.jsonl" in text)
+    mistake = next(text for text in printed.splitlines() if text.startswith("r1async: "))
+    assert f"{data}:2: " in mistake
     assert message in mistake
-    assert "2" in mistake
+    assert "Traceback" not in printed
+
+
+def test_unknown_reward_is_named_and_nothing_is_trained(started):
+    code, printed = started("reward.weights={no_such_module:grade: 1.0}").end()
+    assert code == 2, printed
+    assert "no_such_module" in next(text for text in printed.splitlines() if text.startswith("r1async: "))
     assert "Traceback" not in printed
