@@ -1,6 +1,6 @@
 //! Batches: which groups a step trains, and whether it is held for others.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use thiserror::Error;
@@ -266,9 +266,7 @@ impl Ledger {
             return None;
         };
         let rollouts = unfinished.len();
-        let mut groups: Vec<GroupId> = unfinished.iter().map(|member| member.group).collect();
-        groups.dedup();
-        groups.truncate(GROUPS_NAMED);
+        let groups = first_groups(unfinished);
         let (since, until) = match &self.hold {
             Some(hold) => (hold.since, hold.until),
             None => self.begin_hold(now),
@@ -409,6 +407,20 @@ impl StepBatch {
             *sums = (sums.0 + rollouts, sums.1 + tokens);
         }
     }
+}
+
+/// The groups of the first members of an ordered set: as many as are named.
+fn first_groups(members: &BTreeSet<Member>) -> Vec<GroupId> {
+    let mut groups: Vec<GroupId> = Vec::with_capacity(GROUPS_NAMED);
+    for member in members {
+        if groups.last() != Some(&member.group) {
+            if groups.len() == GROUPS_NAMED {
+                break;
+            }
+            groups.push(member.group);
+        }
+    }
+    groups
 }
 
 /// A member as the learner gets it, or why it does not train.

@@ -12,6 +12,9 @@ use crate::lease::RolloutLease;
 use crate::ledger::Ledger;
 use crate::settings::Sampling;
 
+/// Completions of one evaluation at most: checked before anything is made for them.
+const MAX_ROLLOUTS: usize = 1 << 20;
+
 /// What an evaluator asks for.
 #[derive(Debug, Clone, PartialEq)]
 pub struct EvaluationRequest {
@@ -38,6 +41,19 @@ pub enum EvaluateError {
         "evaluation {id:?} of {prompts} prompts and {samples} samples; want at least 1 of each"
     )]
     Empty {
+        /// Its name.
+        id: String,
+        /// Prompts asked for.
+        prompts: usize,
+        /// Samples asked for.
+        samples: usize,
+    },
+    /// More completions than are held at a time.
+    #[error(
+        "evaluation {id:?} of {prompts} prompts and {samples} samples; want at most {} completions",
+        MAX_ROLLOUTS
+    )]
+    TooLarge {
         /// Its name.
         id: String,
         /// Prompts asked for.
@@ -195,6 +211,13 @@ impl Ledger {
             .any(|prompt| prompt.tokens.is_empty());
         if prompts == 0 || samples == 0 || empty {
             return Err(EvaluateError::Empty {
+                id,
+                prompts,
+                samples,
+            });
+        }
+        if prompts.saturating_mul(samples) > MAX_ROLLOUTS {
+            return Err(EvaluateError::TooLarge {
                 id,
                 prompts,
                 samples,

@@ -187,6 +187,15 @@ fn an_evaluation_that_cannot_run_is_refused() {
         run.ledger.evaluate(request("h", 0, 1, 0)),
         Err(EvaluateError::Empty { .. })
     ));
+    // One with more samples than memory is refused before a place is made for any of them.
+    let huge = EvaluationRequest {
+        samples: usize::MAX,
+        ..request("i", 0, 1, 1)
+    };
+    assert!(matches!(
+        run.ledger.evaluate(huge),
+        Err(EvaluateError::TooLarge { .. })
+    ));
     assert!(
         run.ledger
             .waits(0.0)
