@@ -52,6 +52,7 @@ class KVCache:
         self.shape, self.rows, self.columns = shape, rows, columns
         self.layers = [torch.zeros(2, rows * shape.kv_heads, columns, shape.head_dim) for _ in range(shape.layers)]
         self._views: dict[tuple[int, int], list[LayerView]] = {}
+        self._cells = self._all_cells()
 
     def grow(self, columns: int) -> None:
         """Makes room for ``columns``, layer by layer, so that one layer at a time exists twice."""
@@ -61,6 +62,11 @@ class KVCache:
             self.layers[i] = grown
         self.columns = columns
         self._views.clear()
+        self._cells = self._all_cells()
+
+    def _all_cells(self) -> Tensor:
+        total = self.rows * self.shape.kv_heads
+        return (torch.arange(total).unsqueeze(1) + torch.tensor([0, total])) * self.columns
 
     def views(self, pairs: int, columns: int) -> list[LayerView]:
         """Per layer, what a step of this width and length touches. Kept: making a view costs as much as using it."""
@@ -75,8 +81,7 @@ class KVCache:
 
     def cells(self, pairs: int) -> Tensor:
         """(R, 2), where the key row and the value row of each pair begin among a layer's cells."""
-        total = self.rows * self.shape.kv_heads
-        return (torch.arange(pairs).unsqueeze(1) + torch.tensor([0, total])) * self.columns
+        return self._cells[:pairs]
 
     def copy_rows(self, source: Tensor, target: Tensor, columns: int) -> None:
         """Copies the first ``columns`` of rows ``source`` to rows ``target``; both (n,) int64, disjoint."""
@@ -91,6 +96,7 @@ class Decoder:
     def __init__(self, shape: Shape, rope: Tensor) -> None:
         self.shape = shape
         self.rope = rope
+        self._columns = torch.arange(len(rope))
         self._norm_eps = torch.full((1, 1), shape.norm_eps)
         self._scale = shape.head_dim**-0.5
 
@@ -112,11 +118,11 @@ class Decoder:
             position_R1 = position_R1.repeat_interleave(shape.kv_heads, dim=0)
             rope = rope.repeat_interleave(shape.kv_heads, dim=0)
         written = (position_R1 + cache.cells(pairs),)
-        bias_RGW = torch.where(torch.arange(columns) <= position_R1, 0.0, -torch.inf)
+        bias_RGW = torch.where(self._columns[:columns] <= position_R1, 0.0, -torch.inf)
         bias_RGW = bias_RGW.unsqueeze(1).expand(-1, shape.heads_per_kv, -1)
         hidden_BH = weights.embedding.index_select(0, tokens_B)
         for layer, view in zip(weights.layers, cache.views(pairs, columns), strict=True):
-            queries, key_value = self._rotated_qkv(layer, hidden_BH, rope).split((shape.heads_per_kv, 2), dim=1)
+            queries, key_value = self._rotated_qkv(layer, hidden_BH, rope).split_with_sizes((shape.heads_per_kv, 2), 1)
             view.cells.index_put_(written, key_value)
             scores = torch.baddbmm(bias_RGW, queries, view.keys, alpha=self._scale)
             mixed = torch.bmm(torch.softmax(scores, -1), view.values)

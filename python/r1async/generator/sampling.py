@@ -48,6 +48,12 @@ class RowSettings:
         """Makes rows sample plainly again, so that an empty one costs no filtering."""
         self.temperature[rows], self.top_p[rows], self.top_k[rows], self.greedy[rows] = 1.0, 1.0, 0, False
 
+    @property
+    def plain(self) -> bool:
+        """Whether every row samples from the model's own distribution."""
+        odd = (self.temperature != 1) | (self.top_p < 1) | (self.top_k > 0) | self.greedy
+        return not odd.any()
+
     def __getitem__(self, rows: slice) -> RowSettings:
         return RowSettings(self.temperature[rows], self.top_p[rows], self.top_k[rows], self.greedy[rows])
 
@@ -88,12 +94,12 @@ def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
     return x ^ (x >> np.uint64(31))
 
 
-def sample(logits_BV: Tensor, settings: RowSettings, uniform_B: NDArray[np.float64]) -> tuple[Tensor, Tensor]:
+def sample(logits_BV: Tensor, settings: RowSettings | None, uniform_B: NDArray[np.float64]) -> tuple[Tensor, Tensor]:
     """Draws one token a row.
 
     Args:
         logits_BV: float32; overwritten.
-        settings: of each row.
+        settings: of each row; None where every row samples plainly at temperature 1.
         uniform_B: one number in [0, 1) a row; the token is the first whose cumulative probability exceeds it.
 
     Returns:
@@ -105,22 +111,17 @@ def sample(logits_BV: Tensor, settings: RowSettings, uniform_B: NDArray[np.float
     if rows <= block:
         return _sample_block(logits_BV, settings, uniform_B)
     parts = [
-        _sample_block(logits_BV[i : i + block], settings[i : i + block], uniform_B[i : i + block])
+        _sample_block(logits_BV[i : i + block], settings and settings[i : i + block], uniform_B[i : i + block])
         for i in range(0, rows, block)
     ]
     return torch.cat([tokens for tokens, _ in parts]), torch.cat([logprobs for _, logprobs in parts])
 
 
-def _sample_block(logits_BV: Tensor, settings: RowSettings, uniform_B: NDArray[np.float64]) -> tuple[Tensor, Tensor]:
-    if (settings.temperature != 1).any():
-        logits_BV.div_(torch.from_numpy(settings.temperature).unsqueeze(1))
-    filtered = np.flatnonzero((settings.top_p < 1) | (settings.top_k > 0))
-    if len(filtered):
-        rows = torch.from_numpy(filtered)
-        kept = keep_top(
-            logits_BV[rows], torch.from_numpy(settings.top_k[filtered]), torch.from_numpy(settings.top_p[filtered])
-        )
-        logits_BV[rows] = kept
+def _sample_block(
+    logits_BV: Tensor, settings: RowSettings | None, uniform_B: NDArray[np.float64]
+) -> tuple[Tensor, Tensor]:
+    if settings is not None:
+        _shape(logits_BV, settings)
     logprobs_BV = torch.log_softmax(logits_BV, dim=-1)
     cumulative_BV = logprobs_BV.exp().cumsum(-1, dtype=torch.float64)
     target_B1 = torch.from_numpy(uniform_B).unsqueeze(1) * cumulative_BV[:, -1:]
@@ -128,12 +129,23 @@ def _sample_block(logits_BV: Tensor, settings: RowSettings, uniform_B: NDArray[n
     tokens_B1 = torch.searchsorted(cumulative_BV, target_B1, right=True).clamp_(max=logits_BV.shape[1] - 1)
     logprobs_B = logprobs_BV.gather(-1, tokens_B1).squeeze(1)
     tokens_B = tokens_B1.squeeze(1)
-    if settings.greedy.any():
+    if settings is not None and settings.greedy.any():
         greedy_B = torch.from_numpy(settings.greedy)
         tokens_B = torch.where(greedy_B, logits_BV.argmax(-1), tokens_B)
         # Times zero, not zero: NaN has to stay NaN.
         logprobs_B = torch.where(greedy_B, logprobs_BV.amax(-1) * 0.0, logprobs_B)
     return tokens_B, logprobs_B
+
+
+def _shape(logits_BV: Tensor, settings: RowSettings) -> None:
+    """Applies temperature, top-k and top-p, in place."""
+    if (settings.temperature != 1).any():
+        logits_BV.div_(torch.from_numpy(settings.temperature).unsqueeze(1))
+    filtered = np.flatnonzero((settings.top_p < 1) | (settings.top_k > 0))
+    if len(filtered):
+        rows = torch.from_numpy(filtered)
+        top_k, top_p = torch.from_numpy(settings.top_k[filtered]), torch.from_numpy(settings.top_p[filtered])
+        logits_BV[rows] = keep_top(logits_BV[rows], top_k, top_p)
 
 
 def keep_top(logits_BV: Tensor, top_k_B: Tensor, top_p_B: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from r1async.generator.decoder import UNIT, bucket
 from r1async.generator.engine import Progress, Request
-from r1async.generator.sampling import RowSettings, rollout_keys
+from r1async.generator.sampling import RowSettings, rollout_keys, uniforms
 from r1async.types import FinishReason, PolicyVersion, VersionRun
 
 _FINISH: tuple[FinishReason | None, ...] = (None, "length", "stop")
@@ -45,14 +45,17 @@ class Slots:
         """Each row's next input. Shared with numpy, as is `positions`: writing one writes the other."""
         self.positions = torch.zeros(self.rows, dtype=torch.int64)
         self._tokens, self._positions = self.tokens.numpy(), self.positions.numpy()
-        self.settings = RowSettings.empty(self.rows)
-        self.keys = np.zeros(self.rows, np.uint64)
-        self.counts = np.zeros(self.rows, np.int64)
+        self._settings = RowSettings.empty(self.rows)
+        self._plain = True
+        """Whether all of `_settings` are; looked at every step, so kept."""
+        self._counts = np.zeros(self.rows, np.int64)
         """Completion tokens of each row, resumed ones included."""
         self._limits = np.zeros(self.rows, np.int64)
         self._reported = np.zeros(self.rows, np.int64)
         self._history_tokens = np.zeros((self.rows, UNIT), np.int32)
         self._history_logprobs = np.zeros((self.rows, UNIT), np.float32)
+        self._noise = np.zeros((self.rows, UNIT))
+        """Of every token the row may yet sample: drawn once, because a step of few rows costs its calls."""
         self._history_versions = np.zeros((self.rows, UNIT), np.int32)
         """Index into `_versions`."""
         self._versions: list[PolicyVersion] = []
@@ -77,20 +80,34 @@ class Slots:
         """Columns of the cache a step has to attend over."""
         return bucket(int(self._positions.max()) + 1)
 
+    def settings(self, width: int) -> RowSettings | None:
+        """Of the first ``width`` rows; None if all rows sample plainly."""
+        return None if self._plain else self._settings[:width]
+
+    def noise(self, width: int) -> NDArray[np.float64]:
+        """One uniform number for the next token of each of the first ``width`` rows."""
+        return self._noise[np.arange(width), self._counts[:width]]
+
     def place(self, requests: Sequence[Request]) -> list[Seat]:
         """Gives each request the lowest free row. The caller has checked them and that there is room."""
+        if not requests:
+            return []
         rows = np.flatnonzero(~self._live)[: len(requests)]
-        self._reserve_history(max((request.sampling.max_tokens for request in requests), default=0))
-        self.keys[rows] = rollout_keys(self._seed, np.array([r.rollout for r in requests], np.int64))
-        return [self._place(int(row), request) for row, request in zip(rows, requests, strict=True)]
+        longest = max(request.sampling.max_tokens for request in requests)
+        self._reserve_history(longest)
+        keys = rollout_keys(self._seed, np.array([request.rollout for request in requests], np.int64))
+        self._noise[rows, :longest] = uniforms(keys[:, None], np.arange(longest)[None, :])
+        seats = [self._place(int(row), request) for row, request in zip(rows, requests, strict=True)]
+        self._plain = self._settings.plain
+        return seats
 
     def _place(self, row: int, request: Request) -> Seat:
         context = np.concatenate([request.prompt_ids, request.resume_ids]).astype(np.int64)
         self._row_of[request.id] = row
         self._ids[row], self._live[row] = request.id, True
         self._tokens[row], self._positions[row] = context[-1], len(context) - 1
-        self.settings.set(row, request.sampling)
-        self.counts[row] = self._reported[row] = len(request.resume_ids)
+        self._settings.set(row, request.sampling)
+        self._counts[row] = self._reported[row] = len(request.resume_ids)
         self._limits[row] = request.sampling.max_tokens
         return Seat(row, context[:-1])
 
@@ -104,8 +121,10 @@ class Slots:
     def _empty(self, rows: NDArray[np.int64]) -> None:
         # An empty row inside the width is computed too: it writes to column 0, which its next owner overwrites.
         self._live[rows] = False
-        self._positions[rows] = self._tokens[rows] = self.counts[rows] = self._reported[rows] = 0
-        self.settings.clear(rows)
+        self._positions[rows] = self._tokens[rows] = self._counts[rows] = self._reported[rows] = 0
+        if not self._plain:
+            self._settings.clear(rows)
+            self._plain = self._settings.plain
 
     def compact(self) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
         """Moves the highest rows down if that makes the width smaller; (from, to) for the cache to follow."""
@@ -114,10 +133,11 @@ class Slots:
         low = bucket(len(self._row_of))
         source = np.flatnonzero(self._live[low:]) + low
         target = np.flatnonzero(~self._live[:low])[: len(source)]
+        settings = self._settings
         columns = (
-            self._ids, self._live, self._tokens, self._positions, self.keys, self.counts, self._limits, self._reported,
-            self._history_tokens, self._history_logprobs, self._history_versions, self.settings.temperature,
-            self.settings.top_p, self.settings.top_k, self.settings.greedy,
+            self._ids, self._live, self._tokens, self._positions, self._noise, self._counts, self._limits,
+            self._reported, self._history_tokens, self._history_logprobs, self._history_versions,
+            settings.temperature, settings.top_p, settings.top_k, settings.greedy,
         )  # fmt: skip
         for column in columns:
             column[target] = column[source]
@@ -140,12 +160,12 @@ class Slots:
             The reports of rows that are finished, by a stop token or at their limit, or have a chunk to report.
         """
         live = self._live[: len(tokens)].nonzero()[0]
-        sampled, counts = tokens[live], self.counts[live]
+        sampled, counts = tokens[live], self._counts[live]
         self._history_tokens[live, counts] = sampled
         self._history_logprobs[live, counts] = logprobs[live]
         self._history_versions[live, counts] = self._version_index(version)
         counts += 1
-        self._tokens[live], self.counts[live] = sampled, counts
+        self._tokens[live], self._counts[live] = sampled, counts
         self._positions[live] += 1
         stopped = is_stop[sampled]
         finished = stopped | (counts >= self._limits[live])
@@ -163,11 +183,11 @@ class Slots:
 
     def flush(self) -> list[Progress]:
         """Reports every token nobody was told of."""
-        rows = np.flatnonzero(self._live & (self.counts > self._reported))
+        rows = np.flatnonzero(self._live & (self._counts > self._reported))
         return self._report(rows, [None] * len(rows))
 
     def _report(self, rows: NDArray[np.int64], finishes: Sequence[FinishReason | None]) -> list[Progress]:
-        spans = zip(rows.tolist(), self._reported[rows].tolist(), self.counts[rows].tolist(), strict=True)
+        spans = zip(rows.tolist(), self._reported[rows].tolist(), self._counts[rows].tolist(), strict=True)
         reports = [
             Progress(
                 id=request_id,
@@ -178,7 +198,7 @@ class Slots:
             )
             for (row, start, end), request_id, finish in zip(spans, self._ids[rows].tolist(), finishes, strict=True)
         ]
-        self._reported[rows] = self.counts[rows]
+        self._reported[rows] = self._counts[rows]
         return reports
 
     def id_of(self, row: int) -> int:
@@ -204,3 +224,4 @@ class Slots:
             self._history_tokens = np.pad(self._history_tokens, ((0, 0), (0, more)))
             self._history_logprobs = np.pad(self._history_logprobs, ((0, 0), (0, more)))
             self._history_versions = np.pad(self._history_versions, ((0, 0), (0, more)))
+            self._noise = np.pad(self._noise, ((0, 0), (0, more)))

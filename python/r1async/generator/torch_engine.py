@@ -20,7 +20,7 @@ from transformers import PreTrainedConfig
 from r1async.generator.decoder import PREFILL_ROWS, PREFILL_TOKENS, UNIT, Decoder, KVCache, bucket, rows_are_independent
 from r1async.generator.engine import EngineError, Progress, Request, WeightsError
 from r1async.generator.fused_model import FusedWeights, rope_table, shape_of
-from r1async.generator.sampling import check_sampling, sample, uniforms
+from r1async.generator.sampling import check_sampling, sample
 from r1async.generator.slots import Seat, Slots
 from r1async.models.loading import ModelError
 from r1async.types import PolicyVersion
@@ -186,10 +186,9 @@ class TorchEngine:
         self._prefill(pool, pool.weights)
         width, columns = self._extent(pool)
         logits = self._decoder.decode(pool.weights, pool.cache, slots.tokens[:width], slots.positions[:width], columns)
-        noise = uniforms(slots.keys[:width], slots.counts[:width])
-        tokens, logprobs = sample(logits, slots.settings[:width], noise)
+        tokens, logprobs = (part.numpy() for part in sample(logits, slots.settings(width), slots.noise(width)))
         self._check_finite(pool, logprobs)
-        return slots.append(tokens.numpy(), logprobs.numpy(), pool.version, self._is_stop, self._chunk_tokens)
+        return slots.append(tokens, logprobs, pool.version, self._is_stop, self._chunk_tokens)
 
     def flush(self) -> list[Progress]:
         return [progress for pool in self._pools for progress in pool.slots.flush()]
@@ -308,10 +307,11 @@ class TorchEngine:
         rows = torch.tensor([row for row, _ in pieces])
         self._decoder.prefill(weights, pool.cache, torch.from_numpy(padded), rows, start)
 
-    def _check_finite(self, pool: _Pool, logprobs: Tensor) -> None:
+    def _check_finite(self, pool: _Pool, logprobs: NDArray[np.float32]) -> None:
         """Empty rows are checked with the others: they hold a token like any other."""
-        if not bool(logprobs.isfinite().all()):
-            bad = logprobs.isfinite().logical_not().nonzero().flatten()
+        finite = np.isfinite(logprobs)
+        if not finite.all():
+            bad = len(finite) - np.count_nonzero(finite)
             raise EngineError(
-                f"version {pool.version} gives logits that are not finite, in {len(bad)} of {len(logprobs)} rows"
+                f"version {pool.version} gives logits that are not finite, in {bad} of {len(finite)} rows"
             )
