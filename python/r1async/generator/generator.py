@@ -38,15 +38,17 @@ def make_engine(config: Config) -> Engine:
 
     torch.set_num_threads(config.generator.threads)
     path = config.model.path
-    return TorchEngine(
-        load_config(path),
-        seed=config.seed,
-        slots=config.generator.slots,
-        pinned_slots=config.generator.eval_slots,
-        max_len=config.data.max_prompt_tokens + config.sampling.max_tokens,
-        stop_ids=stop_token_ids(path, load_tokenizer(path), config.sampling.stop),
-        chunk_tokens=config.generator.chunk_tokens,
-    )
+    match config.generator.engine:
+        case "torch":
+            return TorchEngine(
+                load_config(path),
+                seed=config.seed,
+                slots=config.generator.slots,
+                pinned_slots=config.generator.eval_slots,
+                max_len=config.data.max_prompt_tokens + config.sampling.max_tokens,
+                stop_ids=stop_token_ids(path, load_tokenizer(path), config.sampling.stop),
+                chunk_tokens=config.generator.chunk_tokens,
+            )
 
 
 def run(config: Config, name: str, make: Callable[[], Engine], inbox: Inbox) -> None:
