@@ -5,7 +5,7 @@ from __future__ import annotations
 import zmq
 from r1async.wire import Message, pack, unpack
 
-WAIT_MS = 20_000
+WAIT_MS = 60_000
 
 
 class Router:

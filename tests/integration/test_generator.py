@@ -245,10 +245,13 @@ def test_after_a_restart_of_the_buffer_leases_are_claimed_and_sent_from_where_it
         assert (ready["leases_seen"], ready["free"]) == (0, 1)
         # Sampled before the claim is answered: kept, for it may not be ours to send.
         steps(buffer, engine, 2)
+        assert engine.used_up.wait(WAIT_MS / 1000)
         # It has all of 10, half of 11, and gave 12 to somebody else.
         buffer.send({"t": "acks", "items": [[10, 4], [11, 2]], "lost": [12]})
-        messages = [buffer.receive() for _ in range(3)]
-        sent = [item for message in messages if message.type == "chunks" for item in chunk(message)]
+        sent = []
+        while len(sent) < 3:
+            message = buffer.receive()
+            sent += chunk(message) if message.type == "chunks" else []
         assert sent == [
             (10, 4, [1004, 1005], "length", [[1, 0, 2]]),
             (11, 2, [2002, 2003], None, [[1, 0, 2]]),
@@ -287,13 +290,14 @@ def test_the_installed_version_is_pinned_without_fetching_and_the_next_pin_waits
     with Running(config, engine):
         start(buffer)
         buffer.send(*leases((10, 1), pin=V1))
-        wake(buffer)
         buffer.send(*leases((11, 2), pin=V0, seq=2))
+        buffer.send({"t": "acks", "items": [], "lost": [99]})
+        buffer.expect("ready")  # both leases are taken
         steps(buffer, engine, 3)
         assert chunk(buffer.receive()) == [(10, 0, [1000, 1001, 1002], "length", [[1, 1, 3]])]
         # One of two places is free; the other is for the lease that waits for its weights.
         assert buffer.expect("ready").header["eval_free"] == 1
-        engine.permit(3)
+        engine.permit(3)  # it goes on when the weights arrive
         assert chunk(buffer.receive()) == [(11, 0, [2000, 2001, 2002], "length", [[1, 0, 3]])]
 
 

@@ -35,7 +35,7 @@ from r1async.tasks import PromptError
 from r1async.types import Prompt
 from r1async.wire import Message, pack, unpack
 
-WAIT_S = 20.0
+WAIT_S = 60.0
 G, B = 2, 2
 
 

@@ -22,7 +22,7 @@ from r1async.weights.receiver import Receiver, WeightsMissing, WeightsReady
 from r1async.weights.zmq_receiver import PublisherError
 from r1async.wire import Message, pack, unpack
 
-WAIT_S = 20.0
+WAIT_S = 60.0
 CHUNK = 1024
 
 
@@ -45,10 +45,10 @@ def weights(value: float) -> dict[str, torch.Tensor]:
 
 
 def publisher(endpoint: str) -> Publisher:
-    return Publisher(endpoint, run="run", dtype="float32", chunk_bytes=CHUNK, deadline_s=10.0)
+    return Publisher(endpoint, run="run", dtype="float32", chunk_bytes=CHUNK, deadline_s=WAIT_S)
 
 
-def receiver(endpoint: str, inbox: Inbox, name: str = "generator-0", deadline_s: float = 10.0) -> Receiver:
+def receiver(endpoint: str, inbox: Inbox, name: str = "generator-0", deadline_s: float = WAIT_S) -> Receiver:
     return Receiver(endpoint, inbox, run="run", name=name, deadline_s=deadline_s)
 
 
@@ -160,7 +160,7 @@ def test_another_runs_publisher_refuses_with_the_names(endpoint: str) -> None:
     inbox = Inbox()
     with (
         publisher(endpoint),
-        Receiver(endpoint, inbox, run="other", name="generator-0", deadline_s=10.0),
+        Receiver(endpoint, inbox, run="other", name="generator-0", deadline_s=WAIT_S),
         pytest.raises(PublisherError, match=r"this is run 'run', not 'other'; check endpoints\.weights"),
     ):
         inbox.get("weights", WAIT_S)
@@ -360,7 +360,7 @@ def test_a_publisher_killed_in_the_middle_leaves_the_last_complete_version(endpo
             return super().accepts(manifest)
 
     inbox = Inbox()
-    with Watched(endpoint, inbox, run="run", name="generator-0", deadline_s=10.0) as there:
+    with Watched(endpoint, inbox, run="run", name="generator-0", deadline_s=WAIT_S) as there:
         with publisher(endpoint) as learner:
             learner.publish(PolicyVersion(1, 0), weights(0))
             there.installed(ready(inbox))
