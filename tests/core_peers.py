@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections import defaultdict, deque
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-
 from r1async._core import Buffer, Settings
 from r1async.wire import PROTOCOL, Message, pack, unpack
 
@@ -71,6 +70,8 @@ class Run:
         if state is not None:
             self.buffer.restore(state)
         self.prompts = prompts
+        self.feeds = True
+        """Prompts are brought as soon as they are wanted."""
         self.now = 0.0
         self.inboxes: dict[str, deque[Message]] = defaultdict(deque)
         self.events: list[Message] = []
@@ -79,9 +80,9 @@ class Run:
     def send(self, peer: str, header: Mapping[str, Any], columns: Mapping[str, NDArray] | None = None) -> None:
         self.send_bytes(peer, pack(header, columns))
 
-    def send_bytes(self, peer: str, frame: Any, socket: str | None = None) -> None:
+    def send_bytes(self, peer: str, frame: Any, socket: Literal["rollouts", "batches"] | None = None) -> None:
         socket = socket or ("batches" if peer.startswith("learner") else "rollouts")
-        self.buffer.handle(socket, peer.encode(), frame, self.now)  # pyright: ignore[reportArgumentType]
+        self.buffer.handle(socket, peer.encode(), frame, self.now)
         self.pump()
 
     def tick(self, to: float) -> None:
@@ -100,7 +101,7 @@ class Run:
                     self.events.append(unpack(frame))
                 else:
                     self.inboxes[peer.decode()].append(unpack(frame))
-            wanted = self.buffer.wanted_prompts()
+            wanted = self.buffer.wanted_prompts() if self.feeds else []
             if not outgoing and not wanted:
                 return
             for ordinal in wanted:
@@ -139,7 +140,7 @@ class Generator:
     def __init__(self, run: Run, name: str = "generator-0", slots: int = 64) -> None:
         self.run, self.name, self.slots = run, name, slots
         self.seen = 0
-        self.version = (1, 0)
+        self.version: tuple[int, int] = (1, 0)
         self.held: list[dict[str, Any]] = []
         run.hello(name)
 
@@ -229,7 +230,9 @@ class Scorer:
 class Learner:
     """One rank; rank 0 reports."""
 
-    def __init__(self, run: Run, *, rank: int = 0, world: int = 1, epoch: int = 1, step: int = 0, name: str = "") -> None:
+    def __init__(
+        self, run: Run, *, rank: int = 0, world: int = 1, epoch: int = 1, step: int = 0, name: str = ""
+    ) -> None:
         self.run, self.rank, self.world, self.epoch, self.step = run, rank, world, epoch, step
         self.name = name or f"learner-{epoch}-{rank}"
         self.welcome = run.hello(self.name, rank=rank, world=world, epoch=epoch, step=step)

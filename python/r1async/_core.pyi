@@ -65,6 +65,9 @@ class Buffer:
     def handle(self, socket: Literal["rollouts", "batches"], peer: bytes, frame: BytesLike, now: float) -> None:
         """Files one message of `peer`. The frame is read in place; nothing of it is kept.
 
+        The GIL is released while a read-only frame is read (bytes, `memoryview.toreadonly()`), and held over one
+        that Python code could write to meanwhile.
+
         Raises:
             ValueError: a socket that is neither.
         """
@@ -99,10 +102,10 @@ class Buffer:
     def checkpoint(self) -> bytes:
         """What a restart of the whole run needs."""
     def restore(self, state: bytes) -> None:
-        """Goes on from a `checkpoint()`; before anything else is called.
+        """Goes on from a `checkpoint()`; before the first prompt and the learner's hello. Peers stay known.
 
         Raises:
-            ValueError: not a checkpoint, one of other settings, or called too late.
+            ValueError: not a checkpoint, one of other settings, or prompts were admitted already.
         """
     def audit(self) -> dict[str, Any]:
         """Prompts, rollouts and tokens: in = trained + dropped by reason + live, and whether that is so."""

@@ -174,13 +174,8 @@ fn header_that_is_not_ours_is_refused_with_the_reason() {
             begin: b"R1A1".to_vec()
         })
     );
-    assert_eq!(
-        Frame::decode(b"GET / HTTP/1.1\r\n", CAP)
-            .unwrap_err()
-            .to_string()
-            .contains("R1A1"),
-        true
-    );
+    let web = Frame::decode(b"GET / HTTP/1.1\r\n", CAP).unwrap_err();
+    assert!(web.to_string().contains("R1A1"));
     assert_eq!(
         Frame::decode(&[0; 64], 32),
         Err(FrameError::TooBig { got: 64, cap: 32 })

@@ -9,6 +9,9 @@ use crate::ids::{HolderId, PolicyVersion};
 use crate::messages::{Evaluate, SamplingFields};
 use crate::settings::Sampling;
 
+/// Evaluations that one evaluator may have at a time.
+const MAX_EVALUATIONS: usize = 64;
+
 impl Service {
     pub(super) fn evaluate(
         &mut self,
@@ -20,6 +23,15 @@ impl Service {
             tokens: evaluate.prompt_tokens[range.clone()].to_vec(),
             meta: meta.to_vec(),
         };
+        let running = self
+            .evaluations
+            .values()
+            .filter(|&&owner| owner == holder)
+            .count();
+        if running >= MAX_EVALUATIONS {
+            let text = format!("evaluate: {running} evaluations run; wait for one or cancel it");
+            return Err(Refusal::new("invalid", text));
+        }
         if let Some(at) = evaluate.prompts.iter().position(std::ops::Range::is_empty) {
             return Err(Refusal::new(
                 "invalid",

@@ -127,16 +127,8 @@ impl World {
         self.send(peer, &head.int("epoch", epoch).int("step", step).finish());
     }
 
-    fn chunk(
-        &mut self,
-        peer: u8,
-        lease: i64,
-        offset: i64,
-        count: i64,
-        epoch: i64,
-        version: i64,
-        last: bool,
-    ) {
+    /// New tokens of version 0 of the first epoch.
+    fn chunk(&mut self, peer: u8, lease: i64, offset: i64, count: i64, last: bool) {
         let count = count.max(0);
         let head = FrameWriter::new("chunks").list("items", 1, |out| {
             out.list(5);
@@ -231,7 +223,7 @@ impl World {
                 if let Some(&(peer, lease, _, resumed)) =
                     self.leases.get(at % self.leases.len().max(1))
                 {
-                    self.chunk(peer, lease, resumed + offset, count.min(50), 1, 0, last);
+                    self.chunk(peer, lease, resumed + offset, count.min(50), last);
                 }
             }
             Act::Stolen(peer, at, count) => {
@@ -242,7 +234,7 @@ impl World {
                 let holder = self.service.ledger().holder_of(LeaseId(lease as u64));
                 let mine = holder.is_some() && holder == known.map(|(holder, _)| holder);
                 let before = self.service.ledger().audit();
-                self.chunk(peer, lease, 0, count, 1, 0, true);
+                self.chunk(peer, lease, 0, count, true);
                 let unchanged = self.service.ledger().audit() == before;
                 assert!(mine || unchanged, "peer {peer} wrote into {lease}");
             }
