@@ -26,7 +26,7 @@ import zmq
 import zmq.utils.monitor
 from numpy.typing import NDArray
 
-from r1async.inbox import DeadlineExceeded, Inbox
+from r1async.inbox import Arriving, DeadlineExceeded, Inbox
 from r1async.wire import PROTOCOL, Message, WireError, pack, unpack
 
 log = logging.getLogger(__name__)
@@ -61,7 +61,7 @@ class Refused(RuntimeError):  # noqa: N818
 
 
 @dataclass(frozen=True, slots=True)
-class Connected:
+class Connected(Arriving):
     """A session began. `first` is False when it follows one that was lost."""
 
     connection: Connection

@@ -18,7 +18,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
-from typing import Protocol, runtime_checkable
 
 
 class DeadlineExceeded(TimeoutError):  # noqa: N818
@@ -34,11 +33,16 @@ class Stopped(Exception):  # noqa: N818
     """A signal asked the role to end. Raised once per signal, so that what follows may still wait."""
 
 
-@runtime_checkable
-class Arriving(Protocol):
-    """An item that wants to know when the main thread takes it."""
+class Arriving:
+    """An item that wants to know when the main thread takes it.
 
-    def taken(self) -> None: ...
+    A base class, not a protocol: every item is tested for it, and a runtime-checked protocol costs 20 us a time.
+    """
+
+    __slots__ = ()
+
+    def taken(self) -> None:
+        raise NotImplementedError
 
 
 @dataclass(frozen=True, slots=True)
