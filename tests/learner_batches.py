@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from r1async.types import Batch
@@ -72,20 +74,25 @@ def take(batch: Batch, chosen: Sequence[int], micro_batches: Sequence[tuple[int,
     """One rank's share: these rollouts, under the totals of the whole batch."""
     tokens = [slice(batch.cu_seqlens[i], batch.cu_seqlens[i + 1]) for i in chosen]
     runs = [slice(batch.cu_runs[i], batch.cu_runs[i + 1]) for i in chosen]
-    changed = {
-        name: np.concatenate([getattr(batch, name)[s] for s in tokens]) for name in ("token_ids", "behavior_logprobs")
-    }
-    changed |= {
-        name: np.concatenate([getattr(batch, name)[s] for s in runs])
-        for name in ("run_versions", "run_lengths", "over_age")
-    }
-    changed |= {name: getattr(batch, name)[list(chosen)] for name in PER_ROLLOUT}
-    for name, slices in (("cu_seqlens", tokens), ("cu_runs", runs)):
-        changed[name] = np.concatenate([[0], np.cumsum([s.stop - s.start for s in slices])]).astype(np.int32)
-    fields = {name: getattr(batch, name) for name in Batch.__slots__} | changed
-    fields["parts"] = {name: column[list(chosen)] for name, column in batch.parts.items()}
-    fields["micro_batches"] = tuple(micro_batches or [(0, len(chosen))])
-    return Batch(**fields)
+
+    def pick(slices: list[slice], *names: str) -> dict[str, Any]:
+        whole = {name: getattr(batch, name) for name in names}
+        return {name: np.concatenate([column[:0], *(column[s] for s in slices)]) for name, column in whole.items()}
+
+    def offsets(slices: list[slice]) -> np.ndarray:
+        return np.concatenate([[0], np.cumsum([s.stop - s.start for s in slices])]).astype(np.int32)
+
+    rows = np.asarray(chosen, np.int64)
+    return replace(
+        batch,
+        **pick(tokens, "token_ids", "behavior_logprobs"),
+        **pick(runs, "run_versions", "run_lengths", "over_age"),
+        **{name: getattr(batch, name)[rows] for name in PER_ROLLOUT},
+        cu_seqlens=offsets(tokens),
+        cu_runs=offsets(runs),
+        parts={name: column[rows] for name, column in batch.parts.items()},
+        micro_batches=tuple(micro_batches or [(0, len(chosen))]),
+    )
 
 
 def batch_message(batch: Batch) -> Message:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -36,14 +38,12 @@ def test_tensors_of_a_micro_batch_share_the_frames_memory():
 
 def test_what_follows_from_runs_and_lengths_is_derived():
     batch = make_batch(step=5, groups=1, group_size=3, prompt_len=2, lengths=[3, 1, 4])
-    batch = Batch(
-        **{name: getattr(batch, name) for name in Batch.__slots__}
-        | {
-            "run_versions": np.array([3, 5, 4, 2, 5], np.int32),
-            "run_lengths": np.array([2, 1, 1, 1, 3], np.int32),
-            "cu_runs": np.array([0, 2, 3, 5], np.int32),
-            "over_age": np.array([0, 0, 0, 1, 0], np.uint8),
-        }
+    batch = replace(
+        batch,
+        run_versions=np.array([3, 5, 4, 2, 5], np.int32),
+        run_lengths=np.array([2, 1, 1, 1, 3], np.int32),
+        cu_runs=np.array([0, 2, 3, 5], np.int32),
+        over_age=np.array([0, 0, 0, 1, 0], np.uint8),
     )
     part = micro_batch(batch, 1, 3, CPU)
     assert part.lengths_n.tolist() == [1, 4]

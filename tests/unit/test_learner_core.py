@@ -22,12 +22,12 @@ SETTINGS = LearnerConfig(lr=1e-3)
 LOSS = LossSettings(correction="behavior_clip", clip_high=0.28, aggregation="token")
 
 
-def core_of(loss: LossSettings = LOSS, settings: LearnerConfig = SETTINGS, **more: int) -> LearnerCore:
-    return LearnerCore(tiny_model(hidden=32, mlp=48, scale=0.1), loss, settings, steps=more.pop("steps", 100), **more)
-
-
-def with_fields(batch: Batch, **changes: object) -> Batch:
-    return Batch(**{name: getattr(batch, name) for name in Batch.__slots__} | changes)
+def core_of(
+    loss: LossSettings = LOSS, settings: LearnerConfig = SETTINGS, *, steps: int = 100, publish_every: int = 1
+) -> LearnerCore:
+    return LearnerCore(
+        tiny_model(hidden=32, mlp=48, scale=0.1), loss, settings, steps=steps, publish_every=publish_every
+    )
 
 
 def weights(core: LearnerCore) -> torch.Tensor:
@@ -69,7 +69,7 @@ def test_accumulation_over_micro_batches_equals_one_big_batch(kind):
     batch = make_batch(groups=3, group_size=4, max_staleness=2, over_age=1)
     whole, split = core_of(loss), core_of(loss)
     one = whole.step(batch)
-    many = split.step(with_fields(batch, micro_batches=((0, 1), (1, 1), (1, 7), (7, 12))))
+    many = split.step(replace(batch, micro_batches=((0, 1), (1, 1), (1, 7), (7, 12))))
     assert one["loss"] == pytest.approx(many["loss"], abs=1e-6)
     assert one["is/ess"] == pytest.approx(many["is/ess"], abs=1e-6)
     assert one["grad_norm"] == pytest.approx(many["grad_norm"], rel=1e-4)
@@ -87,7 +87,7 @@ def test_the_same_batches_give_the_same_bits():
 def test_temperature_divides_the_logits_as_it_did_when_sampling():
     hot, cold = core_of(), core_of()
     batch = make_batch()
-    assert hot.step(batch)["entropy"] < cold.step(with_fields(batch, temperature=4.0))["entropy"]
+    assert hot.step(batch)["entropy"] < cold.step(replace(batch, temperature=4.0))["entropy"]
     assert cold.version == 1
 
 
@@ -111,13 +111,13 @@ def on_policy(core: LearnerCore, batch: Batch) -> Batch:
             torch.from_numpy(batch.cu_seqlens),
             prompt_lens=torch.from_numpy(batch.prompt_lens),
         )
-    return with_fields(batch, behavior_logprobs=scored.logprobs_T.numpy())
+    return replace(batch, behavior_logprobs=scored.logprobs_T.numpy())
 
 
 def test_a_batch_of_equal_rewards_moves_nothing():
     core = core_of()
     before = weights(core)
-    core.step(with_fields(make_batch(), advantages=np.zeros(8, np.float32)))
+    core.step(replace(make_batch(), advantages=np.zeros(8, np.float32)))
     assert torch.equal(weights(core), before)
 
 
@@ -130,7 +130,7 @@ def test_a_loss_that_is_not_finite_leaves_the_weights_alone():
     core = core_of()
     before = weights(core)
     with pytest.raises(NotFiniteError, match="step 0"):
-        core.step(with_fields(make_batch(), advantages=np.full(8, math.nan, np.float32)))
+        core.step(replace(make_batch(), advantages=np.full(8, math.nan, np.float32)))
     assert torch.equal(weights(core), before)
     assert core.version == 0
 
@@ -220,5 +220,5 @@ def test_dropout_is_off_although_the_model_trains():
 def test_seconds_of_a_step_are_named_and_add_up():
     metrics = core_of().step(make_batch())
     parts = [metrics[f"{name}_s"] for name in ("prepare", "forward", "backward", "optimizer")]
-    assert all(isinstance(part, float) and part > 0 for part in parts)
+    assert all(part > 0 for part in parts)
     assert sum(parts) <= metrics["step_s"] * 1.001

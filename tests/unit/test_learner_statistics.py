@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import torch
 from r1async.learner.batch import micro_batch
 from r1async.learner.distributed import Ranks
 from r1async.learner.loss import LossTerms
-from r1async.learner.statistics import TokenSums, batch_metrics, token_metrics
+from r1async.learner.statistics import Metrics, TokenSums, batch_metrics, staleness_histogram, token_metrics
 from r1async.types import Batch
 
 from tests.learner_batches import make_batch
@@ -18,18 +19,18 @@ from tests.learner_batches import make_batch
 CPU = torch.device("cpu")
 
 
-def with_fields(batch: Batch, **changes: object) -> Batch:
-    return Batch(**{name: getattr(batch, name) for name in Batch.__slots__} | changes)
+def metrics_of(batch: Batch) -> Metrics:
+    return batch_metrics(batch, staleness_histogram(batch, Ranks()), Ranks())
 
 
 def test_rewards_groups_and_lengths():
-    batch = with_fields(
+    batch = replace(
         make_batch(groups=2, group_size=2, lengths=[2, 4, 6, 8]),
         rewards=np.array([1.2, 0.2, 0.5, 0.5]),
         truncated=np.array([0, 0, 0, 1], np.uint8),
         parts={"accuracy": np.array([1, 0, np.nan, 0], np.float32)},
     )
-    metrics = batch_metrics(batch, Ranks())
+    metrics = metrics_of(batch)
     assert metrics["reward/mean"] == pytest.approx(0.6)
     assert metrics["reward/std"] == pytest.approx(math.sqrt((0.36 + 0.16 + 0.01 + 0.01) / 4))
     assert metrics["group/std"] == pytest.approx((0.5 + 0.0) / 2)
@@ -39,12 +40,12 @@ def test_rewards_groups_and_lengths():
 
 
 def test_equal_rewards_that_floats_cannot_hold_have_no_variance():
-    batch = with_fields(make_batch(groups=1, group_size=3, lengths=[2, 2, 2]), rewards=np.array([0.1, 0.1, 0.1]))
-    assert batch_metrics(batch, Ranks())["group/zero_variance"] == 1.0
+    batch = replace(make_batch(groups=1, group_size=3, lengths=[2, 2, 2]), rewards=np.array([0.1, 0.1, 0.1]))
+    assert metrics_of(batch)["group/zero_variance"] == 1.0
 
 
 def test_staleness_is_of_loss_tokens_and_ages_are_of_rollouts():
-    batch = with_fields(
+    batch = replace(
         make_batch(step=9, groups=1, group_size=2, lengths=[4, 6]),
         run_versions=np.array([5, 8, 9, 7], np.int32),
         run_lengths=np.array([1, 3, 2, 4], np.int32),
@@ -53,8 +54,8 @@ def test_staleness_is_of_loss_tokens_and_ages_are_of_rollouts():
         finish_versions=np.array([8, 9], np.int32),
         total_loss_tokens=9,
     )
-    metrics = batch_metrics(batch, Ranks())
-    assert metrics["staleness/histogram"] == {"0": 2, "1": 3, "2": 4}
+    metrics = metrics_of(batch)
+    assert staleness_histogram(batch, Ranks())[:4].tolist() == [2, 3, 4, 0]
     assert metrics["staleness/mean"] == pytest.approx(11 / 9)
     assert (metrics["staleness/p95"], metrics["staleness/max"]) == (2, 2)
     assert metrics["age/generation"] == pytest.approx(((8 - 5) + (9 - 7)) / 2)
@@ -63,7 +64,7 @@ def test_staleness_is_of_loss_tokens_and_ages_are_of_rollouts():
 
 
 def test_importance_figures_and_mismatch():
-    batch = with_fields(
+    batch = replace(
         make_batch(step=2, groups=1, group_size=2, prompt_len=1, lengths=[2, 2]),
         run_versions=np.array([0, 2], np.int32),
         run_lengths=np.array([2, 2], np.int32),
@@ -94,8 +95,7 @@ def test_importance_figures_and_mismatch():
 
 
 def test_a_batch_without_loss_tokens_has_finite_metrics():
-    batch = with_fields(make_batch(step=4, groups=1, group_size=2), over_age=np.ones(4, np.uint8), total_loss_tokens=0)
+    batch = replace(make_batch(step=4, groups=1, group_size=2), over_age=np.ones(4, np.uint8), total_loss_tokens=0)
     sums = TokenSums(CPU)
-    metrics = batch_metrics(batch, Ranks()) | token_metrics(sums.sums.tolist(), sums.maxima.tolist(), 0, 0.0)
-    assert all(math.isfinite(value) for value in metrics.values() if not isinstance(value, dict))
-    assert metrics["staleness/histogram"] == {}
+    metrics = metrics_of(batch) | token_metrics(sums.sums.tolist(), sums.maxima.tolist(), 0, 0.0)
+    assert all(math.isfinite(value) for value in metrics.values())

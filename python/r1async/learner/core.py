@@ -16,7 +16,7 @@ from r1async.learner.distributed import Ranks, shard, whole
 from r1async.learner.frozen import FrozenCopy
 from r1async.learner.loss import LossSettings, LossTerms, Totals, policy_loss
 from r1async.learner.schedule import lr_factor
-from r1async.learner.statistics import Metrics, TokenSums, batch_metrics, token_metrics
+from r1async.learner.statistics import Metrics, TokenSums, batch_metrics, staleness_histogram, token_metrics
 from r1async.models.forward import packed_logprobs
 from r1async.monitor.timeline import Timeline
 from r1async.types import Batch
@@ -65,6 +65,8 @@ class LearnerCore:
         self.timeline = timeline or Timeline("learner")
         self.version = 0
         """Optimizer steps done: the number of the policy version that the model is."""
+        self.staleness: dict[int, int] = {}
+        """Loss tokens of the batch last trained by their staleness."""
         self.reference = FrozenCopy(model, self.ranks) if loss.kl_coef > 0 else None
         lags = loss.correction == "decoupled" and publish_every > 1
         self.proximal = FrozenCopy(model, self.ranks) if lags else None
@@ -94,7 +96,9 @@ class LearnerCore:
         before = self.timeline.stats()
         with self.timeline.busy("prepare"):
             lr = self._set_lr()
-            metrics = batch_metrics(batch, self.ranks)
+            histogram = staleness_histogram(batch, self.ranks)
+            self.staleness = {int(age): int(histogram[age]) for age in histogram.nonzero()[0]}
+            metrics = batch_metrics(batch, histogram, self.ranks)
             totals = Totals(rollouts=batch.total_rollouts, loss_tokens=batch.total_loss_tokens)
             sums = TokenSums(self.ranks.device)
             self.optimizer.zero_grad()
@@ -192,7 +196,6 @@ class LearnerCore:
         count = len(sums.sums)
         metrics = token_metrics(rest[:count], rest[count:], batch.total_loss_tokens, self.loss.kl_coef)
         loss = metrics["loss"]
-        assert isinstance(loss, float)
         if not (math.isfinite(grad_norm) and math.isfinite(loss)):
             raise NotFiniteError(
                 f"step {batch.step}: loss {loss}, gradient norm {grad_norm}; the weights are those of version "

@@ -161,7 +161,7 @@ class Learner:
         metrics |= {"epoch": link.epoch, "wait_s": self._waited(before)}
         version = self.core.version
         if self.ranks.first:
-            link.stepped(batch.step, {name: value for name, value in metrics.items() if not isinstance(value, dict)})
+            link.stepped(batch.step, metrics)
         link.ask_batch(version)
         if version % self.config.weights.publish_every == 0 or version == self.config.steps:
             self._publish(link)
@@ -241,9 +241,9 @@ class Learner:
         if self.writer is None:
             return
         with self.timeline.busy("metrics"):
-            self.writer.write("step", metrics)
+            self.writer.write("step", {**metrics, "staleness/histogram": self.core.staleness})
             if self.board is not None:
-                self.board.scalars(step, _scalars(metrics))
+                self.board.scalars(step, metrics)
 
     def _stats(self) -> Mapping[str, float]:
         """Called in the connection's thread."""
@@ -275,7 +275,3 @@ class Learner:
 
 def _grown(before: Mapping[str, float], after: Mapping[str, float], name: str) -> float:
     return after.get(name, 0.0) - before.get(name, 0.0)
-
-
-def _scalars(metrics: Metrics) -> dict[str, float]:
-    return {name: float(value) for name, value in metrics.items() if not isinstance(value, dict)}

@@ -18,7 +18,7 @@ from r1async.learner.distributed import Ranks
 from r1async.learner.loss import LossTerms
 from r1async.types import Batch
 
-Metrics = dict[str, float | dict[str, int]]
+Metrics = dict[str, float]
 
 HISTOGRAM_BINS = 256
 """Staleness of this much and more shares the last bin."""
@@ -102,10 +102,9 @@ def token_metrics(sums: list[float], maxima: list[float], loss_tokens: int, kl_c
 _COLUMNS = ("group", "reward", "length", "truncated", "lowest", "finish")
 
 
-def batch_metrics(batch: Batch, ranks: Ranks) -> Metrics:
-    """Rewards, lengths and ages of the whole batch. Collective."""
+def batch_metrics(batch: Batch, histogram: NDArray[np.int64], ranks: Ranks) -> Metrics:
+    """Rewards, lengths and ages of the whole batch, whose `staleness_histogram` this is. Collective."""
     rows = ranks.rows(_rows(batch))
-    histogram = ranks.sum(torch.from_numpy(_histogram(batch)).to(ranks.device)).cpu().numpy()
     group, reward, length, truncated, lowest, finish = rows[:, : len(_COLUMNS)].T
     metrics: Metrics = {
         "rollouts": batch.total_rollouts,
@@ -140,10 +139,11 @@ def _rows(batch: Batch) -> NDArray[np.float64]:
     return np.stack([np.asarray(column, np.float64) for column in (*columns, *parts)], axis=1)
 
 
-def _histogram(batch: Batch) -> NDArray[np.int64]:
-    """Loss tokens by staleness, ``(HISTOGRAM_BINS,)``."""
+def staleness_histogram(batch: Batch, ranks: Ranks) -> NDArray[np.int64]:
+    """Loss tokens of the whole batch by staleness, ``(HISTOGRAM_BINS,)``. Collective."""
     staleness, in_loss = token_staleness(batch)
-    return np.bincount(np.clip(staleness[in_loss], 0, HISTOGRAM_BINS - 1), minlength=HISTOGRAM_BINS)
+    mine = np.bincount(np.clip(staleness[in_loss], 0, HISTOGRAM_BINS - 1), minlength=HISTOGRAM_BINS)
+    return ranks.sum(torch.from_numpy(mine).to(ranks.device)).cpu().numpy()
 
 
 def _group_metrics(group: NDArray[np.float64], reward: NDArray[np.float64]) -> Metrics:
@@ -163,13 +163,12 @@ def _staleness_metrics(histogram: NDArray[np.int64]) -> Metrics:
     present = np.flatnonzero(histogram)
     total = int(histogram.sum())
     if not total:
-        return {"staleness/mean": 0.0, "staleness/p95": 0.0, "staleness/max": 0.0, "staleness/histogram": {}}
+        return {"staleness/mean": 0.0, "staleness/p95": 0.0, "staleness/max": 0.0}
     at_most = np.cumsum(histogram)
     return {
         "staleness/mean": float(histogram @ np.arange(len(histogram)) / total),
         "staleness/p95": float(np.searchsorted(at_most, 0.95 * total)),
         "staleness/max": float(present[-1]),
-        "staleness/histogram": {str(age): int(histogram[age]) for age in present},
     }
 
 
