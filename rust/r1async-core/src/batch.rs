@@ -255,8 +255,7 @@ impl Ledger {
     /// last chance already, and at bound 0 every group is.
     fn hold(&mut self, now: f64, step: Step, dying: u64) -> Option<WaitReason> {
         let budget = self.settings.waste_budget;
-        let in_vain =
-            self.settings.max_staleness == 0 || self.ready.due() >= self.settings.groups_per_step;
+        let in_vain = self.ready.due() >= self.settings.groups_per_step;
         let over_budget = budget < 1.0 && self.waste.exceeds(budget, dying);
         let unfinished = self
             .last_chance(step)

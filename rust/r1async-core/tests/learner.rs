@@ -58,6 +58,21 @@ fn stepped_but_untrained_batches_are_handed_out_again_in_order_with_the_same_mem
 }
 
 #[test]
+fn a_new_life_has_done_and_made_nothing_before_it_had_its_batch() {
+    let mut run = run_with_steps(2, 2);
+    let lease = run.lease(2, 2)[0].lease;
+    run.restart_learner(0);
+    assert!(run.ledger.stepped(1, Step(0)).is_err());
+    assert!(matches!(
+        run.try_send(lease, 0, &[(1, 1)], None),
+        Err(ChunkError::Version { .. })
+    ));
+    run.batch(0);
+    assert_eq!(run.send(lease, 0, &[(1, 1)]), ChunkAck::Held(1));
+    run.ledger.stepped(1, Step(0)).unwrap();
+}
+
+#[test]
 fn steps_in_the_checkpoint_are_trained_at_connect_even_if_never_reported() {
     let mut run = run_with_steps(0, 1);
     run.restart_learner(2); // The checkpoint holds step 1, whose report was lost with the learner.
