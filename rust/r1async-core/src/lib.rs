@@ -8,8 +8,8 @@
 
 mod audit;
 mod batch;
-mod chunk;
 mod checkpoint;
+mod chunk;
 mod evaluation;
 mod figure;
 mod group;
@@ -39,10 +39,10 @@ pub mod service;
 pub use audit::{Account, Audit, DropReason};
 pub use batch::{Bind, BindError, BoundBatch, BoundGroup, BoundRollout};
 pub use checkpoint::RestoreError;
+pub use chunk::{ChunkError, ChunkRef};
 pub use evaluation::{EvaluateError, EvaluatedGroup, EvaluatedMember, EvaluationRequest};
 pub use group::{Finish, Outcome, Prompt, Score};
 pub use ids::{EVALUATION_BIT, GroupId, HolderId, LeaseId, PolicyVersion, RolloutId, Step};
-pub use chunk::{ChunkError, ChunkRef};
 pub use learner::LearnerError;
 pub use lease::{Announcement, ChunkAck, RolloutLease};
 pub use ledger::{Ledger, News};

@@ -142,9 +142,7 @@ impl World {
             }
             out.list(1);
             out.list(3);
-            [epoch, version, count]
-                .into_iter()
-                .for_each(|value| out.int(value));
+            [1, 0, count].into_iter().for_each(|value| out.int(value));
         });
         let mut open = head
             .column::<i32>("tokens", count as usize)
