@@ -65,7 +65,7 @@ def main(config: Config) -> Path:
     Raises:
         ConfigError: the accuracy was not reached in `cold_start.max_steps`.
     """
-    return cold_start(config.cold_start, config.seed, threads=_cores(config), report=_say)
+    return cold_start(config.cold_start, config.seed, threads=config.learner.threads, report=_say)
 
 
 def cold_start(settings: ColdStartConfig, seed: int, *, threads: int, report: Report) -> Path:
@@ -238,12 +238,6 @@ def _save(model: Qwen2ForCausalLM, record: dict[str, float], folder: Path) -> No
                 raise
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-
-
-def _cores(config: Config) -> int:
-    """Threads that the run will use anyway, once its roles are started: the cold start is alone before that."""
-    planned = config.generator.count * config.generator.threads + config.learner.ranks * config.learner.threads
-    return max(1, min(planned, os.cpu_count() or 1))
 
 
 def _say(line: str) -> None:
