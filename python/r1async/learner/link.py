@@ -69,6 +69,7 @@ class Link:
         """The buffer's, as last heard."""
         self._rank, self._world = rank, config.learner.ranks
         self._batch_deadline_s = config.learner.batch_deadline_s
+        self._connect_deadline_s = config.buffer.connect_deadline_s
         self._said: dict[str, dict[str, object]] = {}
         self._reason = "no word yet"
         self._run, self._steps = config.name, config.steps
@@ -78,9 +79,10 @@ class Link:
             inbox,
             stats=stats,
             max_message_bytes=config.buffer.max_message_bytes,
+            connect_deadline_s=config.buffer.connect_deadline_s,
         )
 
-    def connect(self, deadline_s: float = 600.0) -> None:
+    def connect(self) -> None:
         """Wait until the buffer welcomes this rank.
 
         Raises:
@@ -92,7 +94,7 @@ class Link:
         def answer(item: object) -> bool:
             return isinstance(item, Connected) or (isinstance(item, Message) and item.type == "error")
 
-        item = self.inbox.get("the buffer's welcome", deadline_s, answer)
+        item = self.inbox.get("the buffer's welcome", self._connect_deadline_s, answer)
         if isinstance(item, Message):
             raise LearnerError(f"the buffer refused this learner: {item.header.get('message')}")
         assert isinstance(item, Connected)
