@@ -275,3 +275,22 @@ def work(generator: Generator, scorer: Scorer) -> None:
         generator.finish()
         scorer.score()
         generator.ready()
+
+
+def accounts(run: Run) -> dict[str, tuple[int, int, int, int]]:
+    """(in, trained, dropped, live) of each account; the books must balance."""
+    audit = run.buffer.audit()
+    assert audit["balanced"], audit["difference"]
+    return {
+        name: (it["in"], it["trained"], sum(it["dropped"].values()), it["live"])
+        for name, it in audit.items()
+        if isinstance(it, dict)
+    }
+
+
+def evaluate(run: Run, name: str, **changes: Any) -> None:
+    """Two prompts, two samples of each, at version 0."""
+    header: dict[str, Any] = {"t": "evaluate", "id": "after", "pin": [1, 0], "samples": 2, "metas": [b"{}", b"{}"]}
+    header["sampling"] = {"temperature": 0.6, "top_p": 0.95, "top_k": 0, "max_tokens": 32, "greedy": False}
+    columns = {"prompt_tokens": np.array([1, 2, 3], np.int32), "prompt_lens": np.array([2, 1], np.int32)}
+    run.send(name, header | changes, columns)

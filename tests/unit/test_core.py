@@ -1,24 +1,24 @@
 """The rollout buffer through its Python binding: whole conversations, hostile peers, restarts."""
 
 import warnings
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from core_peers import Generator, Learner, Run, Scorer, completion_of, crew, prompt_of, settings, work
+from core_peers import (
+    Generator,
+    Learner,
+    Run,
+    accounts,
+    completion_of,
+    crew,
+    evaluate,
+    prompt_of,
+    settings,
+    work,
+)
 from r1async import _core
-from r1async.wire import MAGIC, pack
-
-
-def accounts(run):
-    audit = run.buffer.audit()
-    assert audit["balanced"], audit["difference"]
-    return {
-        name: (it["in"], it["trained"], sum(it["dropped"].values()), it["live"])
-        for name, it in audit.items()
-        if isinstance(it, dict)
-    }
+from r1async.wire import pack
 
 
 def test_run_trains_its_steps_and_everything_is_accounted_for():
@@ -237,147 +237,6 @@ def test_peer_that_cannot_be_sent_to_is_gone():
     assert [it["rollout"] for it in other.held] == [0, 1, 2, 3]
 
 
-HOSTILE = [
-    (b"", "malformed", "not a message of this protocol"),
-    (b"\x80\x04\x95pickle", "malformed", "not a message of this protocol"),
-    (MAGIC + b"\xff\xff\xff\xff" + b"x" * 64, "malformed", "header of 4294967295 bytes in a frame of 72"),
-    (MAGIC + b"\x08\0\0\0" + b"\x81\xa1t\xdd\xff\xff\xff\xff", "malformed", "a longer list or map"),
-    (b"\0" * ((1 << 20) + 1), "too_big", "buffer.max_message_bytes"),
-    (pack({"t": "shutdown"}), "unknown_type", 'unknown message type "shutdown"'),
-    (pack({"t": "heartbeat"}), "malformed", "heartbeat: stats must be given"),
-    (pack({"t": "heartbeat", "stats": {"a": "b"}}), "malformed", "stats.a must be a number"),
-]
-ROLLOUTS_HOSTILE = [
-    (pack({"t": "chunks", "items": []}), "malformed", "column tokens must be i4"),
-    (pack({"t": "ready", "free": -1}), "malformed", "free must be an integer >= 0, got -1"),
-    (pack({"t": "verdicts", "items": []}), "role", "not a message of a generator"),
-    (pack({"t": "committed", "epoch": 1, "step": 1, "last": True}), "role", "not a message of a generator"),
-    (pack({"t": "announce", "items": [[1, 2]]}), "malformed", "items[0] must be [lease, rollout, offset]"),
-]
-BATCHES_HOSTILE = [
-    (pack({"t": "ready", "free": 1}), "role", "not a message of a learner"),
-    (pack({"t": "next_batch", "epoch": 1, "step": 9, "rank": 0, "world": 1}), "invalid", "step 9"),
-    (pack({"t": "next_batch", "epoch": 7, "step": 0, "rank": 0, "world": 1}), "epoch", "epoch 7"),
-    (pack({"t": "stepped", "epoch": 1, "step": 5, "metrics": {}}), "version", "5"),
-    (pack({"t": "published", "epoch": 1, "version": 50, "hash": "x"}), "version", "50"),
-    (pack({"t": "committed", "epoch": 1, "step": 5, "last": False}), "version", "5"),
-]
-
-
-@pytest.mark.parametrize(
-    ("peer", "frame", "code", "text"),
-    [("generator-bad", *it) for it in HOSTILE + ROLLOUTS_HOSTILE]
-    + [("learner-1-0", *it) for it in HOSTILE + BATCHES_HOSTILE],
-)
-def test_hostile_message_is_an_error_reply_and_disturbs_nobody(peer, frame, code, text):
-    run = Run(steps=2)
-    generator, scorer, learner = crew(run)
-    if peer == "generator-bad":
-        run.hello(peer)
-    before = (accounts(run), len(generator.held))
-    run.send_bytes(peer, frame)
-    error = run.error(peer)
-    assert error["code"] == code
-    assert text in error["message"]
-    assert accounts(run) == before[0]
-    assert run.buffer.stats()["errors"] == {code: 1}
-    learner.ask()
-    work(generator, scorer)
-    assert run.take(learner.name, "batch").header["total_rollouts"] == 8
-
-
-@pytest.mark.parametrize("socket", ["rollouts", "batches"])
-def test_stranger_is_told_to_say_hello(socket):
-    run = Run()
-    run.send_bytes("stranger", pack({"t": "heartbeat", "stats": {}}), socket)
-    error = run.error("stranger")
-    assert (error["code"], error["about"]) == ("hello", "heartbeat")
-
-
-@pytest.mark.parametrize(
-    ("changes", "code", "text"),
-    [
-        ({"protocol": 2}, "protocol", "speaks protocol 1, the client 2"),
-        ({"protocol": 2, "role": 5}, "protocol", "speaks protocol 1"),
-        ({"run": "other"}, "run", 'this is run "test", the client wants "other"'),
-        ({"role": "admin"}, "malformed", "role must be generator, scorer, evaluator or learner"),
-        (
-            {"role": "learner", "rank": 0, "world": 1, "epoch": 1, "step": 0},
-            "role",
-            "does not connect to the socket rollouts",
-        ),
-        ({"name": 5}, "malformed", "name must be a string"),
-    ],
-)
-def test_hello_that_does_not_fit_is_refused(changes, code, text):
-    run = Run()
-    header = {"t": "hello", "protocol": 1, "role": "generator", "name": "g", "run": "test"}
-    run.send("generator-0", header | changes)
-    error = run.error("generator-0")
-    assert (error["code"], error["about"]) == (code, "hello")
-    assert text in error["message"]
-
-
-def bad_chunk(run, generator, **changes):
-    lease = generator.held[0]["lease"]
-    item = {"offset": 0, "count": 2, "finish": None, "runs": [[1, 0, 2]]} | changes.pop("item", {})
-    columns = {"tokens": np.array([1, 2], np.int32), "logprobs": np.array([-1, -2], np.float32)} | changes
-    items = [[lease, item["offset"], item["count"], item["finish"], item["runs"]]]
-    run.send(generator.name, {"t": "chunks", "items": items}, columns)
-
-
-@pytest.mark.parametrize(
-    ("changes", "text"),
-    [
-        ({"logprobs": np.array([-1, np.nan], np.float32)}, "behavior logprob NaN at position 1"),
-        ({"logprobs": np.array([-np.inf, 0], np.float32)}, "behavior logprob -inf at position 0"),
-        ({"item": {"runs": [[1, 0, 3]]}}, "version runs of 3"),
-        ({"item": {"runs": [[1, 0, 2], [1, 0, 0]]}}, "a version run of 0 tokens"),
-        ({"item": {"runs": [[1, 0, 2**40]]}}, "version runs of"),
-        ({"item": {"runs": [[1, 9, 2]]}}, "tokens of version 9@1"),
-        ({"item": {"runs": [[3, 0, 2]]}}, "tokens of version 0@3"),
-        ({"tokens": np.array([1, -2], np.int32)}, "token -2 at position 1"),
-    ],
-)
-def test_chunk_that_cannot_be_is_refused_and_changes_nothing(changes, text):
-    run = Run(steps=8)
-    Learner(run)
-    generator = Generator(run, slots=4)
-    generator.ready()
-    bad_chunk(run, generator, **changes)
-    error = run.error("generator-0")
-    assert (error["code"], error["about"]) == ("invalid", "chunks")
-    assert text in error["message"]
-    assert run.buffer.audit()["tokens"]["in"] == 0
-    generator.finish()  # the same leases go on as if nothing had been said
-    assert len(run.take_all("generator-0", "acks")[-1].header["items"]) == 4
-
-
-def test_one_bad_item_does_not_spoil_the_others():
-    run = Run(steps=8)
-    Learner(run)
-    generator = Generator(run, slots=4)
-    generator.ready()
-    items = [[it["lease"], 0, 1, None, [[1, 0, 1]]] for it in generator.held]
-    columns = {"tokens": np.arange(4, dtype=np.int32), "logprobs": np.array([0, np.nan, np.nan, -1], np.float32)}
-    run.send("generator-0", {"t": "chunks", "items": items}, columns)
-    assert run.error("generator-0")["message"].endswith("and 1 more items")
-    held = [[generator.held[at]["lease"], 1] for at in (0, 3)]
-    assert run.take("generator-0", "acks").header["items"] == held
-
-
-def test_weights_with_another_hash_get_no_leases():
-    run = Run(steps=8)
-    learner = Learner(run)
-    learner.tell("published", version=0, hash="right")
-    generator = Generator(run, slots=4)
-    generator.ready()  # says hash-0
-    error = run.error("generator-0")
-    assert error["code"] == "version"
-    assert "weights of version 0@1 have hash right, installed are hash-0" in error["message"]
-    assert not generator.held
-
-
 def test_verdict_that_is_not_finite_abstains():
     run = Run(steps=1)
     generator, scorer, learner = crew(run)
@@ -392,90 +251,6 @@ def test_verdict_that_is_not_finite_abstains():
     assert run.buffer.stats()["abstentions"] == {"nan": 1}
     run.send("scorer-0", {"t": "verdicts", "items": items[:1]})
     assert run.take("scorer-0", "acks").header["lost"] == [items[0][0]]
-
-
-def test_learner_waits_with_a_reason_told_once_per_change():
-    run = Run(steps=1)
-    generator, scorer, learner = crew(run)
-    learner.ask()
-    assert run.take(learner.name, "waiting").header["reason"] == "groups: 0 of 2 ready for step 0, 2 open"
-    generator.finish(4)
-    assert run.take_all(learner.name, "waiting") == []
-    scorer.score()
-    assert run.take(learner.name, "waiting").header["reason"].startswith("groups: 1 of 2 ready")
-    run.tick(0.5)
-    assert run.take_all(learner.name, "waiting") == []
-
-
-def test_ranks_get_their_shares_of_one_batch():
-    run = Run(steps=1, micro_batch_tokens=24)
-    header = {"t": "hello", "protocol": 1, "role": "learner", "name": "learner-1-1", "run": "test"}
-    run.send("learner-1-1", header | {"rank": 1, "world": 2, "epoch": 1, "step": 0})
-    assert not run.inboxes["learner-1-1"]  # rank 1 is welcomed after rank 0
-    first = Learner(run, rank=0, world=2)
-    assert run.take("learner-1-1", "welcome").header["epoch"] == 1
-    late = Learner(run, rank=1, world=2)
-    generator, scorer = Generator(run), Scorer(run)
-    scorer.ready()
-    generator.ready()
-    first.ask()
-    work(generator, scorer)
-    late.ask()
-    one, two = run.take(first.name, "batch"), run.take(late.name, "batch")
-    rollouts = np.concatenate([one.columns["rollouts"], two.columns["rollouts"]])
-    np.testing.assert_array_equal(np.sort(rollouts), np.arange(8))
-    assert one.header["total_rollouts"] == two.header["total_rollouts"] == 8
-    assert one.header["total_loss_tokens"] == two.header["total_loss_tokens"]
-    assert len(one.header["micro_batches"]) == len(two.header["micro_batches"]) > 1
-    sizes = [int(it.columns["cu_seqlens"][-1]) for it in (one, two)]
-    assert abs(sizes[0] - sizes[1]) <= 13
-    late.ask()
-    again = run.take(late.name, "batch")  # a rank that lost its share asks again and gets the same
-    np.testing.assert_array_equal(again.columns["token_ids"], two.columns["token_ids"])
-    late.tell("stepped", step=0, metrics={})
-    assert run.error(late.name)["code"] == "role"
-
-
-def test_learner_that_comes_back_with_its_epoch_is_refused_and_told_what_was_seen():
-    run = Run(steps=2)
-    generator, scorer, learner = crew(run)
-    learner.ask()
-    work(generator, scorer)
-    first = run.take(learner.name, "batch")
-    header = {"t": "hello", "protocol": 1, "role": "learner", "name": "learner", "run": "test"}
-    run.send("learner-new", header | {"rank": 0, "world": 1, "epoch": 1, "step": 0})
-    error = run.error("learner-new")
-    assert (error["code"], error["seen"]) == ("epoch", 1)
-    new = Learner(run, epoch=2)
-    assert new.welcome.header["seen"] == 2
-    new.ask()
-    second = run.take(new.name, "batch")
-    np.testing.assert_array_equal(first.columns["rollouts"], second.columns["rollouts"])
-    learner.tell("stepped", step=0, metrics={})  # of the life that has ended
-    assert run.error(learner.name)["code"] == "epoch"
-    new.train()
-    accounts(run)
-
-
-def test_same_learner_connects_again_and_goes_on():
-    run = Run(steps=2)
-    generator, scorer, learner = crew(run)
-    learner.ask()
-    work(generator, scorer)
-    run.take(learner.name, "batch")
-    run.buffer.peer_lost("batches", learner.name.encode(), run.now)
-    Learner(run)  # the same identity and epoch
-    learner.train()
-    assert [ok.header["about"] for ok in run.take_all(learner.name, "ok")] == ["published", "stepped", "published"]
-    assert run.buffer.stats()["steps"] == 1
-    accounts(run)
-
-
-def evaluate(run, name, **changes):
-    header = {"t": "evaluate", "id": "after", "pin": [1, 0], "samples": 2, "metas": [b"{}", b"{}"]}
-    header["sampling"] = {"temperature": 0.6, "top_p": 0.95, "top_k": 0, "max_tokens": 32, "greedy": False}
-    columns = {"prompt_tokens": np.array([1, 2, 3], np.int32), "prompt_lens": np.array([2, 1], np.int32)}
-    run.send(name, header | changes, columns)
 
 
 def test_evaluation_rides_along_and_leaves_training_alone():
@@ -509,31 +284,6 @@ def test_evaluation_rides_along_and_leaves_training_alone():
     assert run.take(learner.name, "batch").header["total_rollouts"] == 8
 
 
-@pytest.mark.parametrize(
-    ("changes", "code", "text"),
-    [
-        ({"pin": [1, 9]}, "version", "version 9@1, which no learner has made"),
-        ({"samples": 0}, "malformed", "samples must be 1..65536"),
-        ({"metas": [b"{}"]}, "malformed", "column prompt_lens"),
-        ({"id": "before"}, "invalid", "runs already"),
-        (
-            {"sampling": {"temperature": 0.0, "top_p": 1.0, "top_k": 0, "max_tokens": 5, "greedy": False}},
-            "invalid",
-            "temperature",
-        ),
-    ],
-)
-def test_evaluation_that_cannot_run_is_refused(changes, code, text):
-    run = Run(steps=1)
-    Learner(run)
-    run.hello("evaluator-0")
-    evaluate(run, "evaluator-0", id="before")
-    evaluate(run, "evaluator-0", **changes)
-    error = run.error("evaluator-0")
-    assert error["code"] == code
-    assert text in error["message"]
-
-
 def test_evaluations_of_one_evaluator_are_bounded():
     run = Run(steps=1)
     Learner(run)
@@ -560,72 +310,6 @@ def test_evaluation_belongs_to_the_evaluator_that_asked():
     accounts(run)
 
 
-def test_commit_is_confirmed_after_the_server_has_written():
-    run = Run(steps=2)
-    generator, scorer, learner = crew(run)
-    learner.ask()
-    work(generator, scorer)
-    learner.train()
-    learner.tell("committed", step=1, last=False)
-    assert run.buffer.commits() == [1]
-    assert run.take_all(learner.name, "committed_ok") == []
-    with pytest.raises(ValueError, match=r"no commit of step 5 waits; waiting are \[1\]"):
-        run.buffer.confirm_commit(5, run.now)
-    run.buffer.confirm_commit(1, run.now)
-    run.pump()
-    assert run.take(learner.name, "committed_ok").header["step"] == 1
-    assert run.buffer.commits() == []
-
-
-def test_restored_buffer_asks_again_for_what_was_live():
-    run = Run(steps=4)
-    generator, scorer, learner = crew(run)
-    learner.ask()
-    work(generator, scorer)
-    learner.train()
-    learner.commit()
-    state = run.buffer.checkpoint()
-    live = run.buffer.audit()["rollouts"]["live"]
-    assert live > 0
-    again = Run(steps=4)
-    again.feeds = False  # until the learner has named its checkpoint, as the server does
-    generator, scorer = Generator(again), Scorer(again)
-    generator.version = (2, 1)
-    scorer.ready()
-    generator.ready()
-    again.buffer.restore(state)
-    again.feeds = True
-    new = Learner(again, epoch=2, step=1)
-    generator.receive()
-    assert generator.held[0]["rollout"] == 8  # group 2: the numbers, and so the noise, are those of before
-    np.testing.assert_array_equal(generator.held[0]["prompt"], prompt_of(2))
-    new.ask()
-    work(generator, scorer)
-    assert again.take(new.name, "batch").header["step"] == 1
-    accounts(again)
-    with pytest.raises(ValueError, match="before anything is admitted"):
-        again.buffer.restore(state)
-    with pytest.raises(ValueError, match="not a saved ledger"):
-        _core.Buffer(settings()).restore(b"junk")
-
-
-def test_short_last_batch_and_end_of_prompts():
-    run = Run(steps=4, prompts=3)
-    generator, scorer, learner = crew(run)
-    groups = []
-    for step in range(2):
-        learner.ask()
-        work(generator, scorer)
-        groups.append(run.take(learner.name, "batch").header["total_groups"])
-        learner.train()
-        generator.version = (1, step + 1)
-        generator.ready()
-    assert groups == [2, 1]
-    learner.ask()
-    run.take(learner.name, "finished")
-    assert accounts(run)["prompts"][0] == 3
-
-
 def test_rejected_prompt_is_counted_and_replaced():
     buffer = _core.Buffer(settings(steps=1))
     first = buffer.wanted_prompts()
@@ -637,25 +321,6 @@ def test_rejected_prompt_is_counted_and_replaced():
     assert buffer.audit()["prompts"]["dropped"] == {"invalid": 1}
     with pytest.raises(ValueError, match="no tokens"):
         buffer.admit(1, np.array([], np.int32), b"", 0.0)
-
-
-def test_stop_ends_the_learner_at_its_next_question():
-    run = Run(steps=4)
-    generator, scorer, learner = crew(run)
-    learner.ask()
-    work(generator, scorer)
-    run.take(learner.name, "batch")
-    run.buffer.stop(run.now)
-    run.pump()
-    assert run.events[-1].header["state"] == "stopping"
-    assert run.buffer.wanted_prompts() == []
-    learner.train()
-    learner.ask()
-    assert run.take(learner.name, "finished").header["state"] == "stopping"
-    held = len(generator.held)
-    generator.version = (1, 1)
-    generator.ready()
-    assert len(generator.held) == held
 
 
 def test_events_tell_state_steps_and_figures():
@@ -688,36 +353,6 @@ def test_run_without_peers_says_whom_it_waits_for():
     run = Run()
     waits = run.buffer.waits(0.0)
     assert waits[:3] == ["no learner is connected", "no generator is connected", "no scorer is connected"]
-
-
-@pytest.mark.parametrize(
-    ("changes", "text"),
-    [
-        ({"group_size": 0}, "group_size must be"),
-        ({"pacing": 3}, "pacing must be at most max_staleness = 1, got 3"),
-        ({"over_age": "keep"}, 'over_age must be one of mask, drop, train, got "keep"'),
-        ({"baseline": "median"}, "baseline must be one of std, mean, leave_one_out, none"),
-        ({"peer_deadline_s": 0.0}, "peer_deadline_s must be a number of seconds above 0, got 0"),
-        ({"run": ""}, "run must be 1 to 256 bytes"),
-        ({"max_message_bytes": 10}, "max_message_bytes must be at least 1024, got 10"),
-        ({"micro_batch_tokens": 0}, "micro_batch_tokens must be at least 1"),
-        ({"waste_budget": 1.5}, "waste_budget must be 0 to 1, got 1.5"),
-    ],
-)
-def test_setting_that_cannot_work_is_named(changes, text):
-    with pytest.raises(ValueError, match=text):
-        settings(**changes)
-
-
-def test_wrong_calls_of_our_own_raise():
-    buffer = _core.Buffer(settings())
-    untyped: Any = buffer
-    with pytest.raises(ValueError, match='socket must be "rollouts" or "batches"'):
-        untyped.handle("events", b"x", b"", 0.0)
-    with pytest.raises(ValueError, match="now must be finite"):
-        buffer.tick(float("nan"))
-    with pytest.raises(ValueError, match="contiguous"):
-        buffer.handle("rollouts", b"x", memoryview(b"abcdef")[::2], 0.0)
 
 
 @pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])

@@ -32,6 +32,8 @@ pub use settings::ServiceSettings;
 
 /// Peers known at a time at most; a stranger past that is refused.
 pub const MAX_PEERS: usize = 1 << 14;
+/// Rounds of handing out after one call at most.
+const MAX_PASSES: usize = 64;
 
 /// A socket of the buffer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -323,32 +325,31 @@ impl Service {
         self.now
     }
 
-    /// Hands out whatever has become possible. What one hand-out makes possible is seen by the next pass; a
-    /// pass that changes nothing is the last, and each changes the state of a lease, a batch or a group.
+    /// Hands out whatever has become possible, and what that makes possible in turn. Each hand-out moves a
+    /// lease, a group or a batch on, so this comes to an end; the bound holds should the ledger cry wolf, and
+    /// what it leaves is looked at by the next call.
     fn settle(&mut self) {
-        loop {
+        for _ in 0..MAX_PASSES {
             let fresh = self.ledger.take_news();
-            self.news.rollouts |= fresh.rollouts;
-            self.news.scoring |= fresh.scoring;
-            self.news.batch |= fresh.batch;
-            self.news.evaluated |= fresh.evaluated;
             let news = std::mem::take(&mut self.news);
-            if !(news.rollouts || news.scoring || news.batch || news.evaluated) {
+            let batch = fresh.batch || news.batch;
+            let evaluated = fresh.evaluated || news.evaluated;
+            let rollouts = (fresh.rollouts || news.rollouts) && !self.stopping;
+            let scoring = (fresh.scoring || news.scoring) && !self.stopping;
+            if !(batch || evaluated || rollouts || scoring) {
                 break;
             }
-            let mut moved = false;
-            if news.batch {
-                moved |= self.serve_batches();
+            if batch {
+                self.serve_batches();
             }
-            if news.evaluated {
-                moved |= self.deliver_evaluated();
+            if evaluated {
+                self.deliver_evaluated();
             }
-            if !self.stopping {
-                moved |= news.rollouts && self.offer_rollouts();
-                moved |= news.scoring && self.offer_scoring();
+            if rollouts {
+                self.offer_rollouts();
             }
-            if !moved {
-                break;
+            if scoring {
+                self.offer_scoring();
             }
         }
         self.answer_readies();

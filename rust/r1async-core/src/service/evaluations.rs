@@ -85,8 +85,8 @@ impl Service {
         }
     }
 
-    /// Sends closed groups to whoever asked for them. Whether there were any.
-    pub(super) fn deliver_evaluated(&mut self) -> bool {
+    /// Sends closed groups to whoever asked for them.
+    pub(super) fn deliver_evaluated(&mut self) {
         let mut by_id: BTreeMap<String, Vec<EvaluatedGroup>> = BTreeMap::new();
         for group in self.ledger.take_evaluated() {
             by_id.entry(group.id.clone()).or_default().push(group);
@@ -101,7 +101,6 @@ impl Service {
                 self.evaluations.remove(id);
             }
         }
-        !by_id.is_empty()
     }
 }
 

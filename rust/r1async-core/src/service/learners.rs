@@ -11,7 +11,7 @@ use crate::ids::{HolderId, PolicyVersion, Step};
 use crate::learner::LearnerError;
 use crate::messages::{Hello, LearnerHello};
 use crate::pack::{pack, shares};
-use crate::service::Socket;
+use crate::service::{Outgoing, Socket};
 use crate::waits::WaitReason;
 
 /// What is known of the learner as a whole.
@@ -114,11 +114,7 @@ impl Service {
             return Err(ended(epoch, seen));
         }
         if seen == Some(epoch) && learner.world != self.learners.world {
-            let (got, want) = (learner.world, self.learners.world);
-            return Err(Refusal::new(
-                "invalid",
-                format!("hello: world {got}; rank 0 of epoch {epoch} has world {want}"),
-            ));
+            return Err(other_world(learner.world, epoch, self.learners.world));
         }
         let twin = |(_, peer): &(HolderId, &Peer)| match &peer.state {
             RoleState::Learner(it) => {
@@ -136,16 +132,25 @@ impl Service {
         Ok(())
     }
 
-    /// Welcomes the ranks whose rank 0 has come.
+    /// Welcomes the ranks whose rank 0 has come; of those that came before it some may not fit it.
     fn welcome_ranks(&mut self) {
-        let epoch = self.ledger.epoch();
+        let (epoch, world) = (self.ledger.epoch(), self.learners.world);
         for holder in self.learners.connected.clone() {
             let Some(rank) = self.peers.learner(holder) else {
                 continue;
             };
-            if Some(rank.epoch) == epoch && !rank.welcomed {
+            if Some(rank.epoch) != epoch || rank.welcomed {
+                continue;
+            }
+            if rank.world == world {
                 rank.welcomed = true;
                 self.welcome(holder);
+            } else {
+                let refusal = other_world(rank.world, rank.epoch, world);
+                if let Some((socket, identity)) = self.peers.address(holder) {
+                    self.refuse(socket, &identity, "hello", &refusal);
+                }
+                self.leave(holder, true);
             }
         }
     }
@@ -210,84 +215,81 @@ impl Service {
         Ok(())
     }
 
-    /// Sends every rank that waits its share of the batch, or the reason why there is none. Whether one was sent.
-    pub(super) fn serve_batches(&mut self) -> bool {
+    /// Sends every rank that waits its share of the batch, or the reason why there is none.
+    pub(super) fn serve_batches(&mut self) {
         let (Some(epoch), step) = (self.ledger.epoch(), self.ledger.steps_done()) else {
-            return false;
+            return;
         };
-        let wanting: Vec<HolderId> = self.learners.connected.iter().copied().collect();
-        let wants = |service: &mut Self, holder| {
-            service
-                .peers
-                .learner(holder)
-                .is_some_and(|rank| rank.epoch == epoch && rank.wants == Some(step))
-        };
-        let wanting: Vec<HolderId> = wanting
-            .into_iter()
-            .filter(|&holder| wants(self, holder))
-            .collect();
+        let wanting = self.ranks_that_want(epoch, step);
         if wanting.is_empty() {
-            return false;
+            return;
         }
+        // A step that one rank has begun is handed to all of them, or they would wait for each other for good.
         let begun = matches!(self.learners.shares, Some((of, at, _)) if (of, at) == (epoch, step));
         if self.stopping && !begun {
-            return self.end_learner(&wanting);
+            return self.end_ranks(&wanting);
         }
-        let line = self.state_line();
         match self.ledger.bind_batch(self.now, Step(step)) {
             Ok(Bind::Ready(batch)) => {
-                let (world, tokens) = (self.learners.world, self.settings.micro_batch_tokens);
                 if !begun {
-                    self.learners.shares = Some((epoch, step, shares(batch, world, tokens)));
+                    let tokens = self.settings.micro_batch_tokens;
+                    let shares = shares(batch, self.learners.world, tokens);
+                    self.learners.shares = Some((epoch, step, shares));
                 }
-                let Some((_, _, shares)) = &self.learners.shares else {
-                    return false;
-                };
-                let mut frames = Vec::with_capacity(wanting.len());
-                for &holder in &wanting {
-                    let Some(rank) = self.peers.learner(holder) else {
-                        continue;
-                    };
-                    let Some(share) = shares.get(rank.rank) else {
-                        continue;
-                    };
-                    (rank.wants, rank.told) = (None, None);
-                    frames.push((
-                        holder,
-                        pack(
-                            batch,
-                            share,
-                            self.settings.ledger.temperature,
-                            line.head("batch"),
-                        ),
-                    ));
-                }
-                self.counters.batches_sent += frames.len() as u64;
-                frames
-                    .into_iter()
-                    .for_each(|(holder, frame)| self.send(holder, frame));
-                true
+                self.send_shares(&wanting, step);
             }
-            Ok(Bind::Wait(reason)) => {
-                self.tell_wait(&wanting, &reason);
-                false
-            }
-            Ok(Bind::Finished) => self.end_learner(&wanting),
-            Err(error) => {
-                self.refuse_ranks(&wanting, &Refusal::new("invalid", error));
-                false
+            Ok(Bind::Wait(reason)) => self.tell_wait(&wanting, &reason),
+            Ok(Bind::Finished) => self.end_ranks(&wanting),
+            Err(error) => self.refuse_ranks(&wanting, &Refusal::new("invalid", error)),
+        }
+    }
+
+    fn ranks_that_want(&self, epoch: u64, step: u64) -> Vec<HolderId> {
+        let wants = |holder: &HolderId| match self.peers.get(*holder).map(|peer| &peer.state) {
+            Some(RoleState::Learner(rank)) => rank.epoch == epoch && rank.wants == Some(step),
+            _ => false,
+        };
+        self.learners
+            .connected
+            .iter()
+            .copied()
+            .filter(wants)
+            .collect()
+    }
+
+    /// Packs the bound batch for each rank.
+    fn send_shares(&mut self, wanting: &[HolderId], step: u64) {
+        let (line, temperature) = (self.state_line(), self.settings.ledger.temperature);
+        let Ok(Bind::Ready(batch)) = self.ledger.bind_batch(self.now, Step(step)) else {
+            return;
+        };
+        let Some((_, _, shares)) = &self.learners.shares else {
+            return;
+        };
+        for &holder in wanting {
+            let Some(rank) = self.peers.learner(holder) else {
+                continue;
+            };
+            (rank.wants, rank.told) = (None, None);
+            let frame = pack(batch, &shares[rank.rank], temperature, line.head("batch"));
+            if let Some((socket, peer)) = self.peers.address(holder) {
+                self.outgoing.push_back(Outgoing {
+                    socket,
+                    peer,
+                    frame,
+                });
+                self.counters.batches_sent += 1;
             }
         }
     }
 
-    fn end_learner(&mut self, wanting: &[HolderId]) -> bool {
+    fn end_ranks(&mut self, wanting: &[HolderId]) {
         for &holder in wanting {
             if let Some(rank) = self.peers.learner(holder) {
                 (rank.wants, rank.told) = (None, None);
             }
             self.answer(holder, "finished", |head| head);
         }
-        true
     }
 
     fn refuse_ranks(&mut self, wanting: &[HolderId], refusal: &Refusal) {
@@ -420,6 +422,11 @@ impl Service {
         });
         Ok(())
     }
+}
+
+fn other_world(got: usize, epoch: u64, want: usize) -> Refusal {
+    let text = format!("hello: world {got}; rank 0 of epoch {epoch} has world {want}");
+    Refusal::new("invalid", text)
 }
 
 fn ended(epoch: u64, seen: u64) -> Refusal {

@@ -16,8 +16,8 @@ use crate::settings::Sampling;
 type ByRoom = BinaryHeap<(usize, Reverse<(String, HolderId)>)>;
 
 impl Service {
-    /// Lends rollouts of training and of evaluations to generators. Whether any were lent.
-    pub(super) fn offer_rollouts(&mut self) -> bool {
+    /// Lends rollouts of training and of evaluations to generators.
+    pub(super) fn offer_rollouts(&mut self) {
         let mut lent: BTreeMap<HolderId, Vec<RolloutLease>> = BTreeMap::new();
         for evaluation in [false, true] {
             let mut waiting = self.by_room(|peer| match &peer.state {
@@ -40,7 +40,6 @@ impl Service {
         for (&holder, leases) in &lent {
             self.send_leases(holder, leases);
         }
-        !lent.is_empty()
     }
 
     fn by_room(&self, room: impl Fn(&Peer) -> usize) -> ByRoom {
@@ -90,8 +89,8 @@ impl Service {
         self.send(holder, frame);
     }
 
-    /// Lends finished rollouts to scorers. Whether any were lent.
-    pub(super) fn offer_scoring(&mut self) -> bool {
+    /// Lends finished rollouts to scorers.
+    pub(super) fn offer_scoring(&mut self) {
         let mut lent: BTreeMap<HolderId, Vec<ScoreLease>> = BTreeMap::new();
         let mut waiting = self.by_room(|peer| match &peer.state {
             RoleState::Scorer(scorer) => scorer.credits.training(),
@@ -118,7 +117,6 @@ impl Service {
             let frame = score_frame(self.head("score").int("seq", seq as i64), leases);
             self.send(holder, frame);
         }
-        !lent.is_empty()
     }
 }
 

@@ -1,0 +1,200 @@
+"""The learner at the rollout buffer: ranks, lives, commits, restarts, the end of a run."""
+
+import numpy as np
+import pytest
+from core_peers import Generator, Learner, Run, Scorer, accounts, crew, prompt_of, settings, work
+from r1async import _core
+
+
+def test_learner_waits_with_a_reason_told_once_per_change():
+    run = Run(steps=1)
+    generator, scorer, learner = crew(run)
+    learner.ask()
+    assert run.take(learner.name, "waiting").header["reason"] == "groups: 0 of 2 ready for step 0, 2 open"
+    generator.finish(4)
+    assert run.take_all(learner.name, "waiting") == []
+    scorer.score()
+    assert run.take(learner.name, "waiting").header["reason"].startswith("groups: 1 of 2 ready")
+    run.tick(0.5)
+    assert run.take_all(learner.name, "waiting") == []
+
+
+def test_ranks_get_their_shares_of_one_batch():
+    run = Run(steps=1, micro_batch_tokens=24)
+    header = {"t": "hello", "protocol": 1, "role": "learner", "name": "learner-1-1", "run": "test"}
+    run.send("learner-1-1", header | {"rank": 1, "world": 2, "epoch": 1, "step": 0})
+    assert not run.inboxes["learner-1-1"]  # rank 1 is welcomed after rank 0
+    first = Learner(run, rank=0, world=2)
+    assert run.take("learner-1-1", "welcome").header["epoch"] == 1
+    late = Learner(run, rank=1, world=2)
+    generator, scorer = Generator(run), Scorer(run)
+    scorer.ready()
+    generator.ready()
+    first.ask()
+    work(generator, scorer)
+    late.ask()
+    one, two = run.take(first.name, "batch"), run.take(late.name, "batch")
+    rollouts = np.concatenate([one.columns["rollouts"], two.columns["rollouts"]])
+    np.testing.assert_array_equal(np.sort(rollouts), np.arange(8))
+    assert one.header["total_rollouts"] == two.header["total_rollouts"] == 8
+    assert one.header["total_loss_tokens"] == two.header["total_loss_tokens"]
+    assert len(one.header["micro_batches"]) == len(two.header["micro_batches"]) > 1
+    sizes = [int(it.columns["cu_seqlens"][-1]) for it in (one, two)]
+    assert abs(sizes[0] - sizes[1]) <= 13
+    late.ask()
+    again = run.take(late.name, "batch")  # a rank that lost its share asks again and gets the same
+    np.testing.assert_array_equal(again.columns["token_ids"], two.columns["token_ids"])
+    late.tell("stepped", step=0, metrics={})
+    assert run.error(late.name)["code"] == "role"
+
+
+def test_rank_of_another_world_is_refused_before_and_after_rank_0():
+    run = Run(steps=1)
+    header = {"t": "hello", "protocol": 1, "role": "learner", "run": "test", "epoch": 1, "step": 0}
+    run.send("learner-early", header | {"name": "early", "rank": 2, "world": 3})
+    Learner(run, rank=0, world=2)
+    run.send("learner-late", header | {"name": "late", "rank": 1, "world": 4})
+    for peer, world in (("learner-early", 3), ("learner-late", 4)):
+        error = run.error(peer)
+        assert error["code"] == "invalid"
+        assert error["message"] == f"hello: world {world}; rank 0 of epoch 1 has world 2"
+    assert run.buffer.stats()["learner_ranks"] == 1
+
+
+def test_stop_in_the_middle_of_a_step_gives_every_rank_its_share():
+    run = Run(steps=3)
+    ranks = [Learner(run, rank=rank, world=2) for rank in range(2)]
+    generator, scorer = Generator(run), Scorer(run)
+    scorer.ready()
+    generator.ready()
+    ranks[0].ask()
+    work(generator, scorer)
+    run.take(ranks[0].name, "batch")
+    run.buffer.stop(run.now)
+    ranks[1].ask()
+    run.take(ranks[1].name, "batch")
+    ranks[0].train()
+    for rank in ranks:
+        rank.step = 1
+        rank.ask()
+        run.take(rank.name, "finished")
+
+
+def test_learner_that_comes_back_with_its_epoch_is_refused_and_told_what_was_seen():
+    run = Run(steps=2)
+    generator, scorer, learner = crew(run)
+    learner.ask()
+    work(generator, scorer)
+    first = run.take(learner.name, "batch")
+    header = {"t": "hello", "protocol": 1, "role": "learner", "name": "learner", "run": "test"}
+    run.send("learner-new", header | {"rank": 0, "world": 1, "epoch": 1, "step": 0})
+    error = run.error("learner-new")
+    assert (error["code"], error["seen"]) == ("epoch", 1)
+    new = Learner(run, epoch=2)
+    assert new.welcome.header["seen"] == 2
+    new.ask()
+    second = run.take(new.name, "batch")
+    np.testing.assert_array_equal(first.columns["rollouts"], second.columns["rollouts"])
+    learner.tell("stepped", step=0, metrics={})  # of the life that has ended
+    assert run.error(learner.name)["code"] == "epoch"
+    new.train()
+    accounts(run)
+
+
+def test_same_learner_connects_again_and_goes_on():
+    run = Run(steps=2)
+    generator, scorer, learner = crew(run)
+    learner.ask()
+    work(generator, scorer)
+    run.take(learner.name, "batch")
+    run.buffer.peer_lost("batches", learner.name.encode(), run.now)
+    Learner(run)  # the same identity and epoch
+    learner.train()
+    assert [ok.header["about"] for ok in run.take_all(learner.name, "ok")] == ["published", "stepped", "published"]
+    assert run.buffer.stats()["steps"] == 1
+    accounts(run)
+
+
+def test_commit_is_confirmed_after_the_server_has_written():
+    run = Run(steps=2)
+    generator, scorer, learner = crew(run)
+    learner.ask()
+    work(generator, scorer)
+    learner.train()
+    learner.tell("committed", step=1, last=False)
+    assert run.buffer.commits() == [1]
+    assert run.take_all(learner.name, "committed_ok") == []
+    with pytest.raises(ValueError, match=r"no commit of step 5 waits; waiting are \[1\]"):
+        run.buffer.confirm_commit(5, run.now)
+    run.buffer.confirm_commit(1, run.now)
+    run.pump()
+    assert run.take(learner.name, "committed_ok").header["step"] == 1
+    assert run.buffer.commits() == []
+
+
+def test_restored_buffer_asks_again_for_what_was_live():
+    run = Run(steps=4)
+    generator, scorer, learner = crew(run)
+    learner.ask()
+    work(generator, scorer)
+    learner.train()
+    learner.commit()
+    state = run.buffer.checkpoint()
+    live = run.buffer.audit()["rollouts"]["live"]
+    assert live > 0
+    again = Run(steps=4)
+    again.feeds = False  # until the learner has named its checkpoint, as the server does
+    generator, scorer = Generator(again), Scorer(again)
+    generator.version = (2, 1)
+    scorer.ready()
+    generator.ready()
+    again.buffer.restore(state)
+    again.feeds = True
+    new = Learner(again, epoch=2, step=1)
+    generator.receive()
+    assert generator.held[0]["rollout"] == 8  # group 2: the numbers, and so the noise, are those of before
+    np.testing.assert_array_equal(generator.held[0]["prompt"], prompt_of(2))
+    new.ask()
+    work(generator, scorer)
+    assert again.take(new.name, "batch").header["step"] == 1
+    accounts(again)
+    with pytest.raises(ValueError, match="before anything is admitted"):
+        again.buffer.restore(state)
+    with pytest.raises(ValueError, match="not a saved ledger"):
+        _core.Buffer(settings()).restore(b"junk")
+
+
+def test_short_last_batch_and_end_of_prompts():
+    run = Run(steps=4, prompts=3)
+    generator, scorer, learner = crew(run)
+    groups = []
+    for step in range(2):
+        learner.ask()
+        work(generator, scorer)
+        groups.append(run.take(learner.name, "batch").header["total_groups"])
+        learner.train()
+        generator.version = (1, step + 1)
+        generator.ready()
+    assert groups == [2, 1]
+    learner.ask()
+    run.take(learner.name, "finished")
+    assert accounts(run)["prompts"][0] == 3
+
+
+def test_stop_ends_the_learner_at_its_next_question():
+    run = Run(steps=4)
+    generator, scorer, learner = crew(run)
+    learner.ask()
+    work(generator, scorer)
+    run.take(learner.name, "batch")
+    run.buffer.stop(run.now)
+    run.pump()
+    assert run.events[-1].header["state"] == "stopping"
+    assert run.buffer.wanted_prompts() == []
+    learner.train()
+    learner.ask()
+    assert run.take(learner.name, "finished").header["state"] == "stopping"
+    held = len(generator.held)
+    generator.version = (1, 1)
+    generator.ready()
+    assert len(generator.held) == held
