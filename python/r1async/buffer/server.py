@@ -155,7 +155,8 @@ class Server:
             except zmq.Again:
                 return
             peer = parts[0].bytes
-            frame = parts[1].buffer if len(parts) == 2 else memoryview(b"")  # which is answered as malformed
+            # Read-only, so that Rust may read it without the GIL; an empty one is answered as malformed.
+            frame = parts[1].buffer.toreadonly() if len(parts) == 2 else memoryview(b"")
             now = time.monotonic()
             if not self._outboxes[name].empty and not self._outboxes[name].retry(peer):
                 self._buffer.peer_lost(name, peer, now)
