@@ -69,7 +69,9 @@ class Verdict:
 
     def __post_init__(self) -> None:
         if self.total is not None and not math.isfinite(self.total):
-            raise ValueError(f"a score must be finite, got {self.total!r} from parts {dict(self.parts)}; abstain instead")
+            raise ValueError(
+                f"a score must be finite, got {self.total!r} from parts {dict(self.parts)}; abstain instead"
+            )
 
     @classmethod
     def abstain(cls, status: str) -> Verdict:

@@ -134,7 +134,10 @@ def test_criterion_not_reached_is_an_error_and_leaves_nothing(quick: ColdStartCo
     from dataclasses import replace
 
     hard = replace(quick, target_accuracy=1.0)
-    with pytest.raises(ConfigError, match=r"cold_start\.max_steps=4: dev accuracy is 0\.\d+, .*target_accuracy=1\.0"):
+    with pytest.raises(
+        ConfigError,
+        match=r"cold_start\.max_steps=4: dev accuracy is 0\.\d+ at best in 3 attempts, .*target_accuracy=1\.0",
+    ):
         make(hard)
     assert not Path(hard.cache_dir).exists()
 

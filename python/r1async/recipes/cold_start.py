@@ -36,6 +36,8 @@ RECIPE = 1
 
 DEV_PROBLEMS = 400
 """Problems the stop criterion is measured on: a standard error of 0.018 at 0.85."""
+ATTEMPT_STRIDE = 1_000_003
+"""Between the initialisation seeds of a run's attempts: far from any seed a person counts up to."""
 MAX_NEW_TOKENS = 24
 """A full completion has 17."""
 
@@ -63,7 +65,7 @@ def main(config: Config) -> Path:
     """The start checkpoint of a run: from the cache if it was made before, else trained now.
 
     Raises:
-        ConfigError: the accuracy was not reached in `cold_start.max_steps`.
+        ConfigError: no attempt reached the accuracy within `cold_start.max_steps`.
     """
     return cold_start(config.cold_start, config.seed, threads=config.learner.threads, report=_say)
 
@@ -76,7 +78,7 @@ def cold_start(settings: ColdStartConfig, seed: int, *, threads: int, report: Re
         report: takes one line of progress at a time.
 
     Raises:
-        ConfigError: the accuracy was not reached in `settings.max_steps`.
+        ConfigError: no attempt reached the accuracy within `settings.max_steps`.
     """
     folder = Path(settings.cache_dir) / f"chain-mod-{cache_key(settings, seed)}"
     if (folder / "cold_start.json").is_file():
@@ -130,15 +132,34 @@ def make_model(seed: int) -> Qwen2ForCausalLM:
 
 
 def train(settings: ColdStartConfig, seed: int, report: Report) -> Result:
-    """Imitate demonstrations until the criterion holds.
+    """Imitate demonstrations until the criterion holds; from another initialisation if one never gets there.
 
     Raises:
-        ConfigError: it does not after `settings.max_steps`.
+        ConfigError: none of `settings.attempts` does within `settings.max_steps`.
     """
-    model = make_model(seed)
+    accuracy = 0.0
+    for attempt in range(settings.attempts):
+        result = _attempt(settings, seed, attempt, report)
+        accuracy = max(accuracy, result.accuracy)
+        if result.accuracy >= settings.target_accuracy:
+            return result
+        report(
+            f"cold start: initialisation {attempt + 1} of {settings.attempts} got no further than dev accuracy"
+            f" {result.accuracy:.3f} in {result.steps} steps"
+        )
+    raise ConfigError(
+        f"cold_start.max_steps={settings.max_steps}: dev accuracy is {accuracy:.3f} at best in"
+        f" {settings.attempts} attempts, cold_start.target_accuracy={settings.target_accuracy} was not reached;"
+        " allow more steps or attempts, or try another seed"
+    )
+
+
+def _attempt(settings: ColdStartConfig, seed: int, attempt: int, report: Report) -> Result:
+    """One initialisation, until the criterion holds or the steps are used up."""
+    model = make_model(seed + attempt * ATTEMPT_STRIDE)
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings.lr, betas=(0.9, 0.98), weight_decay=0.0, fused=True)
     dev = list(islice(chain_mod.problems(Random(seed + chain_mod.DEV_SEED), held_out=False), DEV_PROBLEMS))
-    start, accuracy = time.perf_counter(), 0.0
+    start, step, loss, accuracy = time.perf_counter(), 0, 0.0, 0.0
     for step, batch in enumerate(islice(batches(seed, settings.batch_size), settings.max_steps), start=1):
         for group in optimizer.param_groups:
             group["lr"] = settings.lr * min(1.0, step / max(1, settings.warmup_steps))
@@ -150,11 +171,8 @@ def train(settings: ColdStartConfig, seed: int, report: Report) -> Result:
                 f" {time.perf_counter() - start:.0f} s"
             )
             if accuracy >= settings.target_accuracy:
-                return Result(model, step, loss, accuracy)
-    raise ConfigError(
-        f"cold_start.max_steps={settings.max_steps}: dev accuracy is {accuracy:.3f},"
-        f" cold_start.target_accuracy={settings.target_accuracy} was not reached; allow more steps, or try another seed"
-    )
+                break
+    return Result(model, step, loss, accuracy)
 
 
 def batches(seed: int, batch_size: int) -> Iterator[Demonstrations]:
