@@ -112,7 +112,8 @@ class Launcher:
         finally:
             self._lifeline.close()
         if outcome.kind != "mistake":
-            self._report(None if self._start.resumed else time.time() - started)
+            # Who pressed Ctrl-C waits for the prompt; drawing takes seconds, and the resumed run will do it.
+            self._report(None if self._start.resumed else time.time() - started, draw=outcome.kind != "interrupted")
         return outcome
 
     def _cold_start(self) -> Outcome | None:
@@ -342,11 +343,14 @@ class Launcher:
                     supervisor.kill(waiting)
         return well
 
-    def _report(self, wall_s: float | None) -> None:
-        from r1async.monitor.report import write_report  # brings matplotlib, which the roles need not wait for
+    def _report(self, wall_s: float | None, *, draw: bool) -> None:
+        run_dir, written = self._config.run_dir, []
+        summary = write_summary(run_dir, wall_s)
+        if draw:
+            from r1async.monitor.report import write_report  # brings matplotlib, which the roles need not wait for
 
-        summary = write_summary(self._config.run_dir, wall_s)
-        report = write_report(self._config.run_dir)
+            written.append(f"report: {write_report(run_dir)}")
+        written.append(f"summary: {run_dir / 'summary.json'}")
         if self._config.monitor.terminal != "quiet":
             print_summary(summary)
-            print(f"report: {report}   summary: {self._config.run_dir / 'summary.json'}")
+            print("   ".join(written))
