@@ -57,14 +57,13 @@ $(VENV)/created.stamp:
 	touch $@
 
 $(VENV)/packages.stamp: $(VENV)/created.stamp pyproject.toml
-	@echo 'installing torch and the other packages (minutes the first time) ...'
 	$(BIN)/python -m pip install --group dev
 	touch $@
 
 $(VENV)/extension.stamp: $(VENV)/packages.stamp pyproject.toml $(RUST_SOURCES)
 	@command -v cargo >/dev/null || { echo 'r1async builds a Rust extension and needs cargo: see https://rustup.rs' >&2; exit 1; }
-	@echo 'building the Rust extension ...'
-	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pip install --quiet --no-build-isolation --editable .  # calls maturin
+	@echo 'building the Rust extension, installing torch and the other packages (minutes the first time) ...'
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pip install --no-build-isolation --editable .  # calls maturin
 	touch $@
 
 clean:
