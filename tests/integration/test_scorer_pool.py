@@ -140,7 +140,7 @@ def test_hung_grader_is_killed_and_the_next_rollouts_are_graded(drive):
     before = {process.pid for process in driver.processes}
     good_before, hung, *good_after = driver.grade("good", "hang", "good", "good")
     assert good_before == Verdict(total=1.0, parts={"hostile_graders:hang_in_c": 1.0})
-    assert hung == Verdict(total=0.0, status="timeout")
+    assert hung == Verdict(total=0.0, parts={"hostile_graders:hang_in_c": 0.0}, status="timeout")
     assert [v.total for v in good_after] == [1.0, 1.0]
     after = {process.pid for process in driver.processes}
     assert len(after) == 1
@@ -150,9 +150,15 @@ def test_hung_grader_is_killed_and_the_next_rollouts_are_graded(drive):
 
 def test_hung_grader_gets_its_retries_each_on_another_worker(drive, tmp_path: Path):
     driver = drive("hang_in_c", deadline_s=0.5, retries=2)
-    assert driver.grade("hang") == [Verdict(total=0.0, status="timeout")]
+    assert [(v.total, v.status) for v in driver.grade("hang")] == [(0.0, "timeout")]
     assert (tmp_path / "mark").read_text() == "xxx"
     assert driver.pool.counts == {"timeout": 3}
+
+
+def test_timeout_scores_zero_in_every_part_so_that_nobody_takes_it_for_an_abstention(drive):
+    weights = {"accuracy": 1.0, "format": 0.2, "hostile_graders:hang_in_c": 0.0}
+    driver = drive(weights=weights, deadline_s=0.5, retries=0)
+    assert driver.grade("hang") == [Verdict(total=0.0, parts=dict.fromkeys(weights, 0.0), status="timeout")]
 
 
 def test_timeout_abstains_where_settings_say_so(drive):

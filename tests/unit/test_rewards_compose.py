@@ -1,5 +1,6 @@
 """Verdicts: weighted sums, abstentions, and functions of the user's own."""
 
+import io
 import logging
 import sys
 from collections.abc import Iterator
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 from r1async.config import ConfigError, RewardConfig
 from r1async.rewards.compose import Grader
+from r1async.rewards.worker import write_frame
 from r1async.tasks.meta import Question
 from r1async.types import Completion, FinishReason, Verdict
 
@@ -28,6 +30,9 @@ def infinite(prompt, completion): return float("inf")
 def word(prompt, completion): return "good"
 def crash(prompt, completion): return 1 / 0
 def detailed(prompt, completion): return Verdict(total=0.5, parts={"style": 0.25}, status="compile")
+def numpy_detailed(prompt, completion): return Verdict(total=np.float32(0.5), parts={"style": np.float64(0.25)})
+def nan_part(prompt, completion): return Verdict(total=1.0, parts={"style": np.float32("nan")})
+def word_part(prompt, completion): return Verdict(total=1.0, parts={"style": "good"})
 def unsure(prompt, completion): return Verdict.abstain("endpoint")
 def huge(prompt, completion): return 1e308
 number = 3
@@ -86,6 +91,8 @@ def test_function_of_ones_own_is_a_part(function: str, value: float):
         ("unsure", "endpoint", ""),
         ("nan", "nan", "reward own_rewards:nan returned nan"),
         ("infinite", "nan", "reward own_rewards:infinite returned inf"),
+        ("nan_part", "nan", "reward own_rewards:nan_part returned the part style=nan"),
+        ("word_part", "error", "reward own_rewards:word_part raised ValueError: could not convert string to float"),
         ("crash", "error", "reward own_rewards:crash raised ZeroDivisionError: division by zero"),
         ("word", "error", "reward own_rewards:word returned str, wanted a number, a Verdict or None"),
     ],
@@ -108,6 +115,21 @@ def test_verdict_of_ones_own_keeps_its_parts_and_status():
     assert verdict({"own_rewards:detailed": 2.0}) == Verdict(
         total=1.0, parts={"own_rewards:detailed": 0.5, "own_rewards:detailed.style": 0.25}, status="compile"
     )
+
+
+def test_verdict_of_numpy_scalars_can_be_written_to_the_pipe():
+    result = verdict({"own_rewards:numpy_detailed": 2.0})
+    assert result == Verdict(
+        total=1.0, parts={"own_rewards:numpy_detailed": 0.5, "own_rewards:numpy_detailed.style": 0.25}
+    )
+    assert {type(value) for value in (result.total, *result.parts.values())} == {float}
+    write_frame(io.BytesIO(), [0, result.total, dict(result.parts), result.status])
+
+
+def test_answer_that_overwhelms_algebra_scores_zero_rather_than_abstaining():
+    grader = Grader(RewardConfig(weights={"accuracy": 1.0}, equivalence="symbolic"), before_slow=lambda: None)
+    hostile = Completion(text="<answer>10^{9999}!</answer>", num_tokens=9, finish="stop")
+    assert grader.grade(QUESTION, hostile) == Verdict(total=0.0, parts={"accuracy": 0.0}, status="guard")
 
 
 def test_sum_that_overflows_abstains():

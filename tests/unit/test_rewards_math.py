@@ -6,18 +6,15 @@ from fractions import Fraction
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from r1async.answers import extract_answer, last_boxed, last_tagged, normalise
 from r1async.rewards.math import (
     GUARDED,
     RIGHT,
     UNGRADABLE,
     WRONG,
     Equivalence,
-    extract_answer,
     grade,
     guard,
-    last_boxed,
-    last_tagged,
-    normalise,
     parse_number,
 )
 
@@ -174,6 +171,13 @@ HOSTILE = [
     "100000!",
     "((3!)!)!",
     "5!!",
+    "10^{9999}!",
+    r"\sin(10^{9000}!)",
+    "(2^{20})!",
+    "(99999)!",
+    r"\frac{99999}{2}!",
+    "(n+99999)!",
+    r"\sqrt[2]{10^9}!",
     "(" * 200 + "1" + ")" * 200,
     "1 " * 50_000,
 ]
@@ -196,10 +200,30 @@ def test_hostile_reference_still_equals_itself():
 
 
 @pytest.mark.parametrize(
-    "text", ["x^4+3x^3+2x^2+x^1", "e^{x^2}", "2^{2^3}", "x^{2^{n}}", "20!", "n!", "(n+1)!", "2^{1000}", "3^4^1"]
+    "text",
+    [
+        *("x^4+3x^3+2x^2+x^1", "e^{x^2}", "2^{2^3}", "x^{2^{n}}", "20!", "n!", "(n+1)!", "2^{1000}", "3^4^1"),
+        *(r"\frac{2^{n}}{(n+1)!}", "2^{10} 5!", "2^{5!}", "x^4/4!", "(2^n)!", r"\frac{10!}{3!7!}", "2^{20}(3+1)!"),
+    ],
 )
 def test_honest_answers_pass_the_guards(text: str):
     assert guard(text) is None
+
+
+@pytest.mark.parametrize("error", [RecursionError, MemoryError, ZeroDivisionError])
+def test_algebra_that_fails_over_an_answer_is_a_guard_and_over_a_reference_an_abstention(error, monkeypatch):
+    from r1async.rewards import symbolic
+
+    def fails_over_seven(answer, gold, ours, theirs):
+        if "7" in answer + gold:
+            raise error("too deep")
+        return RIGHT if answer == gold else WRONG
+
+    monkeypatch.setattr(symbolic, "symbolic_grade", fails_over_seven)
+    fresh = Equivalence(symbolic=True, before_slow=lambda: None)  # nothing of it in the cache
+    assert grade("x+7", "x+2", fresh) == GUARDED
+    assert grade("x+2", "x+7", fresh) == UNGRADABLE
+    assert grade("x+1", "x+2", fresh) == WRONG
 
 
 def test_algebra_is_announced_and_plain_answers_never_need_it():

@@ -26,9 +26,9 @@ from torch.nn.functional import cross_entropy
 from transformers import Qwen2Config, Qwen2ForCausalLM
 from transformers.cache_utils import DynamicCache
 
+from r1async.answers import extract_answer
 from r1async.config import ColdStartConfig, Config, ConfigError
 from r1async.models.export import export_model
-from r1async.rewards.math import extract_answer
 from r1async.tasks import chain_mod
 
 RECIPE = 1

@@ -18,9 +18,10 @@ from collections import Counter
 from collections.abc import Callable
 from typing import NamedTuple
 
+from r1async.answers import extract_answer
 from r1async.config import ConfigError, RewardConfig
 from r1async.rewards.format import in_format
-from r1async.rewards.math import Equivalence, extract_answer, grade
+from r1async.rewards.math import Equivalence, grade
 from r1async.tasks.meta import Question
 from r1async.types import Completion, Verdict
 
@@ -135,13 +136,20 @@ class _Custom:
     def __call__(self, question: Question, completion: Completion) -> Verdict:
         self._before_slow()
         try:
-            result = self._function(question, completion)
+            return self._held_to_rules(self._function(question, completion))
         except Exception as error:  # noqa: BLE001 - whatever it raises, it is the grader's fault and not the model's
             return self._fail("error", f"raised {type(error).__name__}: {error}", error)
+
+    def _held_to_rules(self, result: float | Verdict | None) -> Verdict:
+        """The result in plain floats and strings, which is what the pipe to the scorer carries: no NumPy scalars."""
         if result is None:
             return Verdict.abstain("abstained")
         if isinstance(result, Verdict):
-            return result
+            total = None if result.total is None else float(result.total)
+            parts = {str(name): float(value) for name, value in result.parts.items()}
+            if unfit := [f"{name}={value}" for name, value in parts.items() if not math.isfinite(value)]:
+                return self._fail("nan", f"returned the part {unfit[0]}")
+            return Verdict(total=total, parts=parts, status=str(result.status))
         if not isinstance(result, numbers.Real):
             return self._fail("error", f"returned {type(result).__name__}, wanted a number, a Verdict or None")
         value = float(result)

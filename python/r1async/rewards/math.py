@@ -13,9 +13,10 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import Literal, NamedTuple
 
+from r1async.answers import MAX_ANSWER_CHARS, normalise
+
 Status = Literal["ok", "guard", "ungradable"]
 
-MAX_ANSWER_CHARS = 1000
 MAX_DEPTH = 32
 MAX_TOWER = 2
 MAX_EXPONENT = 10_000
@@ -34,48 +35,6 @@ class Grade(NamedTuple):
 RIGHT, WRONG = Grade(1.0, "ok"), Grade(0.0, "ok")
 GUARDED = Grade(0.0, "guard")
 UNGRADABLE = Grade(None, "ungradable")
-
-
-def extract_answer(text: str) -> str | None:
-    r"""The answer a completion settles on: its last ``<answer>…</answer>``, else its last ``\boxed{…}``.
-
-    A box inside the tags is unwrapped. Unclosed tags and boxes do not count. Linear in the text.
-    """
-    tagged = last_tagged(text)
-    if tagged is None:
-        return last_boxed(text)
-    boxed = last_boxed(tagged)
-    return tagged.strip() if boxed is None else boxed
-
-
-def last_tagged(text: str) -> str | None:
-    """Inside of the last complete ``<answer>…</answer>``, the innermost if nested."""
-    last_close = text.rfind("</answer>")
-    if last_close < 0:
-        return None
-    start = text.rfind("<answer>", 0, last_close)
-    if start < 0:
-        return None
-    start += len("<answer>")
-    return text[start : text.index("</answer>", start)]
-
-
-def last_boxed(text: str) -> str | None:
-    r"""Inside of the complete ``\boxed{…}`` or ``\fbox{…}`` that begins last; braces balance, ``\{`` is a letter."""
-    found: tuple[int, int] | None = None
-    opens: list[tuple[int, bool]] = []
-    for match in _BRACES.finditer(text):
-        token = match[0]
-        if token == "}":
-            start, is_box = opens.pop() if opens else (0, False)
-            if is_box and (found is None or start > found[0]):
-                found = start, match.start()
-        elif token[-1] == "{" and token != "\\{":
-            opens.append((match.end(), token != "{"))
-    return None if found is None else text[slice(*found)].strip()
-
-
-_BRACES = re.compile(r"\\(?:boxed|fbox)\s{0,8}\{|\\.|[{}]", re.DOTALL)
 
 
 class Equivalence(NamedTuple):
@@ -108,59 +67,24 @@ def grade(answer: str, gold: str, equivalence: Equivalence) -> Grade:
     # Imported here: sympy takes a second of CPU, which a task with plain answers never needs.
     from r1async.rewards.symbolic import symbolic_grade
 
-    return symbolic_grade(answer, gold, ours, theirs)
+    try:
+        return symbolic_grade(answer, gold, ours, theirs)
+    except Exception:  # noqa: BLE001 - sympy raises anything: RecursionError, MemoryError, errors of its own
+        return GUARDED if _gradable(gold, theirs) else UNGRADABLE
+
+
+def _gradable(gold: str, number: Number | None) -> bool:
+    """Whether a reference can at least be compared with itself; if so, it was the answer that algebra choked on."""
+    from r1async.rewards.symbolic import symbolic_grade
+
+    try:
+        return symbolic_grade(gold, gold, number, number).value is not None
+    except Exception:  # noqa: BLE001 - as in `grade`
+        return False
 
 
 _MATHEMATICAL = re.compile(r"[\d\\=^_+*/<>|(){}\[\]π√∞]")
 """A reference without any of these is plain text: only the same words are right."""
-
-
-def normalise(answer: str) -> str:
-    r"""An answer without what does not change its meaning: ``$``, ``\text``, ``\left``, spacing, a final full stop."""
-    text = answer.strip()
-    if len(text) > MAX_ANSWER_CHARS:
-        return text
-    text = _strip_dollars(text)
-    boxed = _WHOLE_BOX.fullmatch(text)
-    text = boxed[1] if boxed else text
-    text = _ROOT.sub(r"\\sqrt{\1\2}", text)
-    text = _SIZES.sub("", _TEXT.sub(r"\1", text))
-    for old, new in _REPLACEMENTS:
-        text = text.replace(old, new)
-    text = " ".join(text.split())
-    if text.endswith(".") and not text.endswith(".."):
-        text = text[:-1].rstrip()
-    text = _strip_dollars(text)
-    letter = _LETTER.fullmatch(text)
-    return letter[1] if letter else text
-
-
-_WHOLE_BOX = re.compile(r"\\(?:boxed|fbox)\{([^{}]*)\}")
-_TEXT = re.compile(r"\\(?:text|mathrm|textbf|mathbf|operatorname)\s?\{([^{}]*)\}")
-_SIZES = re.compile(r"\\(?:left|right|!)(?![a-zA-Z])")
-_ROOT = re.compile(r"\\sqrt\s?(?:\(([^(){}]*)\)|(\d))")
-"""math-verify reads 4\\sqrt(2) as 4."""
-_LETTER = re.compile(r"\(([A-Za-z])\)")
-"""A choice: (A) is A."""
-_REPLACEMENTS = (
-    ("\\dfrac", "\\frac"),
-    ("\\tfrac", "\\frac"),
-    ("\\,", " "),
-    ("\\;", " "),
-    ("\\ ", " "),
-    ("~", " "),
-    ("{,}", ","),
-    ("\\%", "%"),
-    ("\\$", ""),
-    ("−", "-"),
-)
-
-
-def _strip_dollars(text: str) -> str:
-    for opening, closing in (("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]")):
-        if len(text) >= len(opening) + len(closing) and text.startswith(opening) and text.endswith(closing):
-            return text[len(opening) : -len(closing)].strip()
-    return text.removeprefix("$").strip() if text.count("$") == 1 else text
 
 
 class Number(NamedTuple):
@@ -270,6 +194,8 @@ def guard(text: str) -> str | None:
         return f"a factorial above {MAX_FACTORIAL}"
     if _FACTORIAL_OF_MORE.search(text) and text.count("!") > 1:
         return "a factorial of a factorial"
+    if any(_is_large(operand) for operand in _factorial_operands(text)):
+        return f"a factorial of a power or of a number above {MAX_FACTORIAL}"
     return None
 
 
@@ -283,6 +209,42 @@ _NESTING = re.compile(r"\^|\*\*|[({\[]|[)}\]]|\\[a-zA-Z]+|\d+|\S")
 def _power_is_large(base: int, exponent: int) -> bool:
     """base ** exponent > MAX_EXPONENT, without computing it."""
     return base > 1 and (exponent > MAX_EXPONENT.bit_length() or base**exponent > MAX_EXPONENT)
+
+
+def _is_large(operand: str) -> bool:
+    """Whether the factorial of this, not yet worked out, may be too large; a power with a letter stays symbolic."""
+    numeric_power = _IS_POWER.search(operand) and not _LETTERS.search(_COMMAND.sub("", operand))
+    return bool(numeric_power) or any(int(digits) > MAX_FACTORIAL for digits in _DIGITS_RUN.findall(operand))
+
+
+_IS_POWER = re.compile(r"\^|\*\*")
+_COMMAND = re.compile(r"\\[a-zA-Z]+")
+_LETTERS = re.compile(r"[a-zA-Z]")
+_DIGITS_RUN = re.compile(r"\d+", re.ASCII)
+_OPENING, _CLOSING, _POWERS = ("(", "[", "{"), (")", "]", "}"), ("^", "**")
+
+
+def _factorial_operands(text: str) -> list[str]:
+    """What each ``!`` is taken of, together with the base where that is an exponent: ``10^{9}`` of ``1+10^{9}!``."""
+    found: list[str] = []
+    stack: list[int] = []
+    start, before = 0, ""
+    """`start`: where the term that the last token ends has begun; `stack`: the same for each open bracket."""
+    for match in _NESTING.finditer(text):
+        token = match[0]
+        if token == "!":
+            found.append(text[start : match.start()])
+        elif token in _CLOSING:
+            start = stack.pop() if stack else 0
+        elif token not in _POWERS:
+            # An exponent goes on with its base, an argument with its command: \frac{1}{2}.
+            argument = before.startswith("\\") or (token == "{" and before in ("}", "]"))
+            goes_on = before in _POWERS or (token in _OPENING and argument)
+            start = start if goes_on else match.start()
+            if token in _OPENING:
+                stack.append(start)
+        before = token
+    return found
 
 
 def _nesting(text: str) -> tuple[int, int]:

@@ -256,7 +256,9 @@ class WorkerPool:
             self._queue.append(job)
             return []
         if status == "timeout" and self._settings.timeout_is == "zero":
-            return [Settled(job.key, Verdict(total=0.0, status="timeout"))]
+            # Zero in every part too: who reads a part (evaluation, the metrics) shall not take it for an abstention.
+            parts = dict.fromkeys(self._settings.weights, 0.0)
+            return [Settled(job.key, Verdict(total=0.0, parts=parts, status="timeout"))]
         return [Settled(job.key, Verdict.abstain(status))]
 
 
