@@ -369,6 +369,11 @@ def warnings(config: Config) -> list[str]:
             f"generator.slots: all {config.generator.count * config.generator.slots} slots hold less than one group of "
             f"{config.group.group_size}; its rollouts will age behind one another"
         )
+    if "accuracy" not in config.reward.weights:
+        found.append(
+            "reward.weights has no accuracy: evaluation knows no accuracy, pass@k or cons@k then; "
+            "a weight of 0 measures accuracy without rewarding it"
+        )
     if config.monitor.stall_s < config.reward.deadline_s:
         found.append(
             f"monitor.stall_s={config.monitor.stall_s:g}: one verdict may take reward.deadline_s="

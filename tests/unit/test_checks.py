@@ -70,6 +70,12 @@ def test_sound_settings_are_not_warned_of():
     assert warnings(load("generator.slots=64")) == []
 
 
+def test_reward_without_accuracy_is_warned_of_unless_it_is_measured_with_weight_0():
+    (warning,) = warnings(load("generator.slots=64", "reward.weights={format: 1}"))
+    assert warning.startswith("reward.weights has no accuracy")
+    assert warnings(load("generator.slots=64", "reward.weights={format: 1, accuracy: 0}")) == []
+
+
 def test_missing_files_are_named(tmp_path):
     (tmp_path / "empty").mkdir()
     config = load_config(None, [f"model.path={tmp_path}/empty", f"data.path={tmp_path}/no.jsonl"])

@@ -2,12 +2,20 @@
 
 import math
 
+import numpy as np
 import pytest
 from r1async.evaluation.metrics import Sample, answer_of, consensus, estimate, evaluate, unbiased_pass_at_k
+from r1async.evaluation.passes import Answer, sample_of
 
 
 def sample(prompt: int, member: int, passed: bool | None, answer: str = "", **changes) -> Sample:
-    fields = {"format": 1.0, "reward": None, "tokens": 10, "truncated": False, **changes}
+    fields = {
+        "format": 1.0,
+        "reward": None if passed is None else float(passed),
+        "tokens": 10,
+        "truncated": False,
+        **changes,
+    }
     return Sample(prompt=prompt, member=member, passed=passed, answer=answer, **fields)
 
 
@@ -63,6 +71,10 @@ def test_consensus_is_the_majority_with_ties_shared(votes, expected):
         (r"so it is \boxed{\frac{1}{2}}", r"\frac{1}{2}"),
         ("5", ""),
         ("<answer>5", ""),
+        (r"\boxed{\frac{\sqrt{x^{2}}}{2}}", r"\frac{\sqrt{x^{2}}}{2}"),  # three braces deep
+        (r"<answer>so \boxed{$7$}</answer>", "7"),
+        (r"<answer>\text{East}</answer>", "east"),
+        (r"<answer>\dfrac12 .</answer>", r"\frac12"),
     ],
 )
 def test_answer_is_the_last_one_marked(text, answer):
@@ -113,6 +125,36 @@ def test_abstentions_leave_the_statistics_and_are_counted():
     assert metrics.accuracy == 1.0
     assert (metrics.problems, metrics.samples, metrics.abstained) == (1, 1, 3)
     assert metrics.pass_at_k == {"1": 1.0}  # no problem has two graded samples
+
+
+def test_reward_without_accuracy_is_graded_and_only_right_or_wrong_is_unknown():
+    samples = [
+        sample(0, 0, passed=None, format=1.0, reward=0.5),
+        sample(1, 0, passed=None, format=0.0, reward=1.0),
+        sample(2, 0, passed=None, format=None, reward=None),
+    ]
+    metrics = evaluate(samples, k=1)
+    assert (metrics.problems, metrics.samples, metrics.abstained) == (2, 2, 1)
+    assert (metrics.reward, metrics.format) == (0.75, 0.5)
+    assert (metrics.accuracy, metrics.cons_at_k, metrics.pass_at_k) == (None, None, {})
+
+
+def graded(total: float | None, parts: dict[str, float], status: str = "ok") -> Answer:
+    return Answer(total=total, parts=parts, status=status, finish="stop", tokens=np.zeros(3, np.int32))
+
+
+@pytest.mark.parametrize(
+    ("answer", "passed", "reward"),
+    [
+        (graded(1.2, {"accuracy": 1.0, "format": 1.0}), True, 1.2),
+        (graded(0.0, {"accuracy": 0.0, "format": 0.0}, "timeout"), False, 0.0),  # as the pool settles it
+        (graded(0.7, {"own:style": 0.7}), None, 0.7),
+        (graded(None, {"accuracy": 1.0}, "error"), None, None),
+    ],
+)
+def test_sample_passes_by_its_accuracy_part(answer: Answer, passed: bool | None, reward: float | None):
+    made = sample_of(0, 0, answer, "<answer>5</answer>")
+    assert (made.passed, made.reward, made.answer) == (passed, reward, "5")
 
 
 def test_nothing_graded_gives_no_figures_rather_than_zeros():

@@ -8,15 +8,13 @@ samples of one problem rise and fall together (a cluster; Miller, "Adding error 
 from __future__ import annotations
 
 import math
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
 
-_ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
-_BOXED = re.compile(r"\\boxed\{((?:[^{}]|\{[^{}]*\})*)\}")
+from r1async.answers import extract_answer, normalise
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,11 +26,11 @@ class Sample:
     member: int
     """Which of its samples."""
     passed: bool | None
-    """Full marks for accuracy; None if the grader abstained."""
+    """Full marks for accuracy; None if the grader abstained, or accuracy is no part of the reward."""
     format: float | None
     """The format part of the reward, if there is one."""
     reward: float | None
-    """The weighted total."""
+    """The weighted total; None if the grader abstained."""
     answer: str
     """What the completion answers, for the vote; empty if it does not."""
     tokens: int
@@ -61,7 +59,8 @@ class EvalMetrics:
     """Unbiased, by k: 1, 2, 4, ... and the number of samples."""
     pass_at_k_stderr: Mapping[str, float | None]
     cons_at_k: float | None
-    """Share of problems whose most frequent answer is right, ties shared."""
+    """Share of problems whose most frequent answer is right, ties shared. Like all of the above but `format` and
+    `reward`, None or empty where accuracy is no part of the reward."""
     cons_at_k_stderr: float | None
     k: int
     """Samples a problem."""
@@ -111,9 +110,8 @@ def consensus(votes: Iterable[tuple[str, bool]]) -> float:
 
 
 def answer_of(text: str) -> str:
-    """What a completion answers: its last ``<answer>`` or ``\\boxed{}``, without spaces; empty if it has neither."""
-    found = _ANSWER.findall(text) or _BOXED.findall(text)
-    return re.sub(r"\s+", "", found[-1]) if found else ""
+    """What a completion answers, as the grader reads it: normalised, in lower case, without spaces; may be empty."""
+    return "".join(normalise(extract_answer(text) or "").casefold().split())
 
 
 def estimate(values: Sequence[float]) -> Estimate:
@@ -129,14 +127,14 @@ def evaluate(samples: Sequence[Sample], k: int) -> EvalMetrics:
     """The figures of one pass with `k` samples a problem.
 
     A problem with abstentions has fewer than k graded samples: it counts in pass@1 with those it has, and only in
-    the pass@j with j no larger than that.
+    the pass@j with j no larger than that. A reward without an accuracy part grades, but says nothing of right or wrong.
     """
+    graded = [sample for sample in samples if sample.reward is not None]
     by_prompt: dict[int, list[Sample]] = {}
-    for sample in samples:
+    for sample in graded:
         if sample.passed is not None:
             by_prompt.setdefault(sample.prompt, []).append(sample)
     problems = list(by_prompt.values())
-    graded = [sample for problem in problems for sample in problem]
     accuracy = estimate([_passed(problem) / len(problem) for problem in problems])
     votes = estimate([consensus((s.answer, bool(s.passed)) for s in problem) for problem in problems])
     pass_at = {j: _pass_at(problems, j) for j in _ks(k)}
@@ -150,7 +148,7 @@ def evaluate(samples: Sequence[Sample], k: int) -> EvalMetrics:
         cons_at_k=votes.value,
         cons_at_k_stderr=votes.stderr,
         k=k,
-        problems=len(problems),
+        problems=len({sample.prompt for sample in graded}),
         samples=len(graded),
         abstained=len(samples) - len(graded),
         mean_tokens=estimate([float(s.tokens) for s in samples]).value,

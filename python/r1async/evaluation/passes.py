@@ -123,7 +123,7 @@ def samples_of(done: Pass, detokenizer: Detokenizer) -> tuple[list[Sample], list
     texts = detokenizer.texts(
         [answer.tokens.tolist() for answer in answers], [answer.finish == "stop" for answer in answers]
     )
-    samples = [_sample(*key, answer, text) for key, answer, text in zip(keys, answers, texts, strict=True)]
+    samples = [sample_of(*key, answer, text) for key, answer, text in zip(keys, answers, texts, strict=True)]
     shown = [
         _shown(done.prompts[sample.prompt], sample, text)
         for sample, text in zip(samples, texts, strict=True)
@@ -132,7 +132,8 @@ def samples_of(done: Pass, detokenizer: Detokenizer) -> tuple[list[Sample], list
     return samples, shown
 
 
-def _sample(prompt: int, member: int, answer: Answer, text: str) -> Sample:
+def sample_of(prompt: int, member: int, answer: Answer, text: str) -> Sample:
+    """A graded completion; whether it passed is unknown where there is no verdict or no accuracy part in it."""
     accuracy = answer.parts.get("accuracy")
     graded = answer.total is not None and accuracy is not None
     return Sample(
