@@ -106,6 +106,21 @@ def test_a_tag_is_one_token_and_the_text_comes_back(tmp_path):
     assert twice == "<eos>"  # only the last one ended it
 
 
+def test_special_stop_token_is_left_out_at_the_end_and_text_or_a_tag_is_kept(tmp_path):
+    tokenizer = chain_mod.hf_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_end|>", "</answer>"]})
+    tokenizer.save_pretrained(tmp_path)
+    ids, (end,) = chain_mod.encode("<answer>5</answer>"), tokenizer.encode("<|im_end|>", add_special_tokens=False)
+    detokenizer = Detokenizer(tmp_path, stop=["<|im_end|>", "</answer>", "="])
+    equals = chain_mod.encode("=")
+    stopped, cut, inside, tag, text = detokenizer.texts(
+        [[*ids, end], [*ids, end], [end, *ids, 2], ids, [*ids, *equals]], [True, False, True, True, True]
+    )
+    assert (stopped, tag, text) == ("<answer>5</answer>", "<answer>5</answer>", "<answer>5</answer>=")
+    assert (cut, inside) == ("<answer>5</answer><|im_end|>", "<|im_end|><answer>5</answer>")
+    assert Detokenizer(tmp_path).texts([[*ids, end]], [True]) == ["<answer>5</answer><|im_end|>"]
+
+
 def test_tokenizer_files_load_with_transformers(tmp_path):
     from transformers import AutoTokenizer
 

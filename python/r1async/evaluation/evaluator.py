@@ -54,7 +54,7 @@ def main(config: Config) -> None:
     metrics = config.run_dir / "metrics" / f"{ROLE}.jsonl"
     timeline = Timeline(ROLE, metrics, started=run_started(config.run_dir))
     inbox = Inbox()
-    evaluator = Evaluator(config, prompts, Detokenizer(model_dir), inbox, timeline)
+    evaluator = Evaluator(config, prompts, Detokenizer(model_dir, config.sampling.stop), inbox, timeline)
     try:
         with stop_on_signals(inbox), evaluator:
             evaluator.run()

@@ -45,7 +45,8 @@ def main(config: Config, index: int = 0) -> None:
     pool = WorkerPool(
         config.reward, workers=config.scorer.workers, memory_mb=config.scorer.worker_memory_mb, inbox=inbox
     )
-    scorer = Scorer(_detokenizer(config.model.path), pool, inbox, timeline, queue=config.scorer.queue)
+    detokenizer = _detokenizer(config.model.path, config.sampling.stop)
+    scorer = Scorer(detokenizer, pool, inbox, timeline, queue=config.scorer.queue)
     connection = None
     try:
         with stop_on_signals(inbox):
@@ -67,9 +68,9 @@ def main(config: Config, index: int = 0) -> None:
         timeline.close()
 
 
-def _detokenizer(path: str) -> Detokenizer:
+def _detokenizer(path: str, stop: Sequence[str]) -> Detokenizer:
     try:
-        return Detokenizer(Path(path))
+        return Detokenizer(Path(path), stop)
     except TokenizerError as error:
         raise ConfigError(f"model.path: {error}") from error
 

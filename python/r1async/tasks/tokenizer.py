@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 GENERIC_CLASSES = frozenset({"PreTrainedTokenizerFast", "PreTrainedTokenizer", "TokenizersBackend"})
 """Tokenizer classes that add nothing of their own to tokenizer.json."""
 
+TAGS = frozenset({"<think>", "</think>", "<answer>", "</answer>"})
+"""Text of the layouts that format looks for, even where a vocabulary makes them special tokens."""
+
 Messages = Sequence[Mapping[str, str]]
 
 
@@ -39,6 +42,16 @@ class PromptTokenizer(Protocol):
             TokenizerError: the tokenizer has no chat template.
         """
         ...
+
+
+class _Added(Protocol):
+    """A token beside the vocabulary proper; `tokenizers` and transformers have a class each."""
+
+    @property
+    def content(self) -> str: ...
+
+    @property
+    def special(self) -> bool: ...
 
 
 class _Generic:
@@ -77,6 +90,9 @@ class _Full:
         decode = self._tokenizer.decode
         return [str(decode(list(tokens), skip_special_tokens=skip_special_tokens)) for tokens in sequences]
 
+    def get_added_tokens_decoder(self) -> Mapping[int, _Added]:
+        return self._tokenizer.added_tokens_decoder
+
     def render_chat(self, messages: Messages) -> str:
         if not self._tokenizer.chat_template:
             raise TokenizerError(
@@ -101,27 +117,40 @@ def load_tokenizer(folder: Path) -> PromptTokenizer:
 
 
 class Detokenizer:
-    """Completion tokens to the text that graders see."""
+    """Completion tokens to the text that graders see.
 
-    def __init__(self, folder: Path) -> None:
+    Args:
+        folder: the model directory.
+        stop: extra stop tokens (`sampling.stop`).
+    """
+
+    def __init__(self, folder: Path, stop: Sequence[str] = ()) -> None:
         # A handful of short completions at a time: threads would cost more than they save.
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-        self._eos_ids = eos_ids(folder)
         # Decoding needs no Python class: tokenizer.json says it all.
         fast = (folder / "tokenizer.json").is_file()
-        self._decode = _read_tokenizer_json(folder).decode_batch if fast else _Full(folder).decode_batch
+        tokenizer = _read_tokenizer_json(folder) if fast else _Full(folder)
+        self._decode = tokenizer.decode_batch
+        self._end_ids = eos_ids(folder) | _special_ids(tokenizer.get_added_tokens_decoder(), stop)
 
     def texts(self, completions: Sequence[Sequence[int]], stopped: Sequence[bool]) -> list[str]:
-        """Each completion as text, its end-of-sequence token left out.
+        """Each completion as text, without the end-of-sequence token or special stop token that ended it.
 
+        A stop token that is plain text stays, and so does a tag: </answer> ends a completion and belongs to its answer.
         Other special tokens stay: a completion that writes <bos> in its middle is not in format, and tags such as
         <think> are special tokens in many vocabularies.
         """
         kept = [
-            tokens[:-1] if stop and len(tokens) and tokens[-1] in self._eos_ids else tokens
+            tokens[:-1] if stop and len(tokens) and tokens[-1] in self._end_ids else tokens
             for tokens, stop in zip(completions, stopped, strict=True)
         ]
         return self._decode(kept, skip_special_tokens=False)
+
+
+def _special_ids(added: Mapping[int, _Added], stop: Sequence[str]) -> frozenset[int]:
+    """The stop tokens that are marks like <|im_end|> and no text."""
+    marks = set(stop) - TAGS
+    return frozenset(id_ for id_, token in added.items() if token.special and token.content in marks)
 
 
 def eos_ids(folder: Path) -> frozenset[int]:
