@@ -94,6 +94,28 @@ def test_importance_figures_and_mismatch():
     assert metrics["mismatch/tokens"] == 2
 
 
+def test_mismatch_leaves_out_rollouts_that_began_under_older_weights():
+    """Versions 1 1 2 2 | 2 2 | 2 of step 2: the first one's last tokens were sampled on keys of the old weights."""
+    batch = replace(
+        make_batch(step=2, groups=1, group_size=3, prompt_len=1, lengths=[4, 2, 1]),
+        run_versions=np.array([1, 2, 2, 2], np.int32),
+        run_lengths=np.array([2, 2, 2, 1], np.int32),
+        cu_runs=np.array([0, 2, 3, 4], np.int32),
+        over_age=np.zeros(4, np.uint8),
+        behavior_logprobs=np.array([0, -1, -1, -1, -1, 0, -1, -1, 0, -1], np.float32),
+    )
+    logprobs_N = torch.tensor([-2.0, -2.0, -2.0, -2.0, -1.25, -1.0, -1.5])
+    sums, zero = TokenSums(CPU), torch.zeros(())
+    terms = LossTerms(policy=zero, kl=zero, clipped_low=zero, clipped_high=zero)
+    for (start, stop), tokens in (((0, 1), slice(0, 4)), ((1, 3), slice(4, 7)), ((3, 3), slice(7, 7))):
+        part = micro_batch(batch, start, stop, CPU)
+        sums.add(part, logprobs_N[tokens], torch.zeros(part.loss_mask_N.shape), terms)
+    metrics = token_metrics(sums.sums.tolist(), sums.maxima.tolist(), 7, kl_coef=0.0)
+    assert metrics["mismatch/tokens"] == 3
+    assert metrics["mismatch/mean"] == pytest.approx((0.25 + 0.0 + 0.5) / 3)
+    assert metrics["mismatch/max"] == pytest.approx(0.5)
+
+
 def test_a_batch_without_loss_tokens_has_finite_metrics():
     batch = replace(make_batch(step=4, groups=1, group_size=2), over_age=np.ones(4, np.uint8), total_loss_tokens=0)
     sums = TokenSums(CPU)

@@ -51,7 +51,7 @@ class TokenSums:
 
     @torch.no_grad()
     def add(self, part: MicroBatch, logprobs_N: Tensor, entropy_N: Tensor, terms: LossTerms) -> None:
-        mask_N, same_N = part.loss_mask_N, part.staleness_N == 0
+        mask_N, same_N = part.loss_mask_N, _sampled_by_these_weights(part)
         # Zero where masked, so every sum below is over loss tokens; the weight is 1 there and is masked again.
         log_ratio_N = bounded(logprobs_N - part.behavior_logprobs_N, mask_N)
         weight_N = log_ratio_N.exp() * mask_N
@@ -73,6 +73,19 @@ class TokenSums:
         if part.rollouts:
             largest = torch.stack([weight_N.max(), difference_N.max()]).double()
             self.maxima = torch.maximum(self.maxima, largest)
+
+
+def _sampled_by_these_weights(part: MicroBatch) -> Tensor:
+    """True on the tokens of rollouts whose every token is of this step's version, ``(N,)``.
+
+    Where a rollout began under an older version, its newest tokens attended to keys and values that the old weights
+    had left in the engine's cache: they differ from a forward pass of the new weights by lag, not by numerics.
+    """
+    rollout_N = torch.arange(part.rollouts, device=part.lengths_n.device).repeat_interleave(
+        part.lengths_n, output_size=len(part.staleness_N)
+    )
+    stale_n = torch.zeros_like(part.lengths_n).index_add_(0, rollout_N, (part.staleness_N != 0).long())
+    return (stale_n == 0)[rollout_N]
 
 
 def token_metrics(sums: list[float], maxima: list[float], loss_tokens: int, kl_coef: float) -> Metrics:
