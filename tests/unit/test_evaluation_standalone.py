@@ -27,8 +27,17 @@ def test_run_that_is_going_on_or_to_come_is_joined(config):
     assert finished_model(replace(config, name="other")) is None
 
 
+def test_run_that_went_on_is_evaluated_anew(config):
+    folders = []
+    for version in (120, 240):
+        (config.run_dir / "summary.json").write_text(json.dumps({"policy_version": version}))
+        folders.append(evaluation_only(config, config.run_dir / "model").run_dir.name)
+    assert folders == ["demo-eval-120", "demo-eval-240"]
+
+
 def test_run_of_no_steps_lies_beside_the_finished_one_and_keeps_the_evaluation(config):
+    (config.run_dir / "summary.json").write_text(json.dumps({"policy_version": 120}))
     alone = evaluation_only(config, config.run_dir / "model")
-    assert alone.run_dir == config.run_dir.with_name("demo-eval")
+    assert alone.run_dir == config.run_dir.with_name("demo-eval-120")
     assert (alone.steps, alone.cold_start.enabled, alone.model.path) == (0, False, str(config.run_dir / "model"))
     assert alone.eval == config.eval
