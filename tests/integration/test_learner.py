@@ -11,7 +11,7 @@ import pytest
 import torch
 from r1async.config import Config, ConfigError, load_config
 from r1async.inbox import DeadlineExceeded
-from r1async.learner.checkpoint import checkpoints, read_marker
+from r1async.learner.checkpoint import checkpoints, read_marker, save_checkpoint
 from r1async.learner.core import LearnerCore
 from r1async.learner.distributed import Ranks
 from r1async.learner.learner import Learner
@@ -148,6 +148,16 @@ def test_killed_it_goes_on_from_the_newest_whole_checkpoint(run_root: Path):
         assert buffer.wait_for("stepped")["step"] == 2
     losses = {line["step"]: line["loss"] for line in steps_of(config)}
     assert list(losses.values()) == pytest.approx(expected_losses(config), abs=1e-6)
+
+
+def test_resume_is_kept_by_a_learner_started_by_hand(run_root: Path):
+    with pytest.raises(ConfigError, match=r"resume: true, but .*/checkpoints holds no whole checkpoint"):
+        Learner(config_in(run_root, "resume=true"), Ranks())
+    save_checkpoint(run_root / "run" / "checkpoints", core_here(config_in(run_root)), epoch=1)
+    with pytest.raises(ConfigError, match=r"resume: false, but .*/checkpoints holds a checkpoint of 0 steps"):
+        Learner(config_in(run_root, "resume=false"), Ranks())
+    with Learner(config_in(run_root, "resume=true"), Ranks()) as goes_on:
+        assert goes_on.saved_steps == 0
 
 
 def test_an_epoch_that_was_used_elsewhere_is_stepped_over(run_root: Path):

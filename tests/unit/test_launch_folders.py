@@ -83,6 +83,13 @@ def test_resume_false_refuses_a_used_folder(tmp_path):
         prepare(config)
 
 
+@pytest.mark.parametrize("resume", ["auto", "true", "false"])
+def test_roles_go_on_from_their_own_run_whatever_the_folder_was_to_be(resume, tmp_path):
+    config = load(tmp_path, f"resume={resume}")
+    config.run_dir.mkdir(parents=True)
+    assert load_config(write_config(config)) == load(tmp_path, "resume=auto")
+
+
 def test_resume_refuses_another_seed_and_names_other_changes(tmp_path):
     used(load(tmp_path))
     save(load(tmp_path), checkpoint=20, ledger=20)

@@ -7,7 +7,7 @@ import json
 import os
 import re
 import stat
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TextIO
 
@@ -167,9 +167,14 @@ def flat(config: Config) -> dict[str, object]:
 
 
 def write_config(config: Config) -> Path:
+    """The settings that roles see, in the run's folder.
+
+    `resume` is auto there: `prepare` has decided it for the whole run, and a learner that is started again within the
+    run goes on from the run's own checkpoint, whatever the user wanted of the folder.
+    """
     path = config.run_dir / "config.yaml"
     partial = path.with_name("config.yaml.partial")
-    partial.write_text(to_yaml(config))
+    partial.write_text(to_yaml(replace(config, resume="auto")))
     partial.rename(path)
     return path
 

@@ -15,7 +15,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from r1async.config import Config
+from r1async.config import Config, ConfigError
 from r1async.inbox import Inbox, Stopped, stop_on_signals
 from r1async.learner.checkpoint import load_checkpoint, newest_checkpoint, prune, save_checkpoint
 from r1async.learner.core import LearnerCore
@@ -115,11 +115,25 @@ class Learner:
         )
 
     def _resume(self) -> int:
-        """Steps in the checkpoint that the core now goes on from; rank 0 says which."""
+        """Steps in the checkpoint that the core now goes on from; rank 0 says which.
+
+        Raises:
+            ConfigError: a checkpoint with resume=false, none with resume=true. On every rank: none waits for another.
+        """
         path = newest_checkpoint(self.checkpoints, self.config.run_dir / "ledger")
         (step,) = self.ranks.from_first([-1 if path is None else int(path.name[5:])])
         if step < 0:
+            if self.config.resume == "true":
+                raise ConfigError(
+                    f"resume: true, but {self.checkpoints} holds no whole checkpoint; set resume=auto to start from "
+                    "step 0"
+                )
             return 0
+        if self.config.resume == "false":
+            raise ConfigError(
+                f"resume: false, but {self.checkpoints} holds a checkpoint of {step} steps; set name=OTHER, "
+                "resume=auto, or remove the run's folder"
+            )
         load_checkpoint(self.checkpoints / f"step-{step:06d}", self.core)
         log.info("going on from step %d", step)
         return step
