@@ -81,7 +81,8 @@ class SamplingConfig:
     top_k: int = 0
     """0 is off; anything else is refused for training, for the same reason."""
     max_tokens: int = 1024
-    """Completion tokens at most; a rollout that reaches it is finished with reason `length`."""
+    """Completion tokens at most; a rollout that reaches it is finished with reason `length`. The model's context must
+    hold them after `data.max_prompt_tokens`."""
     stop: tuple[str, ...] = ()
     """Extra stop tokens (each one token of the vocabulary) besides the model's end-of-sequence token."""
 

@@ -203,6 +203,15 @@ def test_bad_line_of_the_data_is_named_and_nothing_is_trained(line, message, sta
     assert "Traceback" not in printed
 
 
+def test_completions_beyond_the_models_context_are_refused_and_nothing_is_trained(started):
+    code, printed = started("sampling.max_tokens=4065").end()  # after 32 of the prompt, where the model has 4096
+    assert code == 2, printed
+    mistakes = [text for text in printed.splitlines() if text.startswith("r1async: ")]
+    assert len(mistakes) == 1
+    assert "data.max_prompt_tokens=32 + sampling.max_tokens=4065 is 4097 tokens" in mistakes[0]
+    assert "Traceback" not in printed
+
+
 def test_unknown_reward_is_named_and_nothing_is_trained(started):
     code, printed = started("reward.weights={no_such_module:grade: 1.0}").end()
     assert code == 2, printed

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from r1async.config import Config, ConfigError, load_config
+from r1async.generator.generator import make_engine
 from r1async.inbox import DeadlineExceeded
 from r1async.learner.checkpoint import checkpoints, read_marker, save_checkpoint
 from r1async.learner.core import LearnerCore
@@ -17,7 +18,7 @@ from r1async.learner.distributed import Ranks
 from r1async.learner.learner import Learner
 from r1async.learner.link import LearnerError
 from r1async.learner.loss import resolve_loss
-from r1async.models.loading import load_model
+from r1async.models.loading import ModelError, load_model
 from r1async.monitor.metrics import read_metrics
 from r1async.types import Batch
 
@@ -158,6 +159,13 @@ def test_resume_is_kept_by_a_learner_started_by_hand(run_root: Path):
         Learner(config_in(run_root, "resume=false"), Ranks())
     with Learner(config_in(run_root, "resume=true"), Ranks()) as goes_on:
         assert goes_on.saved_steps == 0
+
+
+def test_a_context_beyond_the_models_is_a_mistake_in_the_settings(run_root: Path):
+    config = config_in(run_root, "sampling.max_tokens=3073")  # data.max_prompt_tokens is 1024, the model's limit 4096
+    for make in (lambda: Learner(config, Ranks()), lambda: make_engine(config)):
+        with pytest.raises(ModelError, match=r"=1024 .*=3073 is 4097 tokens, .*max_position_embeddings=4096"):
+            make()
 
 
 def test_an_epoch_that_was_used_elsewhere_is_stepped_over(run_root: Path):

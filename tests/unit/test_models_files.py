@@ -8,6 +8,7 @@ from r1async.models.export import export_model
 from r1async.models.loading import (
     HEAD,
     ModelError,
+    check_context,
     load_config,
     load_model,
     load_state,
@@ -18,7 +19,7 @@ from r1async.models.loading import (
 )
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from transformers import PreTrainedModel
+from transformers import GPT2Config, MambaConfig, PreTrainedConfig, PreTrainedModel, Qwen2Config
 
 from tests.tiny_models import save_tiny, tiny_model, tiny_tokenizer
 
@@ -180,3 +181,26 @@ def test_an_export_that_fails_leaves_the_old_one_and_no_rubbish(tmp_path, monkey
         export_model(tiny_model(seed=1), tokenizer, target)
     assert same(load_model(target), model)
     assert [path.name for path in tmp_path.iterdir()] == ["m"]
+
+
+YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 128}
+
+
+@pytest.mark.parametrize(
+    ("config", "limit"),
+    [
+        (Qwen2Config(max_position_embeddings=128), 128),
+        (Qwen2Config(max_position_embeddings=128, rope_parameters=YARN), 512),  # stretched, said before
+        (Qwen2Config(max_position_embeddings=512, rope_parameters=YARN), 512),  # and after
+        (GPT2Config(n_positions=64), 64),  # under another name
+    ],
+)
+def test_prompt_and_completion_have_to_fit_the_models_positions(config: PreTrainedConfig, limit: int):
+    check_context(config, 16, limit - 16)
+    says = f"max_prompt_tokens=16 .*max_tokens={limit - 15} is {limit + 1} tokens.* max_position_embeddings={limit};"
+    with pytest.raises(ModelError, match=says):
+        check_context(config, 16, limit - 15)
+
+
+def test_a_model_without_a_limit_takes_any_length():
+    check_context(MambaConfig(), 10**6, 10**6)

@@ -34,18 +34,20 @@ def make_engine(config: Config) -> Engine:
     import torch
 
     from r1async.generator.torch_engine import TorchEngine
-    from r1async.models.loading import load_config, load_tokenizer, stop_token_ids
+    from r1async.models.loading import check_context, load_config, load_tokenizer, stop_token_ids
 
     torch.set_num_threads(config.generator.threads)
-    path = config.model.path
+    path, max_prompt, max_completion = config.model.path, config.data.max_prompt_tokens, config.sampling.max_tokens
+    model = load_config(path)
+    check_context(model, max_prompt, max_completion)
     match config.generator.engine:
         case "torch":
             return TorchEngine(
-                load_config(path),
+                model,
                 seed=config.seed,
                 slots=config.generator.slots,
                 pinned_slots=config.generator.eval_slots,
-                max_len=config.data.max_prompt_tokens + config.sampling.max_tokens,
+                max_len=max_prompt + max_completion,
                 stop_ids=stop_token_ids(path, load_tokenizer(path), config.sampling.stop),
                 chunk_tokens=config.generator.chunk_tokens,
             )

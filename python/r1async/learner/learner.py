@@ -25,7 +25,14 @@ from r1async.learner.loss import resolve_loss
 from r1async.learner.publishing import PublishThread
 from r1async.learner.statistics import Metrics
 from r1async.models.export import export_model
-from r1async.models.loading import DTYPES, load_model, load_tokenizer, state_tensors
+from r1async.models.loading import (
+    DTYPES,
+    check_context,
+    load_config,
+    load_model,
+    load_tokenizer,
+    state_tensors,
+)
 from r1async.monitor.metrics import MetricsWriter, TensorBoard, run_started
 from r1async.monitor.timeline import Timeline
 from r1async.types import Batch, PolicyVersion
@@ -103,6 +110,7 @@ class Learner:
 
     def _make_core(self) -> LearnerCore:
         config = self.config
+        check_context(load_config(config.model.path), config.data.max_prompt_tokens, config.sampling.max_tokens)
         model = load_model(config.model.path, attention=config.model.attention, device=self.ranks.device)
         return LearnerCore(
             model,

@@ -49,6 +49,21 @@ def load_config(path: str | Path) -> PreTrainedConfig:
         raise ModelError(f"{directory / 'config.json'} cannot be read: {error}") from error
 
 
+def check_context(config: PreTrainedConfig, max_prompt_tokens: int, max_tokens: int) -> None:
+    """Refuses completions that would run past the positions that the model was trained on, where it says how many.
+
+    Raises:
+        ModelError: the longest prompt with the longest completion does not fit.
+    """
+    limit = _trained_positions(config)
+    if limit is not None and max_prompt_tokens + max_tokens > limit:
+        raise ModelError(
+            f"data.max_prompt_tokens={max_prompt_tokens} + sampling.max_tokens={max_tokens} is "
+            f"{max_prompt_tokens + max_tokens} tokens, the model has max_position_embeddings={limit}; lower either, or "
+            "take a model with a longer context"
+        )
+
+
 def load_model(
     path: str | Path,
     *,
@@ -164,6 +179,16 @@ def load_state(model: PreTrainedModel, tensors: Mapping[str, Tensor]) -> None:
     check_tensors({name: tensor.shape for name, tensor in own.items()}, tensors)
     for name, tensor in own.items():
         tensor.copy_(tensors[name])
+
+
+def _trained_positions(config: PreTrainedConfig) -> int | None:
+    """Longest text in tokens; None if the architecture knows no limit."""
+    positions: int | None = getattr(config, "max_position_embeddings", None)  # not every architecture has it
+    rope = getattr(config, "rope_parameters", None) or {}
+    if positions is None or rope.get("rope_type") not in ("linear", "yarn"):
+        return positions
+    # These stretch the context, and checkpoints differ in whether max_position_embeddings says it before or after.
+    return max(positions, int(rope["factor"] * rope.get("original_max_position_embeddings", positions)))
 
 
 def _attention(attention: str, device: torch.device) -> str:
