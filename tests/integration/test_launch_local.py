@@ -52,7 +52,13 @@ signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
 
 WAITS = START + "signal.pause()"
 """A role in good health: ends well when asked to."""
-DONE = START + "sys.exit(0)"
+DONE = (
+    START
+    + '(folder / \'evaluation.jsonl\').open(\'a\').write(\'{"kind": "evaluation", "version": 3, "last": true}\\n\')'
+)
+"""An evaluator that has evaluated the last version."""
+ENDS_ONCE = START + "ended = folder / 'ended'\nif not ended.exists(): ended.touch(); sys.exit(0)\n"
+"""Told to end with SIGTERM in its first life."""
 FAILS = START + "print('engine on fire', flush=True); sys.exit(7)"
 MISTAKEN = START + "print('\\nr1async: data.path: line 3 has no answer', flush=True); sys.exit(2)"
 UP = "role is up\n"
@@ -61,6 +67,26 @@ SAVES = (
     START.replace("sys.exit(0)", "((folder / 'saved').touch(), sys.exit(0))")
     + "print('role is up', flush=True); signal.pause()"
 )
+TELLS = (
+    START
+    + """
+import itertools, time, zmq
+from r1async.config import load_config
+from r1async.wire import pack
+events = zmq.Context().socket(zmq.XPUB)
+events.bind(load_config(folder / "config.yaml").endpoint("events"))
+events.recv()  # somebody subscribes
+for moves in itertools.count():
+    header = {"t": "stats", "version": moves, "published": PUBLISHED, "final": FINAL, "peers": [], "waits": []}
+    events.send(pack(header))
+    time.sleep(0.02)
+    if moves == 10:
+        (folder / "told").touch()
+"""
+)
+"""A buffer that says which version is the newest and which the last."""
+ONCE_TOLD = START + "import time\nwhile not (folder / 'told').exists(): time.sleep(0.02)\n"
+"""A role that goes on when the launcher has heard the buffer."""
 READY = START + "(folder / 'ready').mkdir(exist_ok=True); print('role is up', flush=True); "
 
 
@@ -71,7 +97,13 @@ class Run:
         (folder / "model").mkdir(exist_ok=True)
         (folder / "model" / "config.json").write_text("{}")
         self.run_dir = folder / "run"
-        settings = ["data.task=chain-mod", f"model.path={folder}/model", f"runs_dir={folder}", "monitor.terminal=quiet"]
+        settings = [
+            "data.task=chain-mod",
+            f"model.path={folder}/model",
+            f"runs_dir={folder}",
+            "monitor.terminal=quiet",
+            "steps=3",
+        ]
         self.process = subprocess.Popen(
             [sys.executable, "-c", DRIVER, json.dumps(dict(programs)), *settings, *overrides],
             stdout=subprocess.PIPE,
@@ -116,6 +148,48 @@ def test_done_run_is_not_run_again(tmp_path):
     code, printed = Run(tmp_path, {**HEALTHY, "evaluator": FAILS}).end()
     assert code == 0
     assert "is done already" in printed
+
+
+def tells(published: int, final: int) -> str:
+    return TELLS.replace("PUBLISHED", str(published)).replace("FINAL", str(final))
+
+
+def test_evaluator_that_was_told_to_end_is_started_again(tmp_path):
+    code, printed = Run(tmp_path, {**HEALTHY, "evaluator": ENDS_ONCE + DONE}).end()
+    assert code == 0, printed
+    assert "evaluator ended with exit code 0 before the run was done; starting it again (1 of 1)" in printed
+
+
+def test_evaluation_from_before_the_learner_went_back_does_not_end_the_run(tmp_path):
+    run = Run(tmp_path, {**HEALTHY, "buffer": tells(1, -1), "evaluator": ONCE_TOLD + DONE})
+    code, printed = run.end()
+    assert (code, run.outcome) == (1, "failed")
+    assert "evaluator ended with exit code 0 before the run was done, after 1 restarts" in printed
+
+
+def test_run_that_ended_early_is_done_with_its_last_version(tmp_path):
+    early = DONE.replace("3", "2")
+    run = Run(tmp_path, {**HEALTHY, "buffer": tells(2, 2), "evaluator": ONCE_TOLD + early})
+    code, printed = run.end()
+    assert (code, run.outcome) == (0, "done"), printed
+    assert "starting it again" not in printed
+
+
+def test_learner_that_was_told_to_end_is_started_again(tmp_path):
+    run = Run(tmp_path, {**HEALTHY, "learner-0": ENDS_ONCE + "print('role is up', flush=True); signal.pause()"})
+    run.await_line("learner-0", UP)
+    run.process.send_signal(signal.SIGTERM)
+    code, printed = run.end()
+    assert code == 143
+    assert "learner-0 ended with exit code 0 before the run was done; starting it again (1 of 1)" in printed
+
+
+def test_learner_that_ends_after_the_last_version_is_not_started_again(tmp_path):
+    later = ONCE_TOLD + "time.sleep(1.0)\n" + DONE
+    run = Run(tmp_path, {**HEALTHY, "buffer": tells(3, 3), "learner-0": ONCE_TOLD, "evaluator": later})
+    code, printed = run.end()
+    assert (code, run.outcome) == (0, "done"), printed
+    assert "starting it again" not in printed
 
 
 def test_role_that_keeps_dying_ends_the_run_with_the_end_of_its_log(tmp_path):
@@ -193,7 +267,9 @@ def test_role_that_does_not_end_is_killed_after_its_deadline(tmp_path):
 
 
 def test_standstill_is_said_and_then_ends_the_run(tmp_path):
-    run = Run(tmp_path, {**HEALTHY, "learner-0": SAVES}, "monitor.stall_s=0.5", "reward.deadline_s=0.1")
+    waits = ["buffer.connect_", "group.rollout_", "reward.", "staleness.hold_", "weights."]
+    short = [f"{each}deadline_s=0.2" for each in waits]
+    run = Run(tmp_path, {**HEALTHY, "learner-0": SAVES}, "monitor.stall_s=0.5", "group.lease_s=0.1", *short)
     code, printed = run.end()
     assert (code, run.outcome) == (3, "stalled")
     assert "nothing moved for" in printed

@@ -17,6 +17,7 @@ from pathlib import Path
 import zmq
 
 from r1async.config import Config
+from r1async.evaluation.schedule import settled_numbers
 from r1async.launch.folders import (
     FolderLock,
     Outcome,
@@ -37,11 +38,11 @@ from r1async.launch.roles import (
     learner_roles,
     scorer_roles,
 )
-from r1async.launch.stall import StallWatch
+from r1async.launch.stall import StallWatch, longest_wait_s
 from r1async.launch.start_model import with_start_model
 from r1async.launch.supervise import Exit, Role, Signals, Supervisor
 from r1async.monitor.live import LiveView
-from r1async.monitor.metrics import run_started
+from r1async.monitor.metrics import read_metrics, run_started
 from r1async.monitor.summary import print_summary, write_summary
 from r1async.settings import to_yaml
 from r1async.wire import WireError, unpack
@@ -100,6 +101,10 @@ class Launcher:
         """Kinds whose remaining processes are being killed so that all of them can start again."""
         self._finished: set[str] = set()
         """Roles that ended well."""
+        self._published, self._final = -1, -1
+        """Newest version and the run's last one, as the newest event tells; -1: none yet, or not known."""
+        self._heard = False
+        """Whether any event told these two."""
 
     def run(self) -> Outcome:
         started = run_started(self._config.run_dir)
@@ -199,15 +204,18 @@ class Launcher:
 
     def _watch(self, events: zmq.Socket[bytes], view: LiveView) -> Outcome:
         """The loop of a healthy run: returns how it should end."""
-        watch = StallWatch(self._config.monitor.stall_s, time.monotonic())
+        watch = StallWatch(self._config.monitor.stall_s, time.monotonic(), longest_wait_s(self._config))
         while True:
             self._wait(events, min(watch.deadline, time.monotonic() + view.interval_s))
             now = time.monotonic()
+            exits = self._supervisor.reap()
+            # After the reaping: what the run said before a role ended decides what its end means.
             for header in self._received(events):
                 view.event(header)
+                self._note_versions(header)
                 if header["t"] == "stats":
                     watch.saw(header, now)
-            for each in self._supervisor.reap():
+            for each in exits:
                 watch.moved(f"{each} {now}", now)
                 outcome = self._on_exit(each, view)
                 if outcome is not None:
@@ -243,6 +251,33 @@ class Launcher:
                     f"r1async: an event that is not ours at {self._config.endpoint('events')}: {error}", file=sys.stderr
                 )
 
+    def _note_versions(self, header: Mapping) -> None:
+        published, final = header.get("published"), header.get("final")
+        if isinstance(published, int) and isinstance(final, int):
+            self._published, self._final, self._heard = published, final, True
+
+    def _finished_well(self, ended: Exit) -> bool:
+        """Whether exit code 0 means that the role's work is done: SIGTERM makes it end so at any time.
+
+        A role that is started again because we missed an event finds nothing left to do and ends the same way.
+        """
+        if ended.code != 0:
+            return False
+        if ended.role.kind == "evaluator":
+            return self._last_version_evaluated()
+        return ended.role.kind == "learner" and self._final >= 0
+
+    def _last_version_evaluated(self) -> bool:
+        """The file decides. Events are hints, which may be lost, but a record of a version that the run has not made
+        (again) yet is from before the learner went back to its checkpoint.
+        """
+        last = self._final if self._final >= 0 else self._config.steps
+        if self._heard and self._published < last:
+            return False
+        return any(
+            number >= last for number in settled_numbers(read_metrics(self._config.run_dir / "evaluation.jsonl"))
+        )
+
     def _interrupted(self, view: LiveView) -> Outcome:
         number = self._signals.requests.popleft()
         view.note(f"{signal.Signals(number).name}: ending after one checkpoint (once more: without it)")
@@ -258,18 +293,21 @@ class Launcher:
             return Outcome("mistake", 2, self._supervisor.mistake(role))
         if role.kind == "buffer":
             return Outcome("failed", 1, self._buffer_gone(ended))
-        if ended.code == 0 and role.kind in ("evaluator", "learner"):
+        if role.name in self._supervisor.running:
+            return None  # ended at the same moment as another of its kind; all of them were started again
+        if self._finished_well(ended):
             self._finished.add(role.name)
             return Outcome("done", 0) if role.kind == "evaluator" else None
         deaths = self._died[role.kind] = self._died.get(role.kind, 0) + 1
         log = self._supervisor.log(role)
+        how = f"{ended} before the run was done" if ended.code == 0 else f"{ended}"
         if deaths > role.restarts:
             return Outcome(
                 "failed",
                 1,
-                f"{ended}, after {role.restarts} restarts; the end of {log}:\n{self._supervisor.tail(role)}",
+                f"{how}, after {role.restarts} restarts; the end of {log}:\n{self._supervisor.tail(role)}",
             )
-        view.note(f"{ended}; starting it again ({deaths} of {role.restarts}), see {log}")
+        view.note(f"{how}; starting it again ({deaths} of {role.restarts}), see {log}")
         self._restarting.add(role.kind)
         self._supervisor.kill(name for name, other in self._supervisor.running.items() if other.kind == role.kind)
         self._start_again(role.kind)
@@ -281,6 +319,7 @@ class Launcher:
             self._restarting.discard(kind)
             for role in self._roles():
                 if role.kind == kind:
+                    self._finished.discard(role.name)
                     self._supervisor.start(role)
 
     def _buffer_gone(self, ended: Exit) -> str:
