@@ -377,7 +377,7 @@ def warnings(config: Config) -> list[str]:
     if config.monitor.stall_s < config.reward.deadline_s:
         found.append(
             f"monitor.stall_s={config.monitor.stall_s:g}: one verdict may take reward.deadline_s="
-            f"{config.reward.deadline_s:g}, so a healthy run may be called stalled"
+            f"{config.reward.deadline_s:g}, so a healthy run may say that nothing moved"
         )
     return found
 
