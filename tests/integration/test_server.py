@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import zmq
-from r1async.buffer.server import Server
+from r1async.buffer.server import Server, _first_hello
 from r1async.client import Connected, Connection, Refused, greeting
 from r1async.config import (
     BufferConfig,
@@ -290,6 +290,54 @@ def test_the_whole_run_resumes_at_the_learners_checkpoint(config: Config) -> Non
         assert serving.source.asked[0] == 2
         assert sorted(set(batches[0].columns["groups"].tolist())) == [2, 3]
     assert audit(config)["balanced"]
+
+
+REFUSED_HELLOS: list[dict] = [
+    {"name": None},
+    {"name": "n" * 257},
+    {"world": None},
+    {"world": 0},
+    {"epoch": None},
+    {"epoch": True},
+    {"step": False},
+    {"rank": False},
+    {"protocol": True},
+]
+
+
+def test_hellos_that_are_refused_do_not_begin_a_resumed_run(config: Config) -> None:
+    with Serving(config), Crew(config) as crew:
+        crew.start()
+        crew.train(0)
+        crew.commit(1)
+    whole = greeting("learner", "learner-0", "run", rank=0, world=1, epoch=2, step=0)
+    for change in REFUSED_HELLOS:
+        header = {key: value for key, value in {**whole, **change}.items() if value is not None}
+        assert _first_hello(Message(header, {}), "run") is None, change
+    with Serving(config) as serving:
+        for name, change in (("batches", {"epoch": None}), ("batches", {"name": None}), ("rollouts", {})):
+            context, hostile = dealer(config.endpoint(name))
+            hostile.send(pack({key: value for key, value in {**whole, **change}.items() if value is not None}))
+            assert receive(hostile).type == "error"
+            hostile.close(linger=0)
+            context.term()
+        assert serving.source.asked == []
+        with Crew(config, epoch=3, step=1) as crew:
+            crew.start(version=1)
+            crew.train(1)
+
+
+def test_a_hello_with_more_than_its_fields_begins_the_run_by_its_fields(config: Config) -> None:
+    header = greeting("learner", "learner-0", "run", rank=0, world=1, epoch=2, step=0)
+    deep: list = []
+    for _ in range(100):  # more than Rust reads
+        deep = [deep]
+    with Serving(config):
+        context, rank = dealer(config.endpoint("batches"))
+        rank.send(pack({**header, "deep": deep}))
+        assert receive(rank).type == "welcome"
+        rank.close(linger=0)
+        context.term()
 
 
 def test_a_resume_without_its_ledger_file_names_it(config: Config) -> None:

@@ -15,13 +15,14 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import zmq
 
 from r1async._core import Buffer, Settings
 from r1async.buffer.files import LedgerFiles, write_json
 from r1async.buffer.outbox import RETRY_S, Outbox
+from r1async.client import greeting
 from r1async.config import Config
 from r1async.monitor.metrics import MetricsWriter, run_started
 from r1async.monitor.timeline import Timeline
@@ -38,6 +39,10 @@ BURST = 256
 """Messages read from one socket before the buffer's answers are sent and the other socket is looked at."""
 LINGER_MS = 300
 """For the last messages to leave, at the end."""
+MAX_COUNT = 2**63 - 1
+"""Largest integer of the wire (Rust's i64)."""
+MAX_NAME_BYTES = 256
+"""Of a peer's name; as in Rust's `messages.rs`."""
 
 Socket = Literal["rollouts", "batches"]
 
@@ -160,8 +165,11 @@ class Server:
             now = time.monotonic()
             if not self._outboxes[name].empty and not self._outboxes[name].retry(peer):
                 self._buffer.peer_lost(name, peer, now)
-            if name == "batches" and not self._begun and not self._begin(peer, frame):
-                continue
+            if name == "batches" and not self._begun:
+                answerable = self._begin(peer, frame)
+                if answerable is None:
+                    continue
+                frame = answerable
             self._buffer.handle(name, peer, frame, now)
 
     def _settle(self) -> None:
@@ -176,15 +184,20 @@ class Server:
         self._commit(now)
         self._send(now)
 
-    def _begin(self, peer: bytes, frame: memoryview) -> bool:
-        """The first learner's hello says at which checkpoint the run goes on. False: it cannot, and was told so."""
+    def _begin(self, peer: bytes, frame: memoryview) -> memoryview | None:
+        """The first learner's hello says at which checkpoint the run goes on.
+
+        Returns:
+            What the buffer is to answer; None: the run cannot go on there, and the peer was told so.
+        """
         try:
             message = unpack(frame)
         except WireError:
-            return True  # the buffer answers it
-        step = _learner_step(message, self._config.name)
-        if step is None:
-            return True
+            return frame
+        hello = _first_hello(message, self._config.name)
+        if hello is None:
+            return frame
+        step = hello["step"]
         try:
             if step > 0:
                 self._buffer.restore(self._ledger.read(step))
@@ -194,9 +207,10 @@ class Server:
             header = {"t": "error", "code": "run", "message": str(error), "about": "hello", "state": "waiting"}
             unknown = {"epoch": 0, "version": -1, "published": -1}
             self._outboxes["batches"].send(peer, pack({**header, **unknown}))
-            return False
+            return None
         self._begun = True
-        return True
+        # Only what was checked: what else the frame holds cannot have the hello refused once the run has begun by it.
+        return memoryview(pack(hello))
 
     def _feed(self, now: float) -> None:
         while ordinals := self._buffer.wanted_prompts():
@@ -246,13 +260,38 @@ class Server:
         os.close(self._wake_read)
 
 
-def _learner_step(message: Message, run: str) -> int | None:
-    """The checkpoint's step in a rank 0 learner's hello to this run; None of anything else."""
+def _first_hello(message: Message, run: str) -> dict[str, Any] | None:
+    """The checked fields of a rank 0 learner's hello to this run; None of anything that Rust would refuse.
+
+    Everything that `LearnerHello::read` and `Hello::read` check: a hello that is refused must not begin the run.
+    """
     match message.header:
-        case {"t": "hello", "protocol": protocol, "role": "learner", "run": named, "rank": 0, "step": int(step)}:
-            return step if protocol == PROTOCOL and named == run and step >= 0 else None
-        case _:
-            return None
+        case {
+            "t": "hello",
+            "protocol": protocol,
+            "role": "learner",
+            "name": str(name),
+            "run": named,
+            "rank": rank,
+            "world": world,
+            "epoch": epoch,
+            "step": step,
+        }:
+            counts = (
+                _in_range(protocol, PROTOCOL, PROTOCOL)
+                and _in_range(rank, 0, 0)
+                and _in_range(world, 1, 2**16)
+                and _in_range(epoch, 0, MAX_COUNT)
+                and _in_range(step, 0, MAX_COUNT)
+            )
+            if counts and named == run and len(name.encode()) <= MAX_NAME_BYTES:
+                return greeting("learner", name, run, rank=rank, world=world, epoch=epoch, step=step)
+    return None
+
+
+def _in_range(value: object, low: int, high: int) -> bool:
+    # Not isinstance: true is an int to Python, and no integer on the wire.
+    return type(value) is int and low <= value <= high
 
 
 def core_settings(config: Config) -> Settings:
