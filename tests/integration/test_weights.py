@@ -131,6 +131,95 @@ def test_pinned_version_is_kept_fetched_and_released(endpoint: str) -> None:
         assert learner.versions() == [PolicyVersion(1, 1)]
 
 
+def test_versions_that_no_evaluation_releases_are_bounded(endpoint: str, caplog: pytest.LogCaptureFixture) -> None:
+    def numbers() -> list[int]:
+        return [version.number for version in learner.versions()]
+
+    inbox = Inbox()
+    with publisher(endpoint) as learner:
+        for number in range(0, 8, 2):
+            learner.publish(PolicyVersion(1, number), weights(number), retain=True)
+        assert numbers() == [0, 2, 4, 6]
+        with receiver(endpoint, inbox) as there:
+            there.installed(ready(inbox))
+            there.fetch(PolicyVersion(1, 2))
+            got = ready(inbox)
+            there.installed(got)  # read, not released: the evaluation goes on
+            for number in range(8, 20, 2):
+                learner.publish(PolicyVersion(1, number), weights(number), retain=True)
+                there.installed(ready(inbox))
+            assert {0, 2, 14, 16, 18} <= set(numbers())
+            there.fetch(PolicyVersion(1, 4))
+            assert inbox.get("the pin", WAIT_S) == WeightsMissing(PolicyVersion(1, 4), PolicyVersion(1, 18))
+            there.release(PolicyVersion(1, 2))
+            there.fetch(PolicyVersion(1, 2))
+            assert inbox.get("the pin", WAIT_S) == WeightsMissing(PolicyVersion(1, 2), PolicyVersion(1, 18))
+            assert {0, 14, 16, 18} <= set(numbers())
+            assert 2 not in numbers()
+    dropped = [record.getMessage() for record in caplog.records if "dropped" in record.getMessage()]
+    assert sum("version 4@1 is dropped" in text for text in dropped) == 1
+    assert not any("version 2@1" in text or "version 0@1" in text for text in dropped)
+
+
+def test_only_a_reader_of_the_run_acknowledges_and_releases_what_it_asked_for(endpoint: str) -> None:
+    context = zmq.Context()
+    peer = context.socket(zmq.DEALER)
+    peer.linger = 0
+    peer.connect(endpoint)
+
+    def answer(header: dict) -> tuple[str, str]:
+        peer.send(pack(header))
+        assert peer.poll(round(WAIT_S * 1000))
+        said = unpack(peer.recv()).header
+        return said["t"], said.get("about", "")
+
+    pin = PolicyVersion(1, 0)
+    release = {"t": "release", "pin": list(pin)}
+    ack = {"t": "ack", "name": "peer", "hash": "h", "version": list(pin), "pinned": False}
+    want = {"t": "want", "run": "run", "name": "peer", "have": None, "pin": None}
+    with publisher(endpoint) as learner:
+        learner.publish(pin, weights(0), retain=True)
+        learner.publish(PolicyVersion(1, 1), weights(1))
+        assert answer(release) == ("error", "release")
+        assert answer(ack) == ("error", "ack")
+        assert answer({**want, "run": "other", "pin": list(pin)}) == ("error", "want")
+        assert answer(release) == ("error", "release")
+        assert answer({**want, "name": "n" * 257}) == ("error", "want")
+        assert answer(want)[0] == "manifest"
+        assert answer(release) == ("error", "release")  # a reader, but not of that version
+        assert answer({**ack, "name": "another"}) == ("error", "ack")
+        assert learner.acknowledged() == {}
+        assert pin in learner.versions()
+        assert answer({**want, "pin": list(pin)})[0] == "manifest"
+        peer.send(pack(ack))
+        assert answer(release) == ("released", "")
+        assert learner.acknowledged() == {"peer": (pin, "h")}
+        assert learner.versions() == [PolicyVersion(1, 1)]
+    peer.close()
+    context.term()
+
+
+def test_names_of_acknowledgements_are_bounded(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("r1async.weights.zmq_sender.MAX_READERS", 3)
+    context = zmq.Context()
+    peer = context.socket(zmq.DEALER)
+    peer.linger = 0
+    peer.connect(endpoint)
+    with publisher(endpoint) as learner:
+        learner.publish(PolicyVersion(1, 0), weights(0))
+        for number in range(6):
+            want = {"t": "want", "run": "run", "name": f"n{number}", "have": None, "pin": [1, 0]}
+            peer.send(pack(want))
+            peer.send(pack({"t": "ack", "name": f"n{number}", "hash": "h", "version": [1, 0], "pinned": False}))
+        for _ in range(6):
+            assert unpack(peer.recv()).type == "manifest"
+        peer.send(pack({"t": "release", "pin": [1, 0]}))
+        assert unpack(peer.recv()).type == "released"
+        assert list(learner.acknowledged()) == ["n3", "n4", "n5"]
+    peer.close()
+    context.term()
+
+
 def test_versions_only_grow_and_an_epoch_beats_a_number(endpoint: str) -> None:
     with publisher(endpoint) as learner:
         learner.publish(PolicyVersion(1, 5), weights(0))

@@ -175,7 +175,7 @@ class Evaluator:
                     return digest
                 case {"t": "missing", "version": list(pin)} if tuple(pin) == version:
                     raise GivenUp(f"version {version} cannot be evaluated: the learner no longer has it")
-                case {"t": "error"}:
+                case {"t": "error"} if header.get("about") != "release":
                     raise GivenUp(f"version {version} cannot be evaluated: {header.get('message')}")
                 case _:  # an answer to something asked before
                     continue

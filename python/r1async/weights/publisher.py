@@ -44,7 +44,7 @@ class Publisher:
         Args:
             version: above every version published before.
             tensors: the whole set, by state-dict name; a tied head left out.
-            retain: keep it until `release`, however many newer ones follow.
+            retain: keep it until `release`; of more than a few the oldest is dropped (see `SnapshotStore.retain`).
 
         Returns:
             The hash of the bytes that engines will serve.
@@ -55,13 +55,13 @@ class Publisher:
         snapshot = take_snapshot(version, tensors, run=self._run, dtype=self._dtype, chunk_bytes=self._chunk_bytes)
         self._store.add(snapshot, time.monotonic())
         if retain:
-            self._store.retain(version)
+            self._store.retain(version, time.monotonic())
         self._medium.announce()
         return snapshot.manifest.hash
 
     def retain(self, version: PolicyVersion) -> bool:
-        """Keeps a version until `release`; False if it is gone already."""
-        return self._store.retain(version)
+        """Keeps a version as `publish` does with `retain`; False if it is gone already."""
+        return self._store.retain(version, time.monotonic())
 
     def release(self, version: PolicyVersion) -> None:
         self._store.release(version, time.monotonic())

@@ -8,7 +8,10 @@ Receivers pull: nothing is sent that was not asked for, so a slow one holds up n
     chunks {version, pinned, indexes: [...]}   -> chunk {version, pinned, index}, column `data`, for each; or missing
     ack {name, version, hash, pinned}          the version is installed; no answer
     release {pin}                              -> released {pin}: no evaluation needs that version any more
-    anything else                              -> error {code, message}
+    anything else                              -> error {code, message, about}
+
+Of a connection that has not sent a `want` with this run's name, `ack` and `release` are refused; `ack` must have the
+name of that `want`, and `release` a version that the connection asked for by name.
 """
 
 from __future__ import annotations
@@ -17,7 +20,10 @@ import logging
 import threading
 import time
 import uuid
+from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TypeVar
 
 import zmq
 from numpy.typing import NDArray
@@ -30,12 +36,30 @@ from r1async.wire import Message, WireError, pack, unpack
 
 log = logging.getLogger(__name__)
 
+Key = TypeVar("Key")
+Value = TypeVar("Value")
+
 MAX_REQUEST_BYTES = 2**16
 """A larger message of a receiver is refused before anything is allocated for it."""
 MAX_CHUNKS = 64
 """Chunks that one message may ask for."""
+MAX_NAME_BYTES = 256
+"""Of a receiver's name; as the buffer's."""
+MAX_READERS = 1024
+"""Connections, and names, that are remembered; past that the one that was silent longest is forgotten."""
+MAX_PINS = 64
+"""Versions asked for by name that are remembered of a connection until their release."""
 SEND_HWM = 64
 """Messages that ZeroMQ keeps for a receiver that does not read; what does not fit, it asks for again."""
+
+
+@dataclass(slots=True)
+class _Reader:
+    """A connection whose `want` named this run."""
+
+    name: str
+    pins: OrderedDict[PolicyVersion, None] = field(default_factory=OrderedDict)
+    """Asked for by name, not released yet."""
 
 
 class ZmqSender:
@@ -50,7 +74,8 @@ class ZmqSender:
         self._store = store
         self._run = run
         self._lock = threading.Lock()
-        self._acknowledged: dict[str, tuple[PolicyVersion, str]] = {}
+        self._acknowledged: OrderedDict[str, tuple[PolicyVersion, str]] = OrderedDict()
+        self._readers: OrderedDict[bytes, _Reader] = OrderedDict()
         self._waiting: dict[bytes, PolicyVersion | None] = {}
         """What each receiver has that waits for something newer."""
         self._failure: BaseException | None = None
@@ -108,12 +133,15 @@ class ZmqSender:
     def _receive(self) -> None:
         parts = self._router.recv_multipart()
         peer, frame = parts[0], parts[1] if len(parts) == 2 else b""
+        about = ""
         try:
-            self._handle(peer, unpack(frame))
+            message = unpack(frame)
+            about = message.type[:80]
+            self._handle(peer, message)
         except WireError as error:
             self.refused += 1
             log.warning("refused a message on %s: %s", self.endpoint, error)
-            self._send(peer, {"t": "error", "code": "malformed", "message": str(error)[:500]})
+            self._send(peer, {"t": "error", "code": "malformed", "message": str(error)[:500], "about": about})
 
     def _handle(self, peer: bytes, message: Message) -> None:
         handlers: dict[str, Callable[[bytes, dict], None]] = {
@@ -131,10 +159,13 @@ class ZmqSender:
         run, pin = header.get("run"), header.get("pin")
         if run != self._run:
             text = f"this is run {self._run!r}, not {run!r:.80}; check endpoints.weights"
-            self._send(peer, {"t": "error", "code": "run", "message": text})
-        elif pin is not None:
+            self._send(peer, {"t": "error", "code": "run", "message": text, "about": "want"})
+            return
+        reader = self._read_by(peer, header.get("name"))
+        if pin is not None:
             version = read_version(pin)
-            snapshot = self._store.read(peer, version, time.monotonic())
+            _remember(reader.pins, version, None, MAX_PINS)
+            snapshot = self._store.read(peer, version, time.monotonic(), pin=True)
             if snapshot is None:
                 self._send_missing(peer, version, pinned=True)
             else:
@@ -143,6 +174,21 @@ class ZmqSender:
             have = header.get("have")
             self._waiting[peer] = None if have is None else read_version(have)
             self._offer_newest(peer)
+
+    def _read_by(self, peer: bytes, name: object) -> _Reader:
+        """This connection is a reader of our run from now on."""
+        if not isinstance(name, str) or len(name.encode()) > MAX_NAME_BYTES:
+            raise WireError(f"want needs a name of at most {MAX_NAME_BYTES} bytes, got {name!r:.80}")
+        reader = self._readers.get(peer) or _Reader(name)
+        reader.name = name
+        _remember(self._readers, peer, reader, MAX_READERS)
+        return reader
+
+    def _reader(self, peer: bytes, what: str) -> _Reader:
+        reader = self._readers.get(peer)
+        if reader is None:
+            raise WireError(f"{what} of a receiver that has asked for nothing of run {self._run!r}")
+        return reader
 
     def _offer_newest(self, peer: bytes | None = None) -> None:
         """Answer those who wait for something newer, or this one of them."""
@@ -179,15 +225,21 @@ class ZmqSender:
         match header:
             case {"name": str(name), "hash": str(digest), "version": named, "pinned": bool(pinned)}:
                 version = read_version(named)
+                if name != self._reader(peer, "ack").name or len(digest) > MAX_NAME_BYTES:
+                    raise WireError(f"ack by the name {name!r:.80}, or of a hash, that cannot be this receiver's")
                 if not pinned:
                     with self._lock:
-                        self._acknowledged[name] = (version, digest)
+                        _remember(self._acknowledged, name, (version, digest), MAX_READERS)
                 self._store.done(peer, version, time.monotonic())
             case _:
                 raise WireError("ack wants name, version, hash and pinned")
 
     def _release(self, peer: bytes, header: dict) -> None:
         version = read_version(header.get("pin"))
+        pins = self._reader(peer, "release").pins
+        if version not in pins:
+            raise WireError(f"release of version {version}, which this receiver did not ask for by name")
+        del pins[version]
         self._store.release(version, time.monotonic())
         self._send(peer, {"t": "released", "pin": list(version)})
 
@@ -213,6 +265,15 @@ class ZmqSender:
             if error.errno != zmq.EHOSTUNREACH:
                 raise
             self._waiting.pop(peer, None)
+            self._readers.pop(peer, None)
             self._store.gone(peer, time.monotonic())
             return False
         return True
+
+
+def _remember(table: OrderedDict[Key, Value], key: Key, value: Value, limit: int) -> None:
+    """As the newest entry; past the limit the oldest is forgotten."""
+    table[key] = value
+    table.move_to_end(key)
+    if len(table) > limit:
+        table.popitem(last=False)
