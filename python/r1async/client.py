@@ -149,8 +149,15 @@ class Connection:
         assert isinstance(item, Connected)
         return item.welcome
 
-    def send(self, header: Mapping, columns: Mapping[str, NDArray] | None = None) -> None:
-        """Send a message in the session whose `Connected` the main thread has taken; dropped if that is over.
+    def send(
+        self, header: Mapping, columns: Mapping[str, NDArray] | None = None, *, session: int | None = None
+    ) -> None:
+        """Send a message in a session; dropped if that is over.
+
+        Args:
+            header: of the message.
+            columns: of the message.
+            session: by default the one whose `Connected` the main thread has taken.
 
         Raises:
             DeadlineExceeded: the buffer did not read for `send_deadline_s`.
@@ -158,7 +165,8 @@ class Connection:
         frame = pack(header, columns)
         try:
             with self._send_lock:
-                self._outgoing.send_multipart([_SESSION.pack(self._session), frame])
+                number = self._session if session is None else session
+                self._outgoing.send_multipart([_SESSION.pack(number), frame])
         except zmq.Again:
             wait = f"room to send {header.get('t')!r}"
             raise DeadlineExceeded(wait, self._send_deadline_s, self._worker.describe()) from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Callable, Mapping
 from enum import Enum
@@ -70,6 +71,10 @@ class Link:
         self._rank, self._world = rank, config.learner.ranks
         self._batch_deadline_s = config.learner.batch_deadline_s
         self._connect_deadline_s = config.buffer.connect_deadline_s
+        # The publishing thread speaks too. What it says in a new session must follow what the main thread repeats
+        # there ("published" after its "stepped"), so both speak in the session in which all has been repeated.
+        self._speaking = threading.Lock()
+        self._session = 0
         self._said: dict[str, dict[str, object]] = {}
         self._reason = "no word yet"
         self._run, self._steps = config.name, config.steps
@@ -98,6 +103,7 @@ class Link:
         if isinstance(item, Message):
             raise LearnerError(f"the buffer refused this learner: {item.header.get('message')}")
         assert isinstance(item, Connected)
+        self._session = item.session
         steps = item.welcome.header.get("steps")
         if steps != self._steps:
             raise ConfigError(f"steps: the buffer runs {steps} steps, this learner {self._steps}; give both one config")
@@ -115,7 +121,8 @@ class Link:
         message = self._until(f"the batch of step {step}", self._batch_deadline_s, types, stoppable=True)
         if message is None:
             return End.STOPPED
-        del self._said["next_batch"]
+        with self._speaking:
+            del self._said["next_batch"]
         if message.type == "finished":
             return End.FINISHED
         batch = batch_from_message(message)
@@ -159,13 +166,16 @@ class Link:
 
     def _say(self, kind: str, **fields: object) -> None:
         header = {"t": kind, "epoch": self.epoch, **fields}
-        self._said[kind] = header
-        self._connection.send(header)
+        with self._speaking:
+            self._said[kind] = header
+            self._connection.send(header, session=self._session)
 
-    def _say_again(self) -> None:
-        for kind in ("stepped", "published", "committed", "next_batch", "finish"):
-            if kind in self._said:
-                self._connection.send(self._said[kind])
+    def _say_again(self, session: int) -> None:
+        with self._speaking:
+            self._session = session
+            for kind in ("stepped", "published", "committed", "next_batch", "finish"):
+                if kind in self._said:
+                    self._connection.send(self._said[kind], session=session)
 
     def _until(
         self, wait: str, deadline_s: float, types: tuple[str, ...], *, stoppable: bool = False, once: bool = False
@@ -184,7 +194,7 @@ class Link:
                 named = f"{wait} (buffer: {self._reason})"
                 raise DeadlineExceeded(named, error.waited_s, self.inbox.sources()) from None
             if isinstance(item, Connected):
-                self._say_again()
+                self._say_again(item.session)
             elif isinstance(item, Message):
                 self._note(item)
                 if item.type in types:
