@@ -41,6 +41,7 @@ DEFAULTS: dict[str, Any] = {
     "max_attempts": 3,
     "max_tokens": 64,
     "temperature": 0.75,
+    "incarnation": 0,
     "micro_batch_tokens": 4096,
     "peer_deadline_s": 20.0,
     "max_message_bytes": 1 << 20,

@@ -48,6 +48,7 @@ class Settings:
         max_attempts: int,
         max_tokens: int,
         temperature: float,
+        incarnation: int,
         micro_batch_tokens: int,
         peer_deadline_s: float,
         max_message_bytes: int,

@@ -137,6 +137,16 @@ def test_one_bad_item_does_not_spoil_the_others():
     assert run.take("generator-0", "acks").header["items"] == held
 
 
+def test_incarnation_begins_the_numbers_of_all_leases():
+    run = Run(incarnation=2**20 - 1)
+    Learner(run)
+    generator = Generator(run, slots=4)
+    generator.ready()
+    assert {it["lease"] >> 40 for it in generator.held} == {2**20 - 1}
+    with pytest.raises(ValueError, match=r"incarnation must be below 2\^20, got 1048576"):
+        Run(incarnation=2**20)
+
+
 def test_weights_with_another_hash_get_no_leases():
     run = Run(steps=8)
     learner = Learner(run)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 import signal
 import threading
 import time
@@ -328,6 +329,7 @@ def core_settings(config: Config) -> Settings:
         max_attempts=group.max_attempts,
         max_tokens=config.sampling.max_tokens,
         temperature=config.sampling.temperature,
+        incarnation=secrets.randbelow(2**20),
         micro_batch_tokens=config.learner.micro_batch_tokens,
         peer_deadline_s=config.buffer.peer_deadline_s,
         max_message_bytes=config.buffer.max_message_bytes,

@@ -84,8 +84,8 @@ class Scorer:
         self._detokenizer, self._pool, self._inbox, self._timeline = detokenizer, pool, inbox, timeline
         self._queue = queue
         self._connection: Connection | None = None
-        self._leases: dict[int, int] = {}
-        """Lease of each job that has no verdict yet. Keys of our own: a restarted buffer may count leases anew."""
+        self._leases: dict[int, int | None] = {}
+        """Lease of each job that has no verdict yet; None of one from before the session, whose verdict is dropped."""
         self._keys = count()
         self._leases_seen = 0
         self._credits = 0
@@ -129,6 +129,8 @@ class Scorer:
                 return self._pool.handle(arrival)
             case Connected(connection=connection):
                 self._connection, self._leases_seen, self._credits = connection, 0, 0
+                # The buffer has taken its leases back, or is another one: what is being graded only takes room.
+                self._leases = dict.fromkeys(self._leases)
                 self._say_ready()
             case Message(header={"t": "score"}):
                 return self._accept(arrival)
@@ -173,11 +175,15 @@ class Scorer:
 
     def _send(self, settled: Sequence[Settled]) -> None:
         if settled and self._connection is not None:
+            graded = [(self._leases.pop(key), verdict) for key, verdict in settled]
             items = [
-                [self._leases.pop(key), verdict.total, dict(verdict.parts), verdict.status] for key, verdict in settled
+                [lease, verdict.total, dict(verdict.parts), verdict.status]
+                for lease, verdict in graded
+                if lease is not None
             ]
-            self._counts.update(verdict.status for _, verdict in settled)
-            self._connection.send({"t": "verdicts", "items": items})
+            self._counts.update("lost" if lease is None else verdict.status for lease, verdict in graded)
+            if items:
+                self._connection.send({"t": "verdicts", "items": items})
             if self._credits <= self._queue // 2:
                 self._say_ready()
 

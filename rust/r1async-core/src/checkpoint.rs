@@ -44,7 +44,6 @@ pub enum RestoreError {
 struct Saved {
     format: u32,
     group_size: u64,
-    incarnation: u64,
     epoch: Option<u64>,
     committed: u64,
     next_ordinal: u64,
@@ -81,7 +80,6 @@ impl Ledger {
         let saved = Saved {
             format: FORMAT,
             group_size: self.settings.group_size as u64,
-            incarnation: self.leases.incarnation,
             epoch: self.learner.epoch,
             committed: self.learner.committed,
             next_ordinal: self.frontier.next_ordinal,
@@ -139,7 +137,6 @@ impl Ledger {
 
     fn take_up(&mut self, saved: Saved, books: Books) {
         self.books = books;
-        self.leases.incarnation = saved.incarnation + 1;
         self.learner.epoch = saved.epoch;
         self.learner.committed = saved.committed;
         self.learner.stepped = saved.committed;

@@ -12,7 +12,7 @@ use crate::lease::RolloutLease;
 use crate::ledger::Ledger;
 use crate::settings::Sampling;
 
-/// Completions of one evaluation at most: checked before anything is made for them.
+/// Completions of all evaluations under way at most: checked before anything is made for them.
 const MAX_ROLLOUTS: usize = 1 << 20;
 
 /// What an evaluator asks for.
@@ -61,6 +61,20 @@ pub enum EvaluateError {
         /// Samples asked for.
         samples: usize,
     },
+    /// It would fit alone, but not beside those that run.
+    #[error(
+        "evaluation {id:?} of {rollouts} completions beside {running} of evaluations that run; want at most {} in \
+         all: wait for one or cancel it",
+        MAX_ROLLOUTS
+    )]
+    Full {
+        /// Its name.
+        id: String,
+        /// Completions asked for.
+        rollouts: usize,
+        /// Completions of unfinished groups of other evaluations.
+        running: usize,
+    },
     /// A version that no learner has made.
     #[error("evaluation {id:?} is pinned to version {pin}, which no learner has made")]
     Version {
@@ -104,6 +118,7 @@ pub struct EvaluatedGroup {
 struct Evaluation {
     pin: PolicyVersion,
     sampling: Sampling,
+    samples: usize,
     /// Groups that are not complete.
     open: BTreeSet<GroupId>,
     of: usize,
@@ -131,6 +146,14 @@ impl Evaluations {
         self.by_name
             .values()
             .map(|evaluation| evaluation.open.len())
+            .sum()
+    }
+
+    /// Members of groups that are not complete.
+    fn open_rollouts(&self) -> usize {
+        self.by_name
+            .values()
+            .map(|evaluation| evaluation.open.len() * evaluation.samples)
             .sum()
     }
 
@@ -191,6 +214,7 @@ impl Ledger {
             Evaluation {
                 pin,
                 sampling,
+                samples: request.samples,
                 open,
                 of,
             },
@@ -216,11 +240,20 @@ impl Ledger {
                 samples,
             });
         }
-        if prompts.saturating_mul(samples) > MAX_ROLLOUTS {
+        let rollouts = prompts.saturating_mul(samples);
+        if rollouts > MAX_ROLLOUTS {
             return Err(EvaluateError::TooLarge {
                 id,
                 prompts,
                 samples,
+            });
+        }
+        let running = self.evaluations.open_rollouts();
+        if rollouts + running > MAX_ROLLOUTS {
+            return Err(EvaluateError::Full {
+                id,
+                rollouts,
+                running,
             });
         }
         if self.is_known_version(request.pin) {

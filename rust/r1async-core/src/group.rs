@@ -109,6 +109,8 @@ pub(crate) struct Rollout {
     pub(crate) last_lease: Option<LeaseId>,
     /// Generator leases lost.
     pub(crate) attempts: u32,
+    /// Its last lease is one of them.
+    pub(crate) lost_last: bool,
     /// Scorer leases lost.
     pub(crate) score_attempts: u32,
     /// When its timer fires, while one is set.
@@ -125,6 +127,7 @@ impl Rollout {
             finish: None,
             last_lease: None,
             attempts: 0,
+            lost_last: false,
             score_attempts: 0,
             deadline: None,
         }
@@ -182,6 +185,8 @@ pub(crate) struct Group {
     pub(crate) purpose: Purpose,
     pub(crate) prompt: Arc<Prompt>,
     pub(crate) members: Vec<Rollout>,
+    /// Members that have ended.
+    ended: usize,
     /// When its timer fires, while one is set.
     pub(crate) deadline: Option<f64>,
     pub(crate) closed: Option<Closed>,
@@ -202,6 +207,7 @@ impl Group {
             purpose,
             prompt,
             members,
+            ended: 0,
             deadline: None,
             closed: None,
         }
@@ -219,7 +225,14 @@ impl Group {
     }
 
     pub(crate) fn has_ended(&self) -> bool {
-        self.members.iter().all(Rollout::has_ended)
+        self.ended == self.members.len()
+    }
+
+    /// A member has its outcome, which is final.
+    pub(crate) fn end_member(&mut self, index: usize, ended: Ended) {
+        let rollout = &mut self.members[index];
+        self.ended += usize::from(!rollout.has_ended());
+        rollout.state = State::Ended(ended);
     }
 
     /// Sampled tokens held.

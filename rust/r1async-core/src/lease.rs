@@ -177,6 +177,7 @@ impl Ledger {
         let rollout = &mut group.members[member.index];
         rollout.state = State::Generating(id);
         rollout.last_lease = Some(id);
+        rollout.lost_last = false;
         if rollout.deadline.is_none() {
             rollout.deadline = Some(deadline);
             self.timers.set(deadline, Timer::Rollout(member));
@@ -224,6 +225,7 @@ impl Ledger {
         match lease.work {
             Work::Generate => {
                 rollout.attempts += 1;
+                rollout.lost_last = true;
                 let given_up = rollout.attempts >= max_attempts;
                 self.counters.leases_lost += 1;
                 self.wait_again(lease.member);
@@ -326,7 +328,7 @@ impl Ledger {
         self.held(lease.member)
     }
 
-    /// The lease was lost, but nobody has had its rollout since: it is made good.
+    /// The lease was lost, but nobody has had its rollout since: it is made good, and costs no attempt.
     fn lend_again(&mut self, now: f64, holder: HolderId, announced: Announcement) -> ChunkAck {
         let size = self.settings.group_size as u64;
         let member = Member {
@@ -341,6 +343,9 @@ impl Ledger {
             return ChunkAck::Lost;
         }
         rollout.state = State::Generating(announced.lease);
+        if std::mem::take(&mut rollout.lost_last) {
+            rollout.attempts -= 1;
+        }
         self.waiting.remove(&member);
         let until = now + self.settings.lease_s;
         let lease = Lease {

@@ -42,14 +42,21 @@ struct Holder {
 pub(crate) struct Leases {
     table: HashMap<LeaseId, Lease>,
     holders: HashMap<HolderId, Holder>,
-    /// Leases ever made; `incarnation` keeps those of a restored ledger apart from those before.
+    /// Leases ever made; `incarnation` keeps them apart from those of an earlier life of the buffer.
     made: u64,
-    pub(crate) incarnation: u64,
+    incarnation: u64,
     generating: usize,
     scoring: usize,
 }
 
 impl Leases {
+    pub(crate) fn new(incarnation: u64) -> Self {
+        Self {
+            incarnation,
+            ..Self::default()
+        }
+    }
+
     pub(crate) fn get(&self, lease: LeaseId) -> Option<Lease> {
         self.table.get(&lease).copied()
     }

@@ -99,7 +99,7 @@ impl Ledger {
             waiting: BTreeSet::new(),
             unscored: BTreeMap::new(),
             finished_so_far: 0,
-            leases: Leases::default(),
+            leases: Leases::new(settings.incarnation),
             timers: Timers::default(),
             learner: Learner::default(),
             hold: None,
@@ -190,13 +190,13 @@ impl Ledger {
             .get_mut(&member.group)
             .expect("the group of a rollout is held");
         let training = matches!(group.purpose, Purpose::Training { .. });
-        let rollout = &mut group.members[member.index];
+        let rollout = &group.members[member.index];
         if training && matches!(ended, Ended::Scored(_)) {
             self.ages.finish(member, rollout.runs.as_slice());
         } else if training {
             self.ages.remove(member, rollout.runs.as_slice());
         }
-        rollout.state = State::Ended(ended);
+        group.end_member(member.index, ended);
         self.news.batch = true; // A held step may have waited for this rollout alone.
         if group.has_ended() {
             self.close(member.group, DropReason::TooFewScored);
@@ -240,9 +240,9 @@ impl Ledger {
             self.set_aside(member);
             self.counters.abstained("deadline");
             let group = self.groups.get_mut(&id).expect("the group is being closed");
-            let rollout = &mut group.members[index];
+            let rollout = &group.members[index];
             self.ages.remove(member, rollout.runs.as_slice());
-            rollout.state = State::Ended(Ended::past_deadline());
+            group.end_member(index, Ended::past_deadline());
         }
         self.close(id, DropReason::Deadline);
     }

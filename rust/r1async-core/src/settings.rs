@@ -109,6 +109,9 @@ pub struct Settings {
     pub max_tokens: u32,
     /// Temperature of training rollouts.
     pub temperature: f64,
+    /// Below 2^20 and another in each life of the buffer (chosen at random, say): it begins every lease's
+    /// number, so that what was done under a lease of an earlier life fits none of this one.
+    pub incarnation: u64,
 }
 
 impl Default for Settings {
@@ -142,6 +145,7 @@ impl Default for Settings {
             max_attempts: 3,
             max_tokens: 1024,
             temperature: 1.0,
+            incarnation: 0,
         }
     }
 }
@@ -195,6 +199,8 @@ impl Settings {
             self.max_attempts >= 1,
             "at least 1",
         )?;
+        let life = self.incarnation;
+        within("incarnation", life, life < 1 << 20, "below 2^20")?;
         let heat = self.temperature;
         within(
             "temperature",
@@ -452,6 +458,13 @@ mod tests {
                 "temperature",
                 Settings {
                     temperature: 0.0,
+                    ..base()
+                },
+            ),
+            (
+                "incarnation",
+                Settings {
+                    incarnation: 1 << 20,
                     ..base()
                 },
             ),

@@ -131,7 +131,7 @@ impl Ledger {
         }
         let stepped = self.learner.stepped;
         if stepped < self.next_bind() {
-            return Some(format!("learner: step {stepped} is not reported yet"));
+            return Some(format!("learner trains step {stepped}"));
         }
         self.peek_wait(now).map(|reason| reason.to_string())
     }

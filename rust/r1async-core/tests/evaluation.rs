@@ -196,6 +196,17 @@ fn an_evaluation_that_cannot_run_is_refused() {
         run.ledger.evaluate(huge),
         Err(EvaluateError::TooLarge { .. })
     ));
+    // What runs already counts too.
+    let error = run
+        .ledger
+        .evaluate(request("j", 0, 1, 1 << 20))
+        .unwrap_err();
+    assert!(matches!(error, EvaluateError::Full { running: 1, .. }));
+    assert!(
+        error
+            .to_string()
+            .ends_with("want at most 1048576 in all: wait for one or cancel it")
+    );
     assert!(
         run.ledger
             .waits(0.0)

@@ -195,7 +195,12 @@ fn a_saved_ledger_goes_on_with_the_same_groups_and_books() {
     let saved = run.ledger.checkpoint();
     let before = run.ledger.audit();
 
-    let mut ledger = Ledger::new(run.ledger.settings().clone()).unwrap();
+    assert_eq!(run.ledger.waits(0.0)[0], "learner trains step 3");
+    let mut ledger = Ledger::new(Settings {
+        incarnation: 5,
+        ..run.ledger.settings().clone()
+    })
+    .unwrap();
     ledger.restore(&saved).unwrap();
     let audit = ledger.audit();
     assert_eq!(audit.difference(), None);
@@ -228,8 +233,9 @@ fn a_saved_ledger_goes_on_with_the_same_groups_and_books() {
             .collect::<Vec<_>>(),
         [4, 5, 6, 7]
     );
-    assert!(
-        leases[0].lease.0 > 1 << 40,
+    assert_eq!(
+        leases[0].lease.0 >> 40,
+        5,
         "leases of the life before are never mistaken for new ones"
     );
     assert_eq!(run.ledger.audit().prompts.incoming, before.prompts.incoming);

@@ -479,3 +479,50 @@ fn a_second_verdict_is_late() {
     assert_eq!(run.verdict(scoring, 1.0), VerdictAck::Held);
     assert_eq!(run.verdict(scoring, 0.0), VerdictAck::Lost);
 }
+
+#[test]
+fn a_lease_that_is_announced_and_kept_costs_no_attempt() {
+    let mut run = Run::new(Settings {
+        max_attempts: 2,
+        ..settings()
+    });
+    let lease = run.lease(0, 2)[0].clone();
+    for round in 0..4 {
+        let holder = HolderId(10 + round);
+        run.ledger.holder_lost(if round == 0 {
+            GENERATOR
+        } else {
+            HolderId(9 + round)
+        });
+        let announced = Announcement {
+            lease: lease.lease,
+            rollout: lease.rollout,
+            offset: 0,
+        };
+        assert_eq!(
+            run.ledger.announce(0.0, holder, announced),
+            ChunkAck::Held(0)
+        );
+        // One that was handed back had cost nothing, so nothing is given back for it.
+        assert!(run.ledger.release(holder, lease.lease));
+        assert_eq!(
+            run.ledger.announce(0.0, holder, announced),
+            ChunkAck::Held(0)
+        );
+    }
+    assert!(run.ledger.stats().abstentions.is_empty());
+}
+
+#[test]
+fn leases_of_another_life_fit_none_of_this_one() {
+    let mut ids = Vec::new();
+    for incarnation in [0, 5, (1 << 20) - 1] {
+        let mut run = Run::new(Settings {
+            incarnation,
+            ..settings()
+        });
+        ids.push(run.lease(0, 2)[0].lease.0);
+    }
+    assert_eq!(ids, [1, (5 << 40) + 1, (((1 << 20) - 1) << 40) + 1]);
+    assert!(ids[2] <= i64::MAX as u64);
+}

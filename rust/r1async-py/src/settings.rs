@@ -16,7 +16,7 @@ impl Settings {
         *, run, seed, steps, group_size, min_group_size, groups_per_step, max_staleness, pacing, publish_every,
         over_age, retries, waste_budget, hold_deadline_s, baseline, std, eps, pass_mark, zero_variance, oversample,
         max_refills, drop_truncated, rollout_deadline_s, lease_s, group_deadline_s, scoring_deadline_s,
-        score_retries, max_attempts, max_tokens, temperature, micro_batch_tokens, peer_deadline_s,
+        score_retries, max_attempts, max_tokens, temperature, incarnation, micro_batch_tokens, peer_deadline_s,
         max_message_bytes, interval_s,
     ))]
     #[expect(clippy::too_many_arguments, reason = "one keyword for each setting")]
@@ -50,6 +50,7 @@ impl Settings {
         max_attempts: u32,
         max_tokens: u32,
         temperature: f64,
+        incarnation: u64,
         micro_batch_tokens: usize,
         peer_deadline_s: f64,
         max_message_bytes: usize,
@@ -83,6 +84,7 @@ impl Settings {
             max_attempts,
             max_tokens,
             temperature,
+            incarnation,
         };
         let settings = ServiceSettings {
             ledger,

@@ -55,7 +55,12 @@ impl Service {
         if let Some((holder, role)) = self.peers.find(socket, identity) {
             if role == hello.role {
                 self.peers.begin_again(holder, hello.name, state);
-                self.evaluator_lost(holder);
+                match role {
+                    Role::Evaluator => self.evaluator_lost(holder),
+                    // It announces nothing, and a frame of work on its way to it may be lost.
+                    Role::Scorer => self.ledger.release_all(holder),
+                    Role::Generator | Role::Learner => {}
+                }
                 return Ok(holder);
             }
             self.leave(holder, true);

@@ -395,3 +395,28 @@ fn nobody_gets_more_than_it_has_room_for_while_leases_are_on_their_way() {
     assert!(credits.set(0, 1, 5));
     assert_eq!((credits.training(), credits.evaluation()), (0, 1));
 }
+
+#[test]
+fn a_scorer_that_says_hello_again_has_no_lease_left() {
+    let mut world = World::new();
+    world.begin();
+    let scorer = world.service.peers.find(Socket::Rollouts, &[2]).unwrap().0;
+    let ready = || {
+        FrameWriter::new("ready")
+            .int("free", 8)
+            .int("leases_seen", 0)
+            .finish()
+    };
+    for (peer, lease, ..) in world.leases.clone() {
+        world.chunk(peer, lease, 0, 1, true);
+    }
+    world.send(2, &ready());
+    let leases = world.service.ledger().leases_of(scorer);
+    assert!(!leases.is_empty());
+    world.hello(2, 0, 0);
+    assert!(world.service.ledger().leases_of(scorer).is_empty());
+    world.send(2, &ready());
+    let again = world.service.ledger().leases_of(scorer);
+    assert_eq!(again.len(), leases.len());
+    assert!(leases.iter().all(|lease| !again.contains(lease)));
+}

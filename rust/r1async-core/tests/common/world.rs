@@ -355,6 +355,7 @@ impl World {
         let Some((saved, committed)) = self.saved.clone() else {
             return;
         };
+        self.settings.incarnation += 1;
         let mut ledger = Ledger::new(self.settings.clone()).unwrap();
         ledger.restore(&saved).unwrap();
         ledger.end_of_prompts(self.prompts);
