@@ -315,8 +315,9 @@ def test_hellos_that_are_refused_do_not_begin_a_resumed_run(config: Config) -> N
         header = {key: value for key, value in {**whole, **change}.items() if value is not None}
         assert _first_hello(Message(header, {}), "run") is None, change
     with Serving(config) as serving:
-        for name, change in (("batches", {"epoch": None}), ("batches", {"name": None}), ("rollouts", {})):
-            context, hostile = dealer(config.endpoint(name))
+        on_batches, on_rollouts = config.endpoint("batches"), config.endpoint("rollouts")
+        for endpoint, change in ((on_batches, {"epoch": None}), (on_batches, {"name": None}), (on_rollouts, {})):
+            context, hostile = dealer(endpoint)
             hostile.send(pack({key: value for key, value in {**whole, **change}.items() if value is not None}))
             assert receive(hostile).type == "error"
             hostile.close(linger=0)
