@@ -65,8 +65,10 @@ UP = "role is up\n"
 HEALTHY = {"buffer": WAITS, "learner-0": WAITS, "generator-0": WAITS, "scorer-0": WAITS, "evaluator": WAITS}
 SAVES = (
     START.replace("sys.exit(0)", "((folder / 'saved').touch(), sys.exit(0))")
-    + "print('role is up', flush=True); signal.pause()"
+    + "print('role is up', flush=True); (folder / 'up').touch(); signal.pause()"
 )
+ONCE_SAVER_IS_UP = START + "import time\nwhile not (folder / 'up').exists(): time.sleep(0.02)\n"
+"""Before that a learner that is told to end has nothing to save and no handler that would."""
 TELLS = (
     START
     + """
@@ -134,7 +136,8 @@ class Run:
 
 
 def test_run_is_done_when_the_evaluator_is_and_the_learner_saves_last(tmp_path):
-    run = Run(tmp_path, {**HEALTHY, "learner-0": SAVES, "evaluator": DONE})
+    evaluator = ONCE_SAVER_IS_UP + DONE.removeprefix(START)
+    run = Run(tmp_path, {**HEALTHY, "learner-0": SAVES, "evaluator": evaluator})
     code, printed = run.end()
     assert code == 0, printed
     assert run.outcome == "done"
