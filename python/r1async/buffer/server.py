@@ -119,6 +119,9 @@ class Server:
             self._buffer.stop(time.monotonic())
             self._settle()
             write_json(run_dir / "audit.json", self._buffer.audit())
+            # However short the run was, its last figures are there to be looked at.
+            last = {"buffer": self._buffer.stats(), "waits": self._buffer.waits(time.monotonic()), "peers": []}
+            self._metrics.write("stats", last)
         finally:
             self._timeline.close()
             self._metrics.close()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -54,7 +55,7 @@ def run_started(run_dir: Path) -> float:
     path = run_dir / "started"
     if not path.exists():
         run_dir.mkdir(parents=True, exist_ok=True)
-        mine = run_dir / f"started.{os.getpid()}"
+        mine = run_dir / f"started.{os.getpid()}.{threading.get_ident()}"
         mine.write_text(repr(time.time()))
         try:
             os.link(mine, path)  # atomic, and fails if another role was first
