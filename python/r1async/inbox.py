@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
+from typing import Protocol
 
 
 class DeadlineExceeded(TimeoutError):  # noqa: N818
@@ -124,9 +125,15 @@ class Inbox:
         return item
 
 
+class Stoppable(Protocol):
+    """A loop that can be told to end from a signal handler: an `Inbox` (its next wait raises `Stopped`), a server."""
+
+    def stop(self) -> None: ...
+
+
 @contextmanager
-def stop_on_signals(inbox: Inbox) -> Iterator[None]:
-    """SIGTERM and SIGINT end the next wait of `inbox` with `Stopped`. In another than the main thread: nothing.
+def stop_on_signals(loop: Stoppable) -> Iterator[None]:
+    """SIGTERM and SIGINT stop the loop. In another than the main thread: nothing.
 
     A signal that is ignored stays ignored: the launcher keeps the terminal's Ctrl-C from its roles that way.
     """
@@ -134,7 +141,7 @@ def stop_on_signals(inbox: Inbox) -> Iterator[None]:
         yield
         return
     numbers = [n for n in (signal.SIGTERM, signal.SIGINT) if signal.getsignal(n) is not signal.SIG_IGN]
-    before = {number: signal.signal(number, lambda *_: inbox.stop()) for number in numbers}
+    before = {number: signal.signal(number, lambda *_: loop.stop()) for number in numbers}
     try:
         yield
     finally:

@@ -10,11 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import secrets
-import signal
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,6 +21,7 @@ from r1async.buffer.files import LedgerFiles, write_json
 from r1async.buffer.outbox import RETRY_S, Outbox
 from r1async.client import greeting
 from r1async.config import Config
+from r1async.inbox import stop_on_signals
 from r1async.monitor.metrics import MetricsWriter, run_started
 from r1async.monitor.timeline import Timeline
 from r1async.sockets import bind, router
@@ -62,7 +59,7 @@ def serve(config: Config, source: PromptSource) -> None:
         ConfigError: an endpoint cannot be bound.
     """
     server = Server(config, source)
-    with _signals(server):
+    with stop_on_signals(server):
         server.run()
 
 
@@ -338,18 +335,3 @@ def core_settings(config: Config) -> Settings:
         max_message_bytes=config.buffer.max_message_bytes,
         interval_s=config.monitor.interval_s,
     )
-
-
-@contextmanager
-def _signals(server: Server) -> Iterator[None]:
-    """SIGTERM and SIGINT stop the server; one that is ignored (the launcher's doing) stays so."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    numbers = [n for n in (signal.SIGTERM, signal.SIGINT) if signal.getsignal(n) is not signal.SIG_IGN]
-    before = {number: signal.signal(number, lambda *_: server.stop()) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
