@@ -1,12 +1,22 @@
 """The rollout buffer (Rust, `rust/r1async-py`): the ledger, its messages and packed batches. No sockets, no clock."""
 
+from collections.abc import Iterator
+from os import PathLike
 from typing import Any, Literal, final
 
 import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import Buffer as BytesLike
 
-__all__ = ["Buffer", "Settings", "advantages", "group_statistics"]
+__all__ = [
+    "Buffer",
+    "JournalBatches",
+    "JournalEvents",
+    "Settings",
+    "advantages",
+    "group_statistics",
+    "journal_audit",
+]
 
 @final
 class Settings:
@@ -62,7 +72,44 @@ class Buffer:
     `now` is seconds on any clock that never goes back; deadlines come back on the same clock.
     """
 
-    def __new__(cls, settings: Settings) -> Buffer: ...
+    def __new__(cls, settings: Settings) -> Buffer:
+        """Without a journal: it lives as long as its process."""
+    @staticmethod
+    def journaled(
+        settings: Settings,
+        folder: str | PathLike[str],
+        *,
+        data: str,
+        sync: bool,
+        interval_s: float,
+        sync_bytes: int,
+        snapshot_bytes: int,
+        keep_all: bool,
+    ) -> Buffer:
+        """Kept in the journal in `folder`, going on from what is there.
+
+        Args:
+            settings: as for a buffer without a journal.
+            folder: made if it is missing.
+            data: fingerprint of the prompts.
+            sync: an acknowledgement waits for the disk, not for the operating system alone.
+            interval_s: seconds between two waits for the disk at most, otherwise.
+            sync_bytes: bytes after which the disk is waited for at once, otherwise.
+            snapshot_bytes: a snapshot is taken after so many bytes, or as many as the last one has.
+            keep_all: the payload of groups that have ended stays.
+
+        Raises:
+            ValueError: the journal is damaged (the text names file and offset), or of another run or other data.
+            OSError: the files cannot be made or read.
+        """
+    def recovery(self) -> dict[str, float] | None:
+        """What a start found in the journal: events, torn (bytes), seconds; None: a new run, or no journal."""
+    def now(self) -> float:
+        """The time of the last call; of a journal, that of its last event: a clock goes on from there."""
+    def journal_bytes(self) -> tuple[int, int] | None:
+        """Bytes of the journal: (events, payload since the newest snapshot); None: there is none."""
+    def committed_steps(self) -> int:
+        """Steps whose groups are trained: a checkpoint holds them."""
     def handle(self, socket: Literal["rollouts", "batches"], peer: bytes, frame: BytesLike, now: float) -> None:
         """Files one message of `peer`. The frame is read in place; nothing of it is kept.
 
@@ -75,7 +122,13 @@ class Buffer:
     def tick(self, now: float) -> None:
         """Lets deadlines pass; call it at `next_deadline()`, earlier does no harm."""
     def outgoing(self) -> list[tuple[str, bytes, bytes]]:
-        """(socket, peer, frame) of all messages to send now, in order; on "events" the peer is empty."""
+        """(socket, peer, frame) of all messages to send now, in order; on "events" the peer is empty.
+
+        Before it returns the journal has all that they say.
+
+        Raises:
+            OSError: the journal cannot be written; the messages are kept for the next call.
+        """
     def next_deadline(self) -> float | None:
         """When `tick` has something to do next; None: not before another message."""
     def wanted_prompts(self) -> list[int]:
@@ -92,22 +145,6 @@ class Buffer:
         """The source ends before `at_ordinal`."""
     def peer_lost(self, socket: Literal["rollouts", "batches"], peer: bytes, now: float) -> None:
         """A peer that cannot be sent to: it is gone, and its leases are lost."""
-    def commits(self) -> list[int]:
-        """Steps whose `committed` waits for `confirm_commit`: write `checkpoint()` first."""
-    def confirm_commit(self, step: int, now: float) -> None:
-        """The checkpoint of `step` is on disk: the learner may know.
-
-        Raises:
-            ValueError: no commit of that step waits.
-        """
-    def checkpoint(self) -> bytes:
-        """What a restart of the whole run needs."""
-    def restore(self, state: bytes) -> None:
-        """Goes on from a `checkpoint()`; before the first prompt and the learner's hello. Peers stay known.
-
-        Raises:
-            ValueError: not a checkpoint, one of other settings, or prompts were admitted already.
-        """
     def audit(self) -> dict[str, Any]:
         """Prompts, rollouts and tokens: in = trained + dropped by reason + live, and whether that is so."""
     def stats(self) -> dict[str, Any]:
@@ -129,3 +166,47 @@ def advantages(
     eps: float = 1e-6,
 ) -> NDArray[np.float64]:
     """The advantage of each reward of one group."""
+
+def journal_audit(folder: str | PathLike[str]) -> dict[str, Any]:
+    """The account of a run from its journal alone.
+
+    `prompts`, `rollouts` and `tokens` each have in, trained, dropped (by reason) and live; then trained_twice,
+    balanced, differences, mean_length (tokens, by fate), length_ratio, lives, seconds, events, torn (bytes).
+
+    Raises:
+        ValueError: the journal is damaged, or was written by a build that decides otherwise.
+        OSError: it cannot be read.
+    """
+
+@final
+class JournalEvents(Iterator[tuple[float, bytes]]):
+    """What happened, from the events of a run's journal: (seconds, msgpack of a map with `what`).
+
+    Args:
+        folder: the journal's.
+        group: only what happened to this group, and the peers that joined; None: everything.
+
+    Raises:
+        ValueError: the journal is damaged.
+        OSError: it cannot be read.
+    """
+
+    def __new__(cls, folder: str | PathLike[str], group: int | None = None) -> JournalEvents: ...
+    def __iter__(self) -> JournalEvents: ...
+    def __next__(self) -> tuple[float, bytes]: ...
+    @property
+    def group_size(self) -> int:
+        """Rollouts of one prompt."""
+
+@final
+class JournalBatches(Iterator[tuple[int, int, bytes]]):
+    """The batches of a run whose journal keeps all, again: (step, groups, frame for a learner of one rank).
+
+    Raises:
+        ValueError: the journal is damaged, does not keep all, or a batch comes out otherwise than it was handed out.
+        OSError: it cannot be read.
+    """
+
+    def __new__(cls, folder: str | PathLike[str], temperature: float, micro_batch_tokens: int) -> JournalBatches: ...
+    def __iter__(self) -> JournalBatches: ...
+    def __next__(self) -> tuple[int, int, bytes]: ...

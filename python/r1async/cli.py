@@ -49,6 +49,23 @@ seeds. Runs that are complete are not run again, so the same command goes on aft
 
 {EXIT_CODES}"""
 
+AUDIT_HELP = """Add up a run from its journal alone: prompts, rollouts and sampled tokens, in = trained + dropped (by
+reason) + live, nothing trained twice, and the mean length of what was trained against what was generated.
+
+  r1async audit runs/demo
+
+exit codes: 0 it balances, 1 it does not, 2 there is no journal or it cannot be read"""
+
+INSPECT_HELP = """Tell the life of one group: who sampled it under which weights, its verdicts, the batch that
+trained it.
+
+  r1async inspect runs/demo group 42"""
+
+REPLAY_HELP = """Tell the journal to the buffer's core again and give every batch as it was handed out. The run must
+have kept all (journal.keep=all).
+
+  r1async replay runs/demo --out batches/"""
+
 ROLE_HELP = """Start one role by itself. Roles of one run share the config and its endpoints, and may be started in any
 order. Without `endpoints.*` they meet at sockets of this machine that belong to the run's folder.
 
@@ -110,6 +127,32 @@ def _parser() -> argparse.ArgumentParser:
     sweep = _command(commands, "sweep", "run every combination of listed values; table and plot", SWEEP_HELP, _sweep)
     sweep.add_argument("--jobs", type=_positive, default=1, metavar="N", help="runs at a time (default 1)")
     commands.add_parser("bench", help="measure: `r1async bench throughput --help`")
+    _add_history(commands)
+    return parser
+
+
+def _add_history(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """What reads the journal of a run, also while it goes on."""
+    _run_command(commands, "audit", "the account of a run: in = trained + dropped + live", AUDIT_HELP, _audit)
+    inspect = _run_command(commands, "inspect", "the life of one group, event by event", INSPECT_HELP, _inspect)
+    inspect.add_argument("what", choices=("group",), help="what to look at")
+    inspect.add_argument("number", type=_index, metavar="ID", help="its number, as logs and waits name it")
+    replay = _run_command(commands, "replay", "every batch of a run again, byte for byte", REPLAY_HELP, _replay)
+    replay.add_argument("--out", type=Path, metavar="DIR", help="write the batches there")
+
+
+def _run_command(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser],
+    name: str,
+    help_text: str,
+    description: str,
+    start: Callable[[argparse.Namespace], int],
+) -> argparse.ArgumentParser:
+    parser = commands.add_parser(
+        name, help=help_text, description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("run", type=Path, metavar="RUN", help="a run's folder, runs/<name>")
+    parser.set_defaults(command=start)
     return parser
 
 
@@ -157,6 +200,32 @@ def _sweep(options: argparse.Namespace) -> int:
     from r1async.launch.sweep import sweep
 
     return sweep(options.config, options.overrides, jobs=options.jobs)
+
+
+def _audit(options: argparse.Namespace) -> int:
+    from r1async.buffer.history import print_audit
+
+    _refuse_overrides(options)
+    return print_audit(options.run)
+
+
+def _inspect(options: argparse.Namespace) -> int:
+    from r1async.buffer.history import print_group
+
+    _refuse_overrides(options)
+    return print_group(options.run, options.number)
+
+
+def _replay(options: argparse.Namespace) -> int:
+    from r1async.buffer.history import replay
+
+    _refuse_overrides(options)
+    return replay(options.run, options.out)
+
+
+def _refuse_overrides(options: argparse.Namespace) -> None:
+    if options.overrides:
+        raise UsageError(f"unknown argument {options.overrides[0]!r}")
 
 
 def _bench(arguments: Sequence[str]) -> int:

@@ -193,6 +193,24 @@ class BufferConfig:
     """Seconds without any message after which a peer counts as gone. Peers send a heartbeat every quarter of it."""
     connect_deadline_s: float = 600.0
     """Seconds that a role waits for the buffer's welcome, at its start or after the buffer went away; then it fails."""
+    restarts: int = 3
+    """Times `r1async run` starts the buffer again after it died; it goes on from its journal."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class JournalConfig:
+    durability: Literal["group", "sync", "memory"] = "group"
+    """What an acknowledgement means. group: with the operating system; a killed process loses nothing, a power cut at
+    most what `interval_ms` and `sync_mb` allow, which is generated again. sync: on the disk. memory: nothing is kept,
+    and the run cannot be resumed."""
+    interval_ms: float = 20.0
+    """durability=group: milliseconds between two waits for the disk at most."""
+    sync_mb: float = 8.0
+    """durability=group: MiB after which the disk is waited for at once."""
+    snapshot_mb: float = 64.0
+    """MiB written after which a snapshot is taken, or as many as the last one has; it removes what is not live."""
+    keep: Literal["live", "all"] = "live"
+    """all: tokens of groups that have ended stay too, and `r1async replay` gives every batch again."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -314,7 +332,7 @@ class Config:
     steps: int = 100
     """Optimizer steps of the run; 0 trains nothing and evaluates the model."""
     resume: Literal["auto", "true", "false"] = "auto"
-    """auto: go on from the newest checkpoint in the run's folder. true: insist on one. false: refuse the folder."""
+    """auto: go on with the run in the folder. true: insist on one. false: refuse a folder that holds one."""
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     cold_start: ColdStartConfig = field(default_factory=ColdStartConfig)
@@ -325,6 +343,7 @@ class Config:
     group: GroupConfig = field(default_factory=GroupConfig)
     staleness: StalenessConfig = field(default_factory=StalenessConfig)
     buffer: BufferConfig = field(default_factory=BufferConfig)
+    journal: JournalConfig = field(default_factory=JournalConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     learner: LearnerConfig = field(default_factory=LearnerConfig)
     weights: WeightsConfig = field(default_factory=WeightsConfig)
@@ -382,6 +401,10 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Confi
     from r1async.settings import load  # which needs the classes above
 
     return load(path, overrides)
+
+
+def journal_dir(run_dir: Path) -> Path:
+    return run_dir / "journal"
 
 
 def ipc_dir(run_dir: Path) -> Path:

@@ -1,33 +1,33 @@
 """The sockets in front of the rollout buffer.
 
 Takes: messages of generators, scorers, the evaluator and learners; prompts. Gives: what `_core.Buffer` wants sent,
-and files in the run's folder. Waits for: a message, or the buffer's next deadline. It decides nothing: every decision
-is Rust's (`rust/r1async-core`).
+its journal and the audit in the run's folder. Waits for: a message, or the buffer's next deadline; for room on the
+disk. It decides nothing: every decision is Rust's (`rust/r1async-core`).
 """
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import secrets
 import time
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import zmq
 
 from r1async._core import Buffer, Settings
-from r1async.buffer.files import LedgerFiles, write_json
+from r1async.buffer.files import write_json
 from r1async.buffer.outbox import RETRY_S, Outbox
-from r1async.client import greeting
-from r1async.config import Config
+from r1async.config import Config, ConfigError, journal_dir
 from r1async.inbox import stop_on_signals
 from r1async.monitor.metrics import MetricsWriter, run_started
 from r1async.monitor.timeline import Timeline
 from r1async.sockets import bind, router
 from r1async.tasks import PromptError, PromptSource
 from r1async.tasks.meta import encode_meta
-from r1async.wire import PROTOCOL, Message, WireError, pack, unpack
+from r1async.wire import unpack
 
 log = logging.getLogger(__name__)
 
@@ -37,10 +37,8 @@ BURST = 256
 """Messages read from one socket before the buffer's answers are sent and the other socket is looked at."""
 LINGER_MS = 300
 """For the last messages to leave, at the end."""
-MAX_COUNT = 2**63 - 1
-"""Largest integer of the wire (Rust's i64)."""
-MAX_NAME_BYTES = 256
-"""Of a peer's name; as in Rust's `messages.rs`."""
+DISK_RETRY_S = 1.0
+"""Between two tries to write a journal that the disk has no room for."""
 
 Socket = Literal["rollouts", "batches"]
 
@@ -77,10 +75,11 @@ class Server:
     def __init__(self, config: Config, source: PromptSource) -> None:
         self._config = config
         self._source = source
-        self._buffer = Buffer(core_settings(config))
-        self._ledger = LedgerFiles(config.run_dir / "ledger", keep=config.learner.keep_checkpoints + 1)
-        self._begun = False
-        """A learner has said from where the run goes on; before that no prompt is admitted."""
+        self._buffer = open_buffer(config, source.fingerprint)
+        self._clock_start = self._buffer.now() - time.monotonic()
+        self._committed = self._buffer.committed_steps()
+        self._disk_error = ""
+        """Why the journal cannot be written; nothing is read or sent meanwhile."""
         self._wake_read, self._wake_write = os.pipe()
         os.set_blocking(self._wake_write, False)
         self._context = zmq.Context()
@@ -113,11 +112,11 @@ class Server:
         self._metrics = MetricsWriter(path, started)
         try:
             self._loop()
-            self._buffer.stop(time.monotonic())
+            self._buffer.stop(self._now())
             self._settle()
             write_json(run_dir / "audit.json", self._buffer.audit())
             # However short the run was, its last figures are there to be looked at.
-            last = {"buffer": self._buffer.stats(), "waits": self._buffer.waits(time.monotonic()), "peers": []}
+            last = {"buffer": self._buffer.stats(), "waits": self._buffer.waits(self._now()), "peers": []}
             self._metrics.write("stats", last)
         finally:
             self._timeline.close()
@@ -130,12 +129,21 @@ class Server:
         bind(socket, self._config.endpoint(name), f"endpoints.{name}")
         return socket
 
+    def _now(self) -> float:
+        """Seconds on the run's own clock, which stands still while no buffer runs."""
+        return self._clock_start + time.monotonic()
+
     def _loop(self) -> None:
         poller = zmq.Poller()
         poller.register(self._wake_read, zmq.POLLIN)
         for socket in self._sockets.values():
             poller.register(socket, zmq.POLLIN)
+        self._settle()
         while True:
+            if self._disk_error:
+                if self._wait_for_disk():
+                    return
+                continue
             with self._timeline.wait("messages"):
                 ready = dict(poller.poll(self._timeout_ms()))
             if self._wake_read in ready:
@@ -146,8 +154,18 @@ class Server:
                         self._receive(name, socket)
                 self._settle()
 
+    def _wait_for_disk(self) -> bool:
+        """Tries again to write the journal; True: the run ends."""
+        with self._timeline.wait("disk"):
+            poller = zmq.Poller()
+            poller.register(self._wake_read, zmq.POLLIN)
+            if poller.poll(round(DISK_RETRY_S * 1000)):
+                return True
+        self._send(self._now())
+        return False
+
     def _timeout_ms(self) -> int | None:
-        now = time.monotonic()
+        now = self._now()
         due = [now + RETRY_S] if any(not outbox.empty for outbox in self._outboxes.values()) else []
         deadline = self._buffer.next_deadline()
         if deadline is not None:
@@ -163,55 +181,20 @@ class Server:
             peer = parts[0].bytes
             # Read-only, so that Rust may read it without the GIL; an empty one is answered as malformed.
             frame = parts[1].buffer.toreadonly() if len(parts) == 2 else memoryview(b"")
-            now = time.monotonic()
+            now = self._now()
             if not self._outboxes[name].empty and not self._outboxes[name].retry(peer):
                 self._buffer.peer_lost(name, peer, now)
-            if name == "batches" and not self._begun:
-                answerable = self._begin(peer, frame)
-                if answerable is None:
-                    continue
-                frame = answerable
             self._buffer.handle(name, peer, frame, now)
 
     def _settle(self) -> None:
         """Let time pass, give it what it wants, send what it has to say."""
-        now = time.monotonic()
+        now = self._now()
         self._buffer.tick(now)
         for name, outbox in self._outboxes.items():
             for peer in outbox.retry_all():
                 self._buffer.peer_lost(name, peer, now)
-        if self._begun:
-            self._feed(now)
-        self._commit(now)
+        self._feed(now)
         self._send(now)
-
-    def _begin(self, peer: bytes, frame: memoryview) -> memoryview | None:
-        """The first learner's hello says at which checkpoint the run goes on.
-
-        Returns:
-            What the buffer is to answer; None: the run cannot go on there, and the peer was told so.
-        """
-        try:
-            message = unpack(frame)
-        except WireError:
-            return frame
-        hello = _first_hello(message, self._config.name)
-        if hello is None:
-            return frame
-        step = hello["step"]
-        try:
-            if step > 0:
-                self._buffer.restore(self._ledger.read(step))
-                log.info("goes on at step %d", step)
-        except (FileNotFoundError, ValueError) as error:
-            log.error("cannot go on at step %d: %s", step, error)
-            header = {"t": "error", "code": "run", "message": str(error), "about": "hello", "state": "waiting"}
-            unknown = {"epoch": 0, "version": -1, "published": -1}
-            self._outboxes["batches"].send(peer, pack({**header, **unknown}))
-            return None
-        self._begun = True
-        # Only what was checked: what else the frame holds cannot have the hello refused once the run has begun by it.
-        return memoryview(pack(hello))
 
     def _feed(self, now: float) -> None:
         while ordinals := self._buffer.wanted_prompts():
@@ -233,21 +216,34 @@ class Server:
         self._buffer.admit(ordinal, prompt.token_ids, encode_meta(prompt), now)
         return True
 
-    def _commit(self, now: float) -> None:
-        for step in self._buffer.commits():
-            self._ledger.write(step, self._buffer.checkpoint())
-            self._buffer.confirm_commit(step, now)
-            write_json(self._config.run_dir / "audit.json", self._buffer.audit())
-
     def _send(self, now: float) -> None:
         # A lost peer's leases go to others at once: that is more to send.
-        while outgoing := self._buffer.outgoing():
+        while outgoing := self._outgoing():
             for name, peer, frame in outgoing:
                 if name == "rollouts" or name == "batches":
                     if not self._outboxes[name].send(peer, frame):
                         self._buffer.peer_lost(name, peer, now)
                 else:
                     self._publish(frame)
+        if not self._disk_error and self._committed != self._buffer.committed_steps():
+            self._committed = self._buffer.committed_steps()
+            write_json(self._config.run_dir / "audit.json", self._buffer.audit())
+
+    def _outgoing(self) -> list[tuple[str, bytes, bytes]]:
+        """What the buffer wants sent, once the journal has it; nothing while the disk has no room for that."""
+        try:
+            outgoing = self._buffer.outgoing()
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            if not self._disk_error:
+                log.error("the disk is full, the run waits for room: %s", error)
+            self._disk_error = str(error)
+            return []
+        if self._disk_error:
+            log.info("the disk has room again")
+            self._disk_error = ""
+        return outgoing
 
     def _publish(self, frame: bytes) -> None:
         self._events.send(frame, zmq.NOBLOCK)
@@ -261,38 +257,43 @@ class Server:
         os.close(self._wake_read)
 
 
-def _first_hello(message: Message, run: str) -> dict[str, Any] | None:
-    """The checked fields of a rank 0 learner's hello to this run; None of anything that Rust would refuse.
+def open_buffer(config: Config, data: str) -> Buffer:
+    """The run's buffer, in its journal if it has one, going on from what is there.
 
-    Everything that `LearnerHello::read` and `Hello::read` check: a hello that is refused must not begin the run.
+    Args:
+        config: the run's.
+        data: fingerprint of the prompts.
+
+    Raises:
+        ConfigError: `resume` rules it out, or the journal is damaged or belongs to another run.
     """
-    match message.header:
-        case {
-            "t": "hello",
-            "protocol": protocol,
-            "role": "learner",
-            "name": str(name),
-            "run": named,
-            "rank": rank,
-            "world": world,
-            "epoch": epoch,
-            "step": step,
-        }:
-            counts = (
-                _in_range(protocol, PROTOCOL, PROTOCOL)
-                and _in_range(rank, 0, 0)
-                and _in_range(world, 1, 2**16)
-                and _in_range(epoch, 0, MAX_COUNT)
-                and _in_range(step, 0, MAX_COUNT)
-            )
-            if counts and named == run and len(name.encode()) <= MAX_NAME_BYTES:
-                return greeting("learner", name, run, rank=rank, world=world, epoch=epoch, step=step)
-    return None
-
-
-def _in_range(value: object, low: int, high: int) -> bool:
-    # Not isinstance: true is an int to Python, and no integer on the wire.
-    return type(value) is int and low <= value <= high
+    journal, folder = config.journal, journal_dir(config.run_dir)
+    is_there = (folder / "events").exists()
+    if journal.durability == "memory":
+        if is_there:
+            raise ConfigError(f"journal.durability: memory, but {folder} holds a journal; keep it, or set name=OTHER")
+        return Buffer(core_settings(config))
+    if config.resume == "false" and is_there:
+        raise ConfigError(f"resume: false, but {folder} holds a journal; set name=OTHER, or resume=auto")
+    if config.resume == "true" and not is_there:
+        raise ConfigError(f"resume: true, but {folder} holds no journal; set resume=auto to start from step 0")
+    try:
+        buffer = Buffer.journaled(
+            core_settings(config),
+            folder,
+            data=data,
+            sync=journal.durability == "sync",
+            interval_s=journal.interval_ms / 1000,
+            sync_bytes=round(journal.sync_mb * 2**20),
+            snapshot_bytes=round(journal.snapshot_mb * 2**20),
+            keep_all=journal.keep == "all",
+        )
+    except (ValueError, OSError) as error:
+        raise ConfigError(f"journal: {error}") from error
+    recovery = buffer.recovery()
+    if recovery is not None:
+        log.info("goes on from %s after %d steps: %s", folder, buffer.committed_steps(), recovery)
+    return buffer
 
 
 def core_settings(config: Config) -> Settings:

@@ -11,12 +11,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TextIO
 
-from r1async.config import Config, ConfigError, ipc_dir, load_config
+from r1async.config import Config, ConfigError, ipc_dir, journal_dir, load_config
 from r1async.settings import to_yaml
 
 LIFE = (
     "config.yaml", "cold_start.yaml", "cold_start.json", "start_model", "started", "epoch", "logs", "metrics",
-    "tensorboard", "checkpoints", "ledger", "model", "evaluation.jsonl", "audit.json", "summary.json", "report.html",
+    "tensorboard", "checkpoints", "journal", "model", "evaluation.jsonl", "audit.json", "summary.json", "report.html",
 )  # fmt: skip
 """What one life of a run leaves in its folder. A sweep's points may lie in there too, and stay."""
 
@@ -28,15 +28,13 @@ _STEP = re.compile(r"step-(\d+)")
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """How a run begins: from the start checkpoint, or after the steps of the newest whole checkpoint."""
+    """How a run begins: anew, or where its journal ends."""
 
-    step: int
+    resumed: bool = False
+    step: int = 0
+    """Steps in the learner's newest whole checkpoint."""
     changed: tuple[str, ...] = ()
     """Settings that differ from the former life's, as sentences."""
-
-    @property
-    def resumed(self) -> bool:
-        return self.step > 0
 
 
 class FolderLock:
@@ -78,18 +76,13 @@ def prepare(config: Config) -> Start:
         raise ConfigError(
             f"resume: false, but {run_dir} holds a run already; set name=OTHER, resume=auto, or remove it"
         )
-    step = newest_step(run_dir)
-    if step:
-        changed = _changes(config, run_dir / "config.yaml")
-        _set_aside_uncommitted(run_dir, step)
-        return Start(step, changed)
+    if is_used(run_dir) and (journal_dir(run_dir) / "events").exists():
+        return Start(True, newest_step(run_dir), _changes(config, run_dir / "config.yaml"))
     if config.resume == "true":
-        raise ConfigError(
-            f"resume: true, but {run_dir} holds no whole checkpoint; set resume=auto to start from step 0"
-        )
+        raise ConfigError(f"resume: true, but {run_dir} holds no journal; set resume=auto to start from step 0")
     if is_used(run_dir):
         _archive(run_dir)
-    return Start(0)
+    return Start()
 
 
 def is_used(run_dir: Path) -> bool:
@@ -97,31 +90,14 @@ def is_used(run_dir: Path) -> bool:
 
 
 def newest_step(run_dir: Path) -> int:
-    """Steps in the newest checkpoint that is whole on both sides, learner's and ledger's; 0 if there is none.
-
-    The learner writes its side first. A kill between the two leaves a checkpoint that the ledger knows nothing of.
-    """
-    return max(_steps(run_dir / "checkpoints") & _steps(run_dir / "ledger"), default=0)
-
-
-def _steps(folder: Path) -> set[int]:
-    if not folder.is_dir():
-        return set()
-    matches = (_STEP.fullmatch(path.stem if path.suffix == ".bin" else path.name) for path in folder.iterdir())
-    return {int(match[1]) for match in matches if match}
-
-
-def _set_aside_uncommitted(run_dir: Path, step: int) -> None:
-    """Renames what is newer than the pair that the run goes on from: neither side may start from it."""
-    for folder in ("checkpoints", "ledger"):
-        for path in list((run_dir / folder).iterdir()):
-            match = _STEP.fullmatch(path.stem if path.suffix == ".bin" else path.name)
-            if match and int(match[1]) > step:
-                path.rename(_unused(path.with_name(f"uncommitted-{path.name}")))
+    """Steps in the learner's newest whole checkpoint; 0 if there is none."""
+    folder = run_dir / "checkpoints"
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    return max((int(match[1]) for name in names if (match := _STEP.fullmatch(name))), default=0)
 
 
 def _archive(run_dir: Path) -> None:
-    """Moves a former life that saved nothing out of the way of the new one's figures."""
+    """Moves a former life that kept no journal out of the way of the new one's figures."""
     target = _unused(run_dir / "attempts" / "1")
     target.mkdir(parents=True)
     for name in LIFE:

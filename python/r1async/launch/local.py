@@ -189,7 +189,7 @@ class Launcher:
     def _roles(self) -> list[Role]:
         config, path = self._config, self._config_path
         return [
-            buffer_role(path),
+            buffer_role(config, path),
             *learner_roles(config, path),
             *generator_roles(config, path),
             *scorer_roles(config, path),
@@ -291,8 +291,6 @@ class Launcher:
             return None
         if ended.code == 2:
             return Outcome("mistake", 2, self._supervisor.mistake(role))
-        if role.kind == "buffer":
-            return Outcome("failed", 1, self._buffer_gone(ended))
         if role.name in self._supervisor.running:
             return None  # ended at the same moment as another of its kind; all of them were started again
         if self._finished_well(ended):
@@ -321,13 +319,6 @@ class Launcher:
                 if role.kind == kind:
                     self._finished.discard(role.name)
                     self._supervisor.start(role)
-
-    def _buffer_gone(self, ended: Exit) -> str:
-        log = self._supervisor.log(ended.role)
-        return (
-            f"{ended}, and with it the rollouts that were not trained yet. The same command goes on from the newest "
-            f"checkpoint (resume=auto). The end of {log}:\n{self._supervisor.tail(ended.role)}"
-        )
 
     def _shut_down(self, outcome: Outcome, events: zmq.Socket[bytes], view: LiveView) -> Outcome:
         """Ends all roles: first everyone but the buffer, which confirms the learner's last checkpoint, then it."""

@@ -14,9 +14,15 @@ FEW_THREADS = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 """A role computes with the threads that its setting says; the others' would compete for the same cores."""
 
 
-def buffer_role(config_path: Path) -> Role:
-    """Never restarted: until there is a journal, what it held is gone with it."""
-    return Role(name="buffer", kind="buffer", arguments=("buffer", str(config_path)), environment=FEW_THREADS)
+def buffer_role(config: Config, config_path: Path) -> Role:
+    """Restarted where a journal holds all that it held."""
+    return Role(
+        name="buffer",
+        kind="buffer",
+        arguments=("buffer", str(config_path)),
+        environment=FEW_THREADS,
+        restarts=0 if config.journal.durability == "memory" else config.buffer.restarts,
+    )
 
 
 def generator_roles(config: Config, config_path: Path) -> list[Role]:

@@ -26,6 +26,11 @@ class PromptSource(Protocol):
         """Ordinals there are: rows x epochs. None if the source never ends."""
         ...
 
+    @property
+    def fingerprint(self) -> str:
+        """Of all that decides which prompt is where, but the seed. A run goes on only with the data it began with."""
+        ...
+
     def prompt(self, ordinal: int) -> Prompt:
         """The prompt at a place of the order.
 

@@ -150,6 +150,10 @@ class ChainModSource:
     def total(self) -> int | None:
         return None
 
+    @property
+    def fingerprint(self) -> str:
+        return "chain-mod"
+
     def prompt(self, ordinal: int) -> Prompt:
         if ordinal < 0:
             raise IndexError(f"ordinals begin at 0, got {ordinal}")

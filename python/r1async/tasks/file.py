@@ -6,6 +6,7 @@ anything is started, not a crash in the middle of a run.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
@@ -181,6 +182,17 @@ def read_rows(
     return rows
 
 
+def digest_of(path: Path) -> str:
+    """SHA-256 of a file, or of all files in a directory with their names."""
+    if path.is_file():
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    whole = hashlib.sha256()
+    for each in sorted(each for each in path.rglob("*") if each.is_file()):
+        whole.update(f"{each.relative_to(path)} {digest_of(each)}\n".encode())
+    return whole.hexdigest()
+
+
 def _open_arrow(path: Path, held_out: bool, setting: str) -> Dataset:
     from datasets import Dataset, DatasetDict, load_from_disk
 
@@ -230,9 +242,11 @@ class FileSource:
         seed: int,
         shuffle: bool,
         epochs: int,
+        digest: str,
     ) -> None:
         self._rows, self._held_out, self._held_out_rows = rows, held_out, held_out_rows
         self._num_train = len(rows) - len(held_out) if held_out_rows is rows else len(rows)
+        self._digest = digest
         self._tokenizer, self._prefill = tokenizer, prefill
         self._template: Template = template
         self._max_prompt_tokens, self._seed, self._shuffle, self._epochs = max_prompt_tokens, seed, shuffle, epochs
@@ -242,6 +256,11 @@ class FileSource:
     @property
     def total(self) -> int | None:
         return self._num_train * self._epochs if self._epochs else None
+
+    @property
+    def fingerprint(self) -> str:
+        order = "shuffled" if self._shuffle else "in order"
+        return f"{self._digest}, {self._num_train} rows {order}, template {self._template}"
 
     def prompt(self, ordinal: int) -> Prompt:
         if ordinal < 0 or (self.total is not None and ordinal >= self.total):

@@ -8,7 +8,7 @@ from pathlib import Path
 from r1async.config import Config, ConfigError
 from r1async.tasks import PromptError, PromptSource
 from r1async.tasks.chain_mod import ChainModSource
-from r1async.tasks.file import FileSource, read_rows
+from r1async.tasks.file import FileSource, digest_of, read_rows
 from r1async.tasks.templates import Question, render
 from r1async.tasks.tokenizer import PromptTokenizer, TokenizerError, load_tokenizer
 
@@ -66,6 +66,7 @@ def _file(config: Config, tokenizer: PromptTokenizer) -> PromptSource:
         seed=config.seed,
         shuffle=data.shuffle,
         epochs=data.epochs,
+        digest=digest_of(Path(data.path)),
     )
 
 

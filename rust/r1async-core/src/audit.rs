@@ -278,9 +278,6 @@ impl Ledger {
     pub fn audit(&self) -> Audit {
         let mut audit = self.books.accounts();
         let size = self.settings.group_size as u64;
-        let restored = self.frontier.restored.len() as u64;
-        audit.prompts.live += restored;
-        audit.rollouts.live += restored * size;
         for group in self.groups.values() {
             if group.id.is_evaluation() {
                 audit.evaluation_rollouts.live += group.members.len() as u64;

@@ -3,10 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::audit::DropReason;
-use crate::group::{Ended, Finish, Group, Prompt, Purpose, Rollout, Score, State};
+use crate::group::{Ended, Finish, Group, Prompt, Rollout, Score, State};
 use crate::ids::{GroupId, Member, PolicyVersion, RolloutId, Step};
 use crate::ledger::Ledger;
 use crate::settings::{OverAge, Settings};
@@ -14,19 +15,22 @@ use crate::staleness::VersionRun;
 use crate::statistics::GroupStatistics;
 use crate::stats::Figures;
 use crate::timers::Timer;
+use crate::trace::{Event, TracedRollout};
 use crate::waits::WaitReason;
 
 /// Groups that a hold names at most.
 const GROUPS_NAMED: usize = 8;
 
 /// A rollout in a batch: a scored member with at least one token that has a loss.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct BoundRollout {
     /// Its number.
     pub rollout: RolloutId,
     /// The completion.
+    #[serde(with = "crate::columns")]
     pub tokens: Vec<i32>,
     /// Log-probability of each token under the policy that sampled it, in nats.
+    #[serde(with = "crate::columns")]
     pub logprobs: Vec<f32>,
     /// Version of each token, run-length-encoded.
     pub runs: Vec<VersionRun>,
@@ -56,7 +60,7 @@ impl BoundRollout {
 }
 
 /// A group in a batch.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct BoundGroup {
     /// Its number.
     pub group: GroupId,
@@ -69,7 +73,7 @@ pub struct BoundGroup {
 }
 
 /// What one optimizer step trains.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct BoundBatch {
     /// The step that trains it.
     pub step: Step,
@@ -114,13 +118,11 @@ pub enum BindError {
 }
 
 /// A batch until it is trained, with what the books need of it.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct StepBatch {
     pub(crate) bound: BoundBatch,
     /// Whether the learner life that counts has had it.
     pub(crate) handed_out: bool,
-    /// By group: how often its prompt may still return, for a restart of the run.
-    pub(crate) retries: Vec<u32>,
     /// Rollouts and tokens that do not train, by reason.
     pub(crate) dropped: BTreeMap<DropReason, (u64, u64)>,
     pub(crate) figures: Figures,
@@ -148,7 +150,7 @@ impl StepBatch {
 }
 
 /// A step that is held for unfinished rollouts.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Hold {
     since: f64,
     until: f64,
@@ -179,6 +181,21 @@ impl Ledger {
         let batch = &mut self.batches[index];
         batch.handed_out = true;
         Ok(Bind::Ready(&batch.bound))
+    }
+
+    /// What asking for a batch may change, for whoever writes down only what did.
+    pub(crate) fn bind_state(&self) -> impl PartialEq + use<> {
+        let handed_out = self.batches.iter().filter(|batch| batch.handed_out).count();
+        let held_since = self.hold.as_ref().map(|hold| hold.since.to_bits());
+        let held = (self.groups.len(), self.open.len(), self.ready.len());
+        (self.next_bind(), handed_out, held_since, self.counters.hold_timeouts, held)
+    }
+
+    /// The batch of a step that is bound and not trained yet.
+    #[must_use]
+    pub fn batch(&self, step: Step) -> Option<&BoundBatch> {
+        let index = step.0.checked_sub(self.learner.committed)?;
+        self.batches.get(index as usize).map(|batch| &batch.bound)
     }
 
     /// Binds the batch of `step`, or answers why not.
@@ -339,7 +356,6 @@ impl Ledger {
         let mut batch = StepBatch {
             bound,
             handed_out: false,
-            retries: Vec::new(),
             dropped: BTreeMap::new(),
             figures,
         };
@@ -357,22 +373,22 @@ impl Ledger {
                 self.ages
                     .remove(Member { group: *id, index }, rollout.runs.as_slice());
             }
-            batch.take(group, &self.settings);
+            let event = batch.take(group, &self.settings);
+            self.tell(|| event);
         }
         batch
     }
 }
 
 impl StepBatch {
-    fn take(&mut self, group: Group, settings: &Settings) {
+    /// Takes a group in, and tells what of it trains.
+    fn take(&mut self, group: Group, settings: &Settings) -> Event {
         let closed = group.closed.as_ref().expect("a ready group is closed");
-        let Purpose::Training { retries } = group.purpose else {
-            unreachable!("evaluation groups are never ready");
-        };
         let (id, prompt, statistics) = (group.id, group.prompt.clone(), closed.statistics);
         let advantages = closed.advantages.clone();
         let first = group.first_rollout;
         let mut rollouts = Vec::with_capacity(group.members.len());
+        let mut left_out = Vec::new();
         for (index, (rollout, advantage)) in group.members.into_iter().zip(advantages).enumerate() {
             let tokens = rollout.tokens.len() as u64;
             match bind_rollout(
@@ -383,28 +399,32 @@ impl StepBatch {
                 settings,
             ) {
                 Ok(bound) => {
-                    self.drop_tokens(DropReason::Stale, 0, tokens - bound.loss_tokens());
+                    left_out.push((DropReason::Stale, 0, tokens - bound.loss_tokens()));
                     self.figures.rollout(&bound, self.bound.step, settings);
                     rollouts.push(bound);
                 }
-                Err(reason) => self.drop_tokens(reason, 1, tokens),
+                Err(reason) => left_out.push((reason, 1, tokens)),
             }
         }
+        left_out.retain(|&(_, rollouts, tokens)| rollouts + tokens > 0);
+        for &(reason, rollouts, tokens) in &left_out {
+            let sums = self.dropped.entry(reason).or_default();
+            *sums = (sums.0 + rollouts, sums.1 + tokens);
+        }
         self.figures.group(&statistics);
-        self.retries.push(retries);
+        let event = Event::Bound {
+            group: id,
+            step: self.bound.step,
+            rollouts: rollouts.iter().map(TracedRollout::of).collect(),
+            dropped: left_out,
+        };
         self.bound.groups.push(BoundGroup {
             group: id,
             prompt,
             statistics,
             rollouts,
         });
-    }
-
-    fn drop_tokens(&mut self, reason: DropReason, rollouts: u64, tokens: u64) {
-        if rollouts + tokens > 0 {
-            let sums = self.dropped.entry(reason).or_default();
-            *sums = (sums.0 + rollouts, sums.1 + tokens);
-        }
+        event
     }
 }
 

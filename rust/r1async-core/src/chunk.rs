@@ -9,6 +9,7 @@ use crate::leases::{Lease, Work};
 use crate::ledger::Ledger;
 use crate::staleness::VersionRun;
 use crate::timers::Timer;
+use crate::trace::Event;
 
 /// New tokens of one leased rollout.
 #[derive(Debug, Clone, Copy)]
@@ -140,6 +141,12 @@ impl Ledger {
         Ok(self.held(lease.member))
     }
 
+    /// Tokens and whole completions received so far, of whatever purpose: what a chunk changes, if anything.
+    pub(crate) fn received(&self) -> (u64, u64, u64) {
+        let tokens = self.books.tokens.incoming;
+        (tokens, self.books.evaluation_tokens.incoming, self.finished_so_far)
+    }
+
     fn check_chunk(&self, lease: Lease, chunk: &ChunkRef<'_>) -> Result<(), ChunkError> {
         check_columns(chunk)?;
         let (id, held) = (
@@ -222,7 +229,12 @@ impl Ledger {
             }
         }
         let received = new.len() as u64;
+        let rollout = group.rollout_id(member.index);
         if training {
+            self.tell(|| Event::Tokens {
+                rollout,
+                runs: runs_after(chunk.runs, skip),
+            });
             self.waste.generated(received);
             self.books.tokens.incoming += received;
         } else {
@@ -250,7 +262,16 @@ impl Ledger {
         if let Some(at) = rollout.deadline.take() {
             self.timers.clear(at, Timer::Rollout(member));
         }
+        let tokens = rollout.tokens.len() as u64;
+        let id = group.rollout_id(member.index);
         self.leases.mark_sent(lease, &mut self.timers);
+        if !member.group.is_evaluation() {
+            self.tell(|| Event::Finished {
+                rollout: id,
+                finish,
+                tokens,
+            });
+        }
         self.unscored.insert(place, member);
         self.news.scoring = true;
         self.news.rollouts = true;

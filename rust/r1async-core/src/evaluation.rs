@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::audit::DropReason;
@@ -16,7 +17,7 @@ use crate::settings::Sampling;
 const MAX_ROLLOUTS: usize = 1 << 20;
 
 /// What an evaluator asks for.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct EvaluationRequest {
     /// The evaluator's own name for it; unique among those that run.
     pub id: String,
@@ -86,18 +87,19 @@ pub enum EvaluateError {
 }
 
 /// One completion of an evaluated prompt.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct EvaluatedMember {
     /// Score or abstention.
     pub outcome: Outcome,
     /// Why the completion ended; `None` if it never did.
     pub finish: Option<Finish>,
     /// The completion's tokens.
+    #[serde(with = "crate::columns")]
     pub tokens: Vec<i32>,
 }
 
 /// One evaluated prompt, with all its completions.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct EvaluatedGroup {
     /// The evaluation.
     pub id: String,
@@ -114,7 +116,7 @@ pub struct EvaluatedGroup {
 }
 
 /// One evaluation under way.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 struct Evaluation {
     pin: PolicyVersion,
     sampling: Sampling,
@@ -125,7 +127,7 @@ struct Evaluation {
 }
 
 /// All evaluations under way.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Evaluations {
     by_name: BTreeMap<Arc<str>, Evaluation>,
     /// Members that wait for a generator, in the order in which they were asked for.
@@ -169,6 +171,11 @@ impl Evaluations {
             let done = evaluation.of - evaluation.open.len();
             (name.as_ref(), evaluation.pin, done, evaluation.of)
         })
+    }
+
+    /// The names of all evaluations under way.
+    pub(crate) fn names(&self) -> Vec<String> {
+        self.by_name.keys().map(ToString::to_string).collect()
     }
 
     fn number(&mut self, samples: usize) -> (GroupId, u64) {

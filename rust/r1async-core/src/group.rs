@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
+
 use crate::audit::DropReason;
 use crate::ids::{GroupId, LeaseId, Member, RolloutId};
 use crate::ready::ReadyKey;
@@ -10,18 +12,20 @@ use crate::staleness::VersionRuns;
 use crate::statistics::{GroupStatistics, advantages, group_statistics};
 
 /// One question as the ledger holds it: tokens for the generator, an opaque description for the scorer.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Prompt {
     /// Its place in the seeded order of the source (evaluation: its place in the request).
     pub ordinal: u64,
     /// The prompt's tokens.
+    #[serde(with = "crate::columns")]
     pub tokens: Vec<i32>,
     /// What a grader needs to know; the ledger does not look inside.
+    #[serde(with = "crate::columns")]
     pub meta: Vec<u8>,
 }
 
 /// Why a completion ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Finish {
     /// By a stop token, which is its last token.
     Stop,
@@ -41,7 +45,7 @@ impl Finish {
 }
 
 /// A finite reward.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Score {
     /// What the advantage is made of.
     pub total: f64,
@@ -52,7 +56,7 @@ pub struct Score {
 }
 
 /// What became of a rollout: a score, or the reason why there is none.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub enum Outcome {
     /// Scored.
     Score(Score),
@@ -61,7 +65,7 @@ pub enum Outcome {
 }
 
 /// How a rollout ended.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) enum Ended {
     Scored(Score),
     /// Without a score: why, and under which reason its tokens are counted if its group trains.
@@ -77,13 +81,20 @@ impl Ended {
         Ended::Abstained("deadline".to_owned(), DropReason::Deadline)
     }
 
+    pub(crate) fn outcome(&self) -> Outcome {
+        match self {
+            Ended::Scored(score) => Outcome::Score(score.clone()),
+            Ended::Abstained(status, _) => Outcome::Abstain(status.clone()),
+        }
+    }
+
     pub(crate) fn truncated() -> Self {
         Ended::Abstained("truncated".to_owned(), DropReason::Truncated)
     }
 }
 
 /// Where a rollout is.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) enum State {
     /// Waits for a generator.
     Waiting,
@@ -98,10 +109,12 @@ pub(crate) enum State {
 }
 
 /// A rollout of a group that is in no batch yet.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Rollout {
     pub(crate) state: State,
+    #[serde(with = "crate::columns")]
     pub(crate) tokens: Vec<i32>,
+    #[serde(with = "crate::columns")]
     pub(crate) logprobs: Vec<f32>,
     pub(crate) runs: VersionRuns,
     pub(crate) finish: Option<Finish>,
@@ -160,7 +173,7 @@ impl Rollout {
 }
 
 /// What a group is for.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) enum Purpose {
     /// Training; how often its prompt returns if age drops it.
     Training { retries: u32 },
@@ -169,7 +182,7 @@ pub(crate) enum Purpose {
 }
 
 /// What is final about a training group once it closed.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Closed {
     pub(crate) statistics: GroupStatistics,
     /// By member; abstained members have none.
@@ -178,7 +191,7 @@ pub(crate) struct Closed {
 }
 
 /// A group that is in no batch yet.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Group {
     pub(crate) id: GroupId,
     pub(crate) first_rollout: u64,

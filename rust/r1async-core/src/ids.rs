@@ -79,7 +79,7 @@ impl fmt::Display for PolicyVersion {
 }
 
 /// One member of one group: the ledger's own name of a rollout. Ordered like rollout numbers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub(crate) struct Member {
     pub(crate) group: GroupId,
     pub(crate) index: usize,

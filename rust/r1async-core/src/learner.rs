@@ -2,10 +2,12 @@
 
 use std::collections::BTreeMap;
 
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::ids::{PolicyVersion, Step};
 use crate::ledger::Ledger;
+use crate::trace::Event;
 
 /// A report that cannot be. It changes nothing.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
@@ -56,7 +58,7 @@ pub enum LearnerError {
 }
 
 /// Where the learner is.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Learner {
     /// The learner life that counts: the highest seen.
     pub(crate) epoch: Option<u64>,
@@ -186,6 +188,7 @@ impl Ledger {
             });
         }
         self.learner.stepped += 1;
+        self.tell(|| Event::Stepped { step });
         self.news.rollouts = true;
         self.news.batch = true;
         Ok(())
@@ -212,6 +215,7 @@ impl Ledger {
             });
         }
         self.learner.published = Some((version, hash.to_owned()));
+        self.tell(|| Event::Published { version });
         self.news.rollouts = true;
         Ok(())
     }
@@ -244,6 +248,10 @@ impl Ledger {
             self.learner.committed += 1;
             self.books.train(&batch);
             self.figures.add(&batch.figures);
+            self.tell(|| Event::Trained {
+                step: batch.bound.step,
+                groups: batch.bound.groups.iter().map(|group| group.group).collect(),
+            });
         }
     }
 

@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
+
 use crate::audit::DropReason;
 use crate::group::{Ended, Prompt, Purpose, State};
 use crate::ids::{GroupId, HolderId, LeaseId, Member, PolicyVersion, RolloutId};
@@ -10,6 +12,7 @@ use crate::ledger::Ledger;
 use crate::pacing::{LearnerPosition, may_sample};
 use crate::settings::Sampling;
 use crate::timers::Timer;
+use crate::trace::Event;
 
 /// A rollout lent to a generator.
 #[derive(Debug, Clone, PartialEq)]
@@ -31,7 +34,7 @@ pub struct RolloutLease {
 }
 
 /// What a generator says it holds after it connected again.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Announcement {
     /// The loan it works under.
     pub lease: LeaseId,
@@ -143,9 +146,10 @@ impl Ledger {
         };
         if lowest < oldest {
             self.ages.remove(member, rollout.runs.as_slice());
-            self.books
-                .tokens
-                .drop(DropReason::Superseded, rollout.restart());
+            let tokens = rollout.restart();
+            self.books.tokens.drop(DropReason::Superseded, tokens);
+            let rollout = self.groups[&member.group].rollout_id(member.index);
+            self.tell(|| Event::Restarted { rollout, tokens });
         }
     }
 
@@ -184,10 +188,19 @@ impl Ledger {
         }
         let resume = rollout.tokens.clone();
         let (rollout, prompt) = (group.rollout_id(member.index), group.prompt.clone());
+        let group = group.id;
+        if !group.is_evaluation() {
+            self.tell(|| Event::Leased {
+                rollout,
+                lease: id,
+                holder,
+                resumed: resume.len() as u64,
+            });
+        }
         RolloutLease {
             lease: id,
             rollout,
-            group: group.id,
+            group,
             prompt,
             sampling,
             resume,
@@ -221,6 +234,15 @@ impl Ledger {
         };
         let (max_attempts, score_retries) =
             (self.settings.max_attempts, self.settings.score_retries);
+        let scoring = lease.work == Work::Score;
+        let rollout = self.groups[&lease.member.group].rollout_id(lease.member.index);
+        if lease.work != Work::Sent && !lease.member.group.is_evaluation() {
+            self.tell(|| Event::Lost {
+                rollout,
+                lease: id,
+                scoring,
+            });
+        }
         let rollout = self.rollout_mut(lease.member);
         match lease.work {
             Work::Generate => {
@@ -247,7 +269,7 @@ impl Ledger {
     }
 
     /// A rollout whose lease has ended goes back into the line it came from, at its old place.
-    fn wait_again(&mut self, member: Member) {
+    pub(crate) fn wait_again(&mut self, member: Member) {
         let group = self
             .groups
             .get_mut(&member.group)

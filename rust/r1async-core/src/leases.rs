@@ -2,11 +2,13 @@
 
 use std::collections::{BTreeSet, HashMap};
 
+use serde::{Deserialize, Serialize};
+
 use crate::ids::{HolderId, LeaseId, Member, PolicyVersion};
 use crate::timers::{Timer, Timers};
 
 /// What a lease is for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Work {
     Generate,
     Score,
@@ -14,7 +16,7 @@ pub(crate) enum Work {
     Sent,
 }
 
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 pub(crate) struct Lease {
     pub(crate) holder: HolderId,
     pub(crate) member: Member,
@@ -27,7 +29,7 @@ pub(crate) struct Lease {
 }
 
 /// What a generator or scorer has.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 struct Holder {
     leases: BTreeSet<LeaseId>,
     /// Leases of evaluations among them, all of one version.
@@ -38,7 +40,7 @@ struct Holder {
 }
 
 /// All leases. One that is lent out is in its holder's set and has a timer.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Leases {
     table: HashMap<LeaseId, Lease>,
     holders: HashMap<HolderId, Holder>,
@@ -149,6 +151,13 @@ impl Leases {
         self.holders
             .get(&holder)
             .and_then(|holder| holder.verdict_at)
+    }
+
+    /// Every lease, in the order in which they were made.
+    pub(crate) fn all(&self) -> Vec<LeaseId> {
+        let mut leases: Vec<LeaseId> = self.table.keys().copied().collect();
+        leases.sort_unstable();
+        leases
     }
 
     /// All that `holder` has, in order.

@@ -3,6 +3,8 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
+use serde::{Deserialize, Serialize};
+
 use crate::audit::{Books, DropReason};
 use crate::batch::{Hold, StepBatch};
 use crate::evaluation::Evaluations;
@@ -15,10 +17,11 @@ use crate::ready::ReadySet;
 use crate::settings::{OverAge, Settings, SettingsError, ZeroVariance};
 use crate::stats::{Counters, Figures};
 use crate::timers::{Timer, Timers};
+use crate::trace::Event;
 use crate::waste::{TokenAges, WasteMeter};
 
 /// What may be possible now that was not before: hints for the caller, cleared when taken.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct News {
     /// A generator that waits may get leases now (training or evaluation).
     pub rollouts: bool,
@@ -50,7 +53,7 @@ pub struct News {
 /// assert_eq!(reason.to_string(), "groups: 0 of 2 ready for step 0, 2 open");
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 pub struct Ledger {
     pub(crate) settings: Settings,
     pub(crate) frontier: Frontier,
@@ -80,6 +83,9 @@ pub struct Ledger {
     /// Of trained steps; those of steps not trained yet are with their batches.
     pub(crate) figures: Figures,
     pub(crate) news: News,
+    /// What happened since it was last taken, if anybody listens.
+    #[serde(skip)]
+    pub(crate) trace: Option<Vec<Event>>,
 }
 
 impl Ledger {
@@ -114,6 +120,7 @@ impl Ledger {
                 prompts: true,
                 ..News::default()
             },
+            trace: None,
             settings,
         })
     }
@@ -196,6 +203,13 @@ impl Ledger {
         } else if training {
             self.ages.remove(member, rollout.runs.as_slice());
         }
+        let id = group.rollout_id(member.index);
+        if let (true, Some(trace)) = (training, &mut self.trace) {
+            trace.push(Event::Ended {
+                rollout: id,
+                outcome: ended.outcome(),
+            });
+        }
         group.end_member(member.index, ended);
         self.news.batch = true; // A held step may have waited for this rollout alone.
         if group.has_ended() {
@@ -265,6 +279,13 @@ impl Ledger {
             }
             self.counters.zero_variance_trained += 1;
         }
+        let statistics = closed.statistics;
+        self.tell(|| Event::Ready {
+            group: id,
+            scored: statistics.count as u64,
+            mean: statistics.mean,
+            std: statistics.std,
+        });
         self.open.remove(&id);
         self.ready.insert(id, closed.key);
         self.group_mut(id).closed = Some(closed);
@@ -309,6 +330,12 @@ impl Ledger {
                 .remove(Member { group: id, index }, rollout.runs.as_slice());
         }
         self.books.drop_group(&group, reason);
+        self.tell(|| Event::Dropped {
+            group: id,
+            reason,
+            rollouts: group.members.len() as u64,
+            tokens: group.tokens(),
+        });
         self.counters.group_dropped(reason);
         self.news = News {
             rollouts: true,
@@ -327,7 +354,7 @@ impl Ledger {
         let by_age = reason == DropReason::Stale && self.settings.over_age == OverAge::Drop;
         if by_age && retries > 0 {
             self.books.prompts.incoming += 1;
-            self.queue_group(None, group.prompt.clone(), retries - 1);
+            self.queue_group(group.prompt.clone(), retries - 1);
         }
     }
 }

@@ -5,11 +5,12 @@
 //! sockets, in a property test and in a simulation, and what it decides can be replayed.
 //!
 //! [`Ledger`] is the state of a run: groups of rollouts, who works on them, what the learner trains.
+//! [`journal`] writes down its history and tells it again.
 
 mod audit;
 mod batch;
-mod checkpoint;
 mod chunk;
+mod columns;
 mod evaluation;
 mod figure;
 mod group;
@@ -21,24 +22,26 @@ mod ledger;
 mod pacing;
 mod prompts;
 mod ready;
+mod reopen;
 mod scoring;
 mod settings;
 mod staleness;
 mod statistics;
 mod stats;
 mod timers;
+mod trace;
 mod waits;
 mod waste;
 
 pub mod balance;
 pub mod frame;
+pub mod journal;
 pub mod messages;
 pub mod pack;
 pub mod service;
 
 pub use audit::{Account, Audit, DropReason};
 pub use batch::{Bind, BindError, BoundBatch, BoundGroup, BoundRollout};
-pub use checkpoint::RestoreError;
 pub use chunk::{ChunkError, ChunkRef};
 pub use evaluation::{EvaluateError, EvaluatedGroup, EvaluatedMember, EvaluationRequest};
 pub use group::{Finish, Outcome, Prompt, Score};
@@ -52,4 +55,5 @@ pub use settings::{OverAge, Sampling, Settings, SettingsError, ZeroVariance};
 pub use staleness::{StalenessHistogram, VersionRun, VersionRuns, staleness};
 pub use statistics::{Baseline, GroupStatistics, StdKind, advantages, group_statistics};
 pub use stats::Stats;
+pub use trace::{Event, TracedRollout};
 pub use waits::WaitReason;

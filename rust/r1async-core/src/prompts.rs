@@ -1,6 +1,5 @@
 //! Prompts: which are wanted, and their groups until the first lease.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -9,7 +8,8 @@ use thiserror::Error;
 use crate::audit::DropReason;
 use crate::group::{Group, Prompt, Purpose};
 use crate::ids::GroupId;
-use crate::ledger::Ledger;
+use crate::ledger::{Ledger, News};
+use crate::trace::Event;
 
 /// A prompt that was not asked for.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
@@ -27,41 +27,27 @@ pub enum AdmitError {
     Empty(u64),
 }
 
-/// A group that was live when the ledger was saved, and whose prompt has not come again yet.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct LiveGroup {
-    pub(crate) ordinal: u64,
-    pub(crate) group: u64,
-    pub(crate) retries: u32,
-}
-
 /// How far the prompts have come.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Frontier {
     pub(crate) next_ordinal: u64,
     pub(crate) next_group: u64,
     /// There are no prompts from here on, once that is known.
     pub(crate) end: Option<u64>,
-    /// Asked for again first, in order of their groups.
-    pub(crate) restored: VecDeque<LiveGroup>,
 }
 
 impl Ledger {
-    /// Ordinals to admit (or reject) now, in this order: the live ones of a restored ledger, then as many
-    /// as are looked ahead, and never more than the remaining steps can train.
+    /// Ordinals to admit (or reject) now, in this order: as many as are looked ahead, and never more than the
+    /// remaining steps can train.
     #[must_use]
     pub fn wanted_prompts(&self) -> Vec<u64> {
-        let restored = self.frontier.restored.iter().map(|live| live.ordinal);
         let next = self.frontier.next_ordinal;
-        restored
-            .chain(next..next + self.wanted_new_prompts())
-            .collect()
+        (next..next + self.wanted_new_prompts()).collect()
     }
 
     fn wanted_new_prompts(&self) -> u64 {
-        let ahead = self.queued.len() + self.frontier.restored.len();
-        let live = ahead + self.open.len() + self.ready.len();
-        let room = self.settings.look_ahead().saturating_sub(ahead) as u64;
+        let live = self.queued.len() + self.open.len() + self.ready.len();
+        let room = self.settings.look_ahead().saturating_sub(self.queued.len()) as u64;
         let needed = self.wanted_groups().saturating_sub(live as u64);
         let left = self.frontier.end.map_or(u64::MAX, |end| {
             end.saturating_sub(self.frontier.next_ordinal)
@@ -71,28 +57,20 @@ impl Ledger {
 
     /// Whether every prompt there is has been admitted or rejected.
     pub(crate) fn prompts_used_up(&self) -> bool {
-        let at_end = self
-            .frontier
+        self.frontier
             .end
-            .is_some_and(|end| self.frontier.next_ordinal >= end);
-        at_end && self.frontier.restored.is_empty()
+            .is_some_and(|end| self.frontier.next_ordinal >= end)
     }
 
-    fn first_wanted(&self) -> Option<u64> {
-        let restored = self.frontier.restored.front().map(|live| live.ordinal);
-        restored.or_else(|| (self.wanted_new_prompts() > 0).then_some(self.frontier.next_ordinal))
-    }
-
-    fn take_wanted(&mut self, ordinal: u64) -> Result<Option<LiveGroup>, AdmitError> {
-        let want = self.first_wanted();
+    fn take_wanted(&mut self, ordinal: u64) -> Result<(), AdmitError> {
+        let next = self.frontier.next_ordinal;
+        let want = (self.wanted_new_prompts() > 0).then_some(next);
         if want != Some(ordinal) {
             return Err(AdmitError::OutOfOrder { got: ordinal, want });
         }
-        let live = self.frontier.restored.pop_front();
-        if live.is_none() {
-            self.frontier.next_ordinal += 1;
-        }
-        Ok(live)
+        self.frontier.next_ordinal += 1;
+        self.books.prompts.incoming += 1;
+        Ok(())
     }
 
     /// Admits the first of the prompts asked for; answers its group's number.
@@ -108,35 +86,23 @@ impl Ledger {
         if tokens.is_empty() {
             return Err(AdmitError::Empty(ordinal));
         }
-        let live = self.take_wanted(ordinal)?;
+        self.take_wanted(ordinal)?;
         let prompt = Arc::new(Prompt {
             ordinal,
             tokens,
             meta,
         });
-        match live {
-            Some(live) => Ok(self.queue_group(Some(live.group), prompt, live.retries)),
-            None => {
-                self.books.prompts.incoming += 1;
-                Ok(self.queue_group(None, prompt, self.settings.retries))
-            }
-        }
+        Ok(self.queue_group(prompt, self.settings.retries))
     }
 
-    /// Queues a group: a restored one under its number, whose rollouts are in the books already, or a new one.
-    pub(crate) fn queue_group(
-        &mut self,
-        restored: Option<u64>,
-        prompt: Arc<Prompt>,
-        retries: u32,
-    ) -> GroupId {
+    /// Queues a new group for a prompt that is in the books already.
+    pub(crate) fn queue_group(&mut self, prompt: Arc<Prompt>, retries: u32) -> GroupId {
         let size = self.settings.group_size;
-        let number = restored.unwrap_or_else(|| {
-            self.books.rollouts.incoming += size as u64;
-            self.frontier.next_group += 1;
-            self.frontier.next_group - 1
-        });
-        self.books.prompt_tokens.incoming += prompt.tokens.len() as u64;
+        let number = self.frontier.next_group;
+        self.frontier.next_group += 1;
+        let (ordinal, prompt_tokens) = (prompt.ordinal, prompt.tokens.len() as u64);
+        self.books.rollouts.incoming += size as u64;
+        self.books.prompt_tokens.incoming += prompt_tokens;
         let id = GroupId(number);
         let group = Group::new(
             id,
@@ -148,23 +114,24 @@ impl Ledger {
         self.groups.insert(id, group);
         self.queued.insert(id);
         self.news.rollouts = true;
+        self.tell(|| Event::Admitted {
+            group: id,
+            ordinal,
+            prompt_tokens,
+            rollouts: size as u64,
+        });
         id
     }
 
-    /// Refuses the first of the prompts asked for: counted `invalid`. One that was live when the ledger
-    /// was saved takes its group's rollouts with it.
+    /// Refuses the first of the prompts asked for: counted `invalid`.
     ///
     /// # Errors
     /// It is not the first one asked for.
     pub fn reject_prompt(&mut self, ordinal: u64) -> Result<(), AdmitError> {
-        match self.take_wanted(ordinal)? {
-            Some(live) => self.reject_restored(live),
-            None => {
-                self.books.prompts.incoming += 1;
-                self.books.prompts.drop(DropReason::Invalid, 1);
-            }
-        }
-        self.news = crate::ledger::News {
+        self.take_wanted(ordinal)?;
+        self.books.prompts.drop(DropReason::Invalid, 1);
+        self.tell(|| Event::Rejected { ordinal });
+        self.news = News {
             prompts: true,
             batch: true,
             ..self.news
@@ -172,24 +139,9 @@ impl Ledger {
         Ok(())
     }
 
-    fn reject_restored(&mut self, live: LiveGroup) {
-        self.books.prompts.drop(DropReason::Invalid, 1);
-        self.books
-            .rollouts
-            .drop(DropReason::Invalid, self.settings.group_size as u64);
-        self.books.group_ended(GroupId(live.group));
-    }
-
-    /// There are no prompts from `ordinal` on. Restored groups of such prompts are dropped `invalid`.
+    /// There are no prompts from `ordinal` on.
     pub fn end_of_prompts(&mut self, ordinal: u64) {
         self.frontier.end = Some(ordinal);
-        let (kept, gone) = std::mem::take(&mut self.frontier.restored)
-            .into_iter()
-            .partition(|live| live.ordinal < ordinal);
-        self.frontier.restored = kept;
-        for live in gone {
-            self.reject_restored(live);
-        }
         self.news.batch = true;
     }
 }

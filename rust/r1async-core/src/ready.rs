@@ -2,10 +2,12 @@
 
 use std::collections::BTreeSet;
 
+use serde::{Deserialize, Serialize};
+
 use crate::ids::GroupId;
 
 /// What the order depends on, fixed when a group closes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct ReadyKey {
     /// Lowest version of any token that may train.
     pub(crate) oldest: u64,
@@ -17,7 +19,7 @@ pub(crate) struct ReadyKey {
 ///
 /// Groups whose deadline `oldest + e` has come are tied at v, in order of their numbers: were they
 /// sorted by deadline, over-age groups would push out fresh ones.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct ReadySet {
     max_staleness: u64,
     step: u64,

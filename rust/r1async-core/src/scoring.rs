@@ -2,12 +2,15 @@
 
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
+
 use crate::audit::DropReason;
 use crate::group::{Ended, Finish, Prompt, Score, State};
 use crate::ids::{GroupId, HolderId, LeaseId, Member, RolloutId};
 use crate::leases::{Lease, Work};
 use crate::ledger::Ledger;
 use crate::settings::Settings;
+use crate::trace::Event;
 
 /// Rewards beyond it cannot be told from a mistake, and their squares would not fit into the statistics.
 const MAX_REWARD: f64 = 1e30;
@@ -33,7 +36,7 @@ pub struct ScoreLease {
 }
 
 /// What a scorer says.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub enum Verdict {
     /// A reward. One that is not finite becomes an abstention `nan`, one beyond 1e30 `overflow`.
     Score {
@@ -99,10 +102,18 @@ impl Ledger {
             .expect("only finished rollouts wait for a scorer");
         let tokens = rollout.tokens.clone();
         let (rollout, prompt) = (group.rollout_id(member.index), group.prompt.clone());
+        let group = group.id;
+        if !group.is_evaluation() {
+            self.tell(|| Event::Scoring {
+                rollout,
+                lease: id,
+                holder,
+            });
+        }
         ScoreLease {
             lease: id,
             rollout,
-            group: group.id,
+            group,
             prompt,
             tokens,
             finish,

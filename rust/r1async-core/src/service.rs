@@ -19,6 +19,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use crate::frame::{Frame, FrameWriter};
 use crate::ids::HolderId;
+use crate::journal::{Pending, Recorded};
 use crate::ledger::{Ledger, News};
 use crate::messages::Message;
 use crate::prompts::AdmitError;
@@ -73,7 +74,7 @@ pub struct Outgoing {
 #[derive(Debug)]
 pub struct Service {
     settings: ServiceSettings,
-    ledger: Ledger,
+    ledger: Recorded,
     peers: Peers,
     learners: Learners,
     /// Evaluations and who asked for them.
@@ -111,9 +112,19 @@ impl Service {
     /// # Errors
     /// A setting that cannot work.
     pub fn new(settings: ServiceSettings) -> Result<Self, SettingsError> {
+        let ledger = Recorded::new(settings.ledger.clone(), false)?;
+        Self::over(settings, ledger)
+    }
+
+    /// A buffer that nobody is connected to, over a ledger that may have a history.
+    ///
+    /// # Errors
+    /// A setting that cannot work.
+    pub fn over(settings: ServiceSettings, ledger: Recorded) -> Result<Self, SettingsError> {
         settings.validate()?;
         Ok(Self {
-            ledger: Ledger::new(settings.ledger.clone())?,
+            now: ledger.now(),
+            ledger,
             peers: Peers::new(settings.peer_deadline_s),
             learners: Learners::default(),
             evaluations: BTreeMap::new(),
@@ -121,8 +132,7 @@ impl Service {
             readies: Vec::new(),
             news: News::default(),
             counters: Counters::default(),
-            now: f64::NEG_INFINITY,
-            next_figures: f64::INFINITY,
+            next_figures: f64::NEG_INFINITY,
             told: None,
             stopping: false,
             settings,
@@ -133,6 +143,12 @@ impl Service {
     #[must_use]
     pub fn ledger(&self) -> &Ledger {
         &self.ledger
+    }
+
+    /// The time of the last call, on the run's own clock.
+    #[must_use]
+    pub fn now(&self) -> f64 {
+        self.now
     }
 
     /// Files one message of the peer that the socket calls `identity`.
@@ -295,18 +311,15 @@ impl Service {
         self.settle();
     }
 
-    /// What a restart of the whole run needs.
-    #[must_use]
-    pub fn checkpoint(&self) -> Vec<u8> {
-        self.ledger.checkpoint()
+    /// What is to be written to the journal before anything of [`Service::outgoing`] is sent.
+    pub fn take_pending(&mut self) -> Option<Pending> {
+        self.ledger.take_pending()
     }
 
-    /// Takes up what [`Service::checkpoint`] gave, before anything else.
-    ///
-    /// # Errors
-    /// The bytes are no checkpoint of such a run, or the buffer is in use.
-    pub fn restore(&mut self, saved: &[u8]) -> Result<(), crate::checkpoint::RestoreError> {
-        self.ledger.restore(saved)
+    /// The whole ledger, as of all that [`Service::take_pending`] gave.
+    #[must_use]
+    pub fn snapshot(&self) -> Vec<u8> {
+        self.ledger.snapshot()
     }
 
     /// Leases nothing more and ends the learner at its next question.
@@ -318,10 +331,11 @@ impl Service {
     }
 
     fn at(&mut self, now: f64) -> f64 {
-        if self.now == f64::NEG_INFINITY {
-            self.next_figures = now + self.settings.interval_s;
-        }
         self.now = self.now.max(now);
+        self.ledger.at(self.now);
+        if self.next_figures == f64::NEG_INFINITY {
+            self.next_figures = self.now + self.settings.interval_s;
+        }
         self.now
     }
 

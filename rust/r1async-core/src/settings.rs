@@ -26,7 +26,7 @@ pub enum ZeroVariance {
 }
 
 /// Settings that make the sampled distribution; they travel with every lease.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Sampling {
     /// Logits are divided by it.
     pub temperature: f64,
@@ -53,7 +53,7 @@ pub struct SettingsError {
 }
 
 /// Every number the ledger decides by. Times are seconds on the caller's clock.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Settings {
     /// G: rollouts of one prompt.
     pub group_size: usize,

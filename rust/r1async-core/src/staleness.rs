@@ -49,7 +49,7 @@ impl VersionRun {
 /// assert_eq!(runs.as_slice().len(), 2);
 /// assert_eq!((runs.lowest(), runs.newest()), (Some(3), Some(4)));
 /// ```
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VersionRuns(Vec<VersionRun>);
 
 impl VersionRuns {

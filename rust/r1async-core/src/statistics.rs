@@ -25,7 +25,7 @@ pub enum StdKind {
 }
 
 /// What the rewards of one group's scored members say.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct GroupStatistics {
     /// Scored members.
     pub count: usize,

@@ -3,10 +3,12 @@
 use std::cmp::Ordering;
 use std::collections::BTreeSet;
 
+use serde::{Deserialize, Serialize};
+
 use crate::ids::{GroupId, LeaseId, Member};
 
 /// Whose deadline it is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub(crate) enum Timer {
     Lease(LeaseId),
     Rollout(Member),
@@ -15,7 +17,7 @@ pub(crate) enum Timer {
 }
 
 /// A point in time with a total order.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 struct Moment(f64);
 
 impl PartialEq for Moment {
@@ -39,7 +41,7 @@ impl Ord for Moment {
 }
 
 /// Timers that are set. Whoever sets one remembers its moment, to clear it by.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Timers(BTreeSet<(Moment, Timer)>);
 
 impl Timers {

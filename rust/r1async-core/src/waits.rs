@@ -2,11 +2,13 @@
 
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
+
 use crate::ids::{GroupId, Step};
 use crate::ledger::Ledger;
 
 /// Why a batch is not there yet.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub enum WaitReason {
     /// Too few groups are ready.
     Groups {

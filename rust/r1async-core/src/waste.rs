@@ -2,6 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use serde::{Deserialize, Serialize};
+
 use crate::ids::Member;
 use crate::staleness::VersionRun;
 
@@ -9,7 +11,7 @@ use crate::staleness::VersionRun;
 const DECAY: f64 = 0.97;
 
 /// Died and generated tokens, decayed by 3 % a step, so that the budget is about the run as it goes now.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
 pub(crate) struct WasteMeter {
     dead: f64,
     generated: f64,
@@ -44,7 +46,7 @@ impl WasteMeter {
     }
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 struct Tally {
     tokens: u64,
     unfinished: BTreeSet<Member>,
@@ -52,7 +54,7 @@ struct Tally {
 
 /// Tokens by version, of rollouts that are in no batch and may still train; and which of those
 /// rollouts are unfinished. So a step need not look at all that is held.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 pub(crate) struct TokenAges(BTreeMap<u64, Tally>);
 
 impl TokenAges {

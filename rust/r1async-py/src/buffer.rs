@@ -1,22 +1,66 @@
 //! The service for Python. A lock of its own, taken without the GIL, makes it safe to call from threads.
 
+use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use numpy::PyReadonlyArray1;
 use pyo3::buffer::PyBuffer;
-use pyo3::exceptions::PyValueError;
+use pyo3::exceptions::{PyOSError, PyValueError};
 use pyo3::prelude::*;
-use pyo3::types::PyBytes;
-use r1async_core::service::{Service, Socket};
+use pyo3::types::{PyBytes, PyDict};
+use r1async_core::journal::Pending;
+use r1async_core::service::{Outgoing, Service, Socket};
+use r1async_journal::{Durability, Identity, Journal, JournalError, Options, Recovery};
 
 use crate::figures::to_python;
 use crate::settings::Settings;
 
 /// The buffer of one run. Nothing a message says raises; it is answered by an error message and counted.
 #[pyclass(module = "r1async._core", frozen)]
-pub struct Buffer(Mutex<Service>);
+pub struct Buffer(Mutex<Kept>);
 
-fn wrong(error: impl ToString) -> PyErr {
+/// The service, and the journal that it is kept in.
+struct Kept {
+    service: Service,
+    journal: Option<Journal>,
+    recovery: Option<Recovery>,
+    /// What the journal did not take yet: nothing is sent before it has.
+    unwritten: Pending,
+}
+
+impl Kept {
+    /// The frames to send now, once the journal has what they say.
+    fn outgoing(&mut self) -> Result<Vec<Outgoing>, JournalError> {
+        if let Some(journal) = &mut self.journal {
+            if let Some(pending) = self.service.take_pending() {
+                self.unwritten.events.extend(pending.events);
+                self.unwritten.payload.extend(pending.payload);
+                self.unwritten.urgent |= pending.urgent;
+            }
+            if !self.unwritten.is_empty() {
+                journal.write(&self.unwritten)?;
+                self.unwritten.events.clear();
+                self.unwritten.payload.clear();
+                self.unwritten.urgent = false;
+            }
+            if journal.wants_snapshot() {
+                journal.snapshot(&self.service.snapshot())?;
+            }
+        }
+        Ok(self.service.outgoing())
+    }
+}
+
+/// An OSError with the operating system's number where it refused, a ValueError where the journal is wrong.
+pub(crate) fn journal_error(error: JournalError) -> PyErr {
+    match error.os_error() {
+        Some(number) => PyOSError::new_err((number, error.to_string())),
+        None => wrong(error),
+    }
+}
+
+pub(crate) fn wrong(error: impl ToString) -> PyErr {
     PyValueError::new_err(error.to_string())
 }
 
@@ -63,9 +107,13 @@ enum FrameIsStill {
 }
 
 impl Buffer {
-    fn locked<T>(&self, work: impl FnOnce(&mut Service) -> T) -> T {
+    fn kept<T>(&self, work: impl FnOnce(&mut Kept) -> T) -> T {
         // A panic is a bug of ours and has surfaced as an exception; the state is still the best there is.
         work(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn locked<T>(&self, work: impl FnOnce(&mut Service) -> T) -> T {
+        self.kept(|kept| work(&mut kept.service))
     }
 
     fn detached<T: Send>(&self, py: Python<'_>, work: impl FnOnce(&mut Service) -> T + Send) -> T {
@@ -75,11 +123,96 @@ impl Buffer {
 
 #[pymethods]
 impl Buffer {
+    /// Without a journal: it lives as long as its process.
     #[new]
     fn new(settings: &Settings) -> PyResult<Self> {
-        Ok(Self(Mutex::new(
-            Service::new(settings.0.clone()).map_err(wrong)?,
-        )))
+        let service = Service::new(settings.0.clone()).map_err(wrong)?;
+        Ok(Self(Mutex::new(Kept {
+            service,
+            journal: None,
+            recovery: None,
+            unwritten: Pending::default(),
+        })))
+    }
+
+    /// Kept in the journal in `folder`, going on from what is there.
+    #[staticmethod]
+    #[pyo3(signature = (settings, folder, *, data, sync, interval_s, sync_bytes, snapshot_bytes, keep_all))]
+    #[expect(clippy::too_many_arguments, reason = "one keyword for each setting")]
+    fn journaled(
+        py: Python<'_>,
+        settings: &Settings,
+        folder: PathBuf,
+        data: String,
+        sync: bool,
+        interval_s: f64,
+        sync_bytes: u64,
+        snapshot_bytes: u64,
+        keep_all: bool,
+    ) -> PyResult<Self> {
+        let settings = settings.0.clone();
+        let interval = Duration::try_from_secs_f64(interval_s).map_err(wrong)?;
+        let durability = match sync {
+            true => Durability::Sync,
+            false => Durability::Group {
+                interval,
+                bytes: sync_bytes,
+            },
+        };
+        let options = Options {
+            durability,
+            snapshot_bytes,
+            keep_all,
+        };
+        let identity = Identity {
+            run: settings.run.clone(),
+            seed: settings.seed,
+            group_size: settings.ledger.group_size as u64,
+            data,
+        };
+        let ledger = settings.ledger.clone();
+        let (journal, recorded, recovery) = py
+            .detach(|| match Journal::exists(&folder) {
+                true => Journal::open(&folder, identity, options, ledger)
+                    .map(|(journal, recorded, recovery)| (journal, recorded, Some(recovery))),
+                false => Journal::create(&folder, identity, options, ledger)
+                    .map(|(journal, recorded)| (journal, recorded, None)),
+            })
+            .map_err(journal_error)?;
+        let service = Service::over(settings, recorded).map_err(wrong)?;
+        Ok(Self(Mutex::new(Kept {
+            service,
+            journal: Some(journal),
+            recovery,
+            unwritten: Pending::default(),
+        })))
+    }
+
+    /// What a start found in the journal: events, torn (bytes), seconds; None: a new run, or no journal.
+    fn recovery<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyDict>>> {
+        let Some(recovery) = self.kept(|kept| kept.recovery.clone()) else {
+            return Ok(None);
+        };
+        let dict = PyDict::new(py);
+        dict.set_item("events", recovery.events)?;
+        dict.set_item("torn", recovery.torn)?;
+        dict.set_item("seconds", recovery.seconds)?;
+        Ok(Some(dict))
+    }
+
+    /// The time of the last call; of a journal, that of its last event: a clock goes on from there.
+    fn now(&self) -> f64 {
+        self.locked(|service| service.now())
+    }
+
+    /// Bytes of the journal: (events, payload since the newest snapshot); None: there is none.
+    fn journal_bytes(&self) -> Option<(u64, u64)> {
+        self.kept(|kept| kept.journal.as_ref().map(Journal::bytes))
+    }
+
+    /// Steps whose groups are trained: a checkpoint holds them.
+    fn committed_steps(&self) -> u64 {
+        self.locked(|service| service.ledger().committed_steps())
     }
 
     /// Files one message of `peer`. The frame is read in place; nothing of it is kept.
@@ -111,20 +244,24 @@ impl Buffer {
         Ok(())
     }
 
-    /// (socket, peer, frame) of all messages to send now, in order; on "events" the peer is empty.
+    /// (socket, peer, frame) of all messages to send now, in order; on "events" the peer is empty. Before it returns
+    /// the journal has all that they say; if it cannot be written they are kept for the next call.
+    #[expect(clippy::type_complexity, reason = "a list of plain tuples")]
     fn outgoing<'py>(
         &self,
         py: Python<'py>,
-    ) -> Vec<(&'static str, Bound<'py, PyBytes>, Bound<'py, PyBytes>)> {
-        let messages = self.detached(py, Service::outgoing);
-        let tuple = |it: r1async_core::service::Outgoing| {
+    ) -> PyResult<Vec<(&'static str, Bound<'py, PyBytes>, Bound<'py, PyBytes>)>> {
+        let messages = py
+            .detach(|| self.kept(Kept::outgoing))
+            .map_err(journal_error)?;
+        let tuple = |it: Outgoing| {
             (
                 it.socket.name(),
                 PyBytes::new(py, &it.peer),
                 PyBytes::new(py, &it.frame),
             )
         };
-        messages.into_iter().map(tuple).collect()
+        Ok(messages.into_iter().map(tuple).collect())
     }
 
     /// When `tick` has something to do next; None: not before another message.
@@ -169,34 +306,6 @@ impl Buffer {
         let (socket, now) = (socket_named(socket)?, time(now)?);
         self.detached(py, |service| service.peer_lost(socket, peer, now));
         Ok(())
-    }
-
-    /// Steps whose `committed` waits for `confirm_commit`: write `checkpoint()` first.
-    fn commits(&self, py: Python<'_>) -> Vec<u64> {
-        self.detached(py, |service| service.commits())
-    }
-
-    /// The checkpoint of `step` is on disk: the learner may know.
-    fn confirm_commit(&self, py: Python<'_>, step: u64, now: f64) -> PyResult<()> {
-        let now = time(now)?;
-        if self.detached(py, |service| service.confirm_commit(step, now)) {
-            return Ok(());
-        }
-        let waiting = self.detached(py, |service| service.commits());
-        Err(wrong(format!(
-            "no commit of step {step} waits; waiting are {waiting:?}"
-        )))
-    }
-
-    /// What a restart of the whole run needs.
-    fn checkpoint<'py>(&self, py: Python<'py>) -> Bound<'py, PyBytes> {
-        PyBytes::new(py, &self.detached(py, |service| service.checkpoint()))
-    }
-
-    /// Goes on from a `checkpoint()`; before anything else is called.
-    fn restore(&self, py: Python<'_>, state: &[u8]) -> PyResult<()> {
-        self.detached(py, |service| service.restore(state))
-            .map_err(wrong)
     }
 
     /// Prompts, rollouts and tokens: in = trained + dropped by reason + live, and whether that is so.

@@ -3,6 +3,7 @@
 
 pub mod buffer;
 pub mod figures;
+pub mod journal;
 pub mod settings;
 
 use numpy::{PyArray1, PyReadonlyArray1, ToPyArray};
@@ -55,6 +56,9 @@ fn advantages<'py>(
 fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<settings::Settings>()?;
     module.add_class::<buffer::Buffer>()?;
+    module.add_class::<journal::JournalEvents>()?;
+    module.add_class::<journal::JournalBatches>()?;
+    module.add_function(wrap_pyfunction!(journal::journal_audit, module)?)?;
     module.add_function(wrap_pyfunction!(group_statistics, module)?)?;
     module.add_function(wrap_pyfunction!(advantages, module)?)
 }

@@ -71,8 +71,10 @@ impl Service {
                 format!("{MAX_PEERS} peers are connected; no more are taken"),
             ));
         }
+        let holder = self.ledger.new_holder(hello.role.name(), hello.name);
         let peer = Peer::new(socket, identity, hello.name, self.now, state);
-        Ok(self.peers.insert(peer))
+        self.peers.insert(holder, peer);
+        Ok(holder)
     }
 
     pub(super) fn welcome(&mut self, holder: HolderId) {

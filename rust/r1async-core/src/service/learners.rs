@@ -25,8 +25,6 @@ pub(super) struct Learners {
     world: usize,
     /// (epoch, step) that is being handed out, and who gets what of it.
     shares: Option<(u64, u64, Vec<Share>)>,
-    /// Checkpoints of the learner that are not confirmed yet: (step, who committed).
-    commits: Vec<(u64, HolderId)>,
     /// The learner said that it is done.
     pub(super) finished: bool,
 }
@@ -83,23 +81,23 @@ impl Service {
         epoch: u64,
         learner: LearnerHello,
     ) -> Result<(), Refusal> {
+        // After a start of the buffer alone nobody is known: no other learner can have the number of the life that
+        // counts, as each takes one that no buffer of this run has seen.
+        let rank_zero = self.learners.rank_zero.as_deref();
         let same_life = self.ledger.epoch() == Some(epoch)
-            && self.learners.rank_zero.as_deref() == Some(identity);
+            && rank_zero.is_none_or(|known| known == identity);
         if same_life {
             self.ledger.reconnect_learner(epoch)?;
         } else {
             self.ledger.connect_learner(epoch, learner.step as u64)?;
             let connected = std::mem::take(&mut self.learners.connected);
-            let commits = std::mem::take(&mut self.learners.commits);
-            let (rank_zero, world) = (Some(identity.to_vec()), learner.world);
             self.learners = Learners {
                 connected,
-                commits,
-                rank_zero,
-                world,
                 ..Learners::default()
             };
         }
+        self.learners.rank_zero = Some(identity.to_vec());
+        self.learners.world = learner.world;
         Ok(())
     }
 
@@ -369,7 +367,7 @@ impl Service {
         Ok(())
     }
 
-    /// The groups are trained from now on; the learner hears of it when what a restart needs is on disk as well.
+    /// The groups are trained from now on. The answer leaves when the journal has it on the disk.
     pub(super) fn committed(
         &mut self,
         holder: HolderId,
@@ -380,37 +378,8 @@ impl Service {
         self.check_rank_zero(holder, epoch, "committed")?;
         self.ledger.committed(epoch as u64, step as u64)?;
         self.learners.finished |= last;
-        self.learners
-            .commits
-            .retain(|(waiting, _)| *waiting != step as u64);
-        self.learners.commits.push((step as u64, holder));
+        self.answer(holder, "committed_ok", |head| head.int("step", step));
         Ok(())
-    }
-
-    /// Steps whose `committed` waits for [`Service::confirm_commit`].
-    #[must_use]
-    pub fn commits(&self) -> Vec<u64> {
-        self.learners
-            .commits
-            .iter()
-            .map(|(step, _)| *step)
-            .collect()
-    }
-
-    /// What a restart needs is safe: the learner may know. `false`: no commit of `step` waits.
-    pub fn confirm_commit(&mut self, step: u64, now: f64) -> bool {
-        self.at(now);
-        let Some(at) = self
-            .learners
-            .commits
-            .iter()
-            .position(|(waiting, _)| *waiting == step)
-        else {
-            return false;
-        };
-        let (_, holder) = self.learners.commits.remove(at);
-        self.answer(holder, "committed_ok", |head| head.int("step", step as i64));
-        true
     }
 
     pub(super) fn finish(&mut self, holder: HolderId, epoch: i64) -> Result<(), Refusal> {

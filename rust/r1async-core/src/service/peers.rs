@@ -156,7 +156,6 @@ pub(super) struct Peers {
     deadline_s: f64,
     by_address: HashMap<(Socket, Vec<u8>), HolderId>,
     peers: BTreeMap<HolderId, Peer>,
-    next: u64,
     /// Not before then has anyone been silent for too long.
     next_silence: f64,
 }
@@ -168,7 +167,6 @@ impl Peers {
             deadline_s,
             by_address,
             peers,
-            next: 0,
             next_silence: f64::INFINITY,
         }
     }
@@ -221,14 +219,11 @@ impl Peers {
             .map(|peer| (peer.socket, peer.identity.clone()))
     }
 
-    pub(super) fn insert(&mut self, peer: Peer) -> HolderId {
-        let holder = HolderId(self.next);
-        self.next += 1;
+    pub(super) fn insert(&mut self, holder: HolderId, peer: Peer) {
         self.next_silence = self.next_silence.min(peer.heard + self.deadline_s);
         self.by_address
             .insert((peer.socket, peer.identity.clone()), holder);
         self.peers.insert(holder, peer);
-        holder
     }
 
     pub(super) fn remove(&mut self, holder: HolderId) -> Option<Peer> {

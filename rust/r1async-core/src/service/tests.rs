@@ -167,7 +167,6 @@ enum Act {
     Release(u8, usize),
     NextBatch(u8, i64, i64),
     Report(u8, &'static str, i64, i64),
-    Confirm(u64),
     Lost(u8),
     Later(f64),
     Bytes(u8, Vec<u8>),
@@ -194,7 +193,6 @@ fn acts() -> impl Strategy<Value = Act> {
         1 => (0_u8..2, any::<usize>()).prop_map(|(peer, at)| Act::Release(peer, at)),
         4 => (3_u8..5, 0_i64..3, 0_i64..6).prop_map(|(peer, epoch, step)| Act::NextBatch(peer, epoch, step)),
         4 => (3_u8..5, report, 0_i64..3, number()).prop_map(|(p, kind, epoch, n)| Act::Report(p, kind, epoch, n)),
-        1 => (0_u64..6).prop_map(Act::Confirm),
         1 => peer().prop_map(Act::Lost),
         1 => (0.0..30.0).prop_map(Act::Later),
         1 => (peer(), prop::collection::vec(any::<u8>(), 0..64)).prop_map(|(peer, bytes)| Act::Bytes(peer, bytes)),
@@ -302,11 +300,6 @@ impl World {
                     .bool("last", false)
                     .map("metrics", 0, |_| ());
                 self.send(peer, &head.finish());
-            }
-            Act::Confirm(step) => {
-                let waited = self.service.commits().contains(&step);
-                assert_eq!(self.service.confirm_commit(step, self.now), waited);
-                self.pump();
             }
             Act::Lost(peer) => {
                 self.service.peer_lost(socket(peer), &[peer], self.now);

@@ -9,8 +9,9 @@ mod peers;
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use r1async_core::journal::{Kind as RecordKind, Payload, Recorded, Replay, first};
 use r1async_core::{
-    Bind, BoundBatch, EvaluationRequest, Finish, HolderId, LeaseId, Ledger, OverAge, PolicyVersion,
+    Bind, BoundBatch, EvaluationRequest, Finish, HolderId, LeaseId, OverAge, PolicyVersion,
     Prompt, RolloutId, Sampling, Settings, Step, Verdict,
 };
 
@@ -39,8 +40,8 @@ pub enum Kind {
     RestartLearner,
     Evaluate,
     CancelEvaluation,
-    Save,
-    Restore,
+    Snapshot,
+    Crash,
 }
 
 /// All kinds, each with how often it happens: work about as often as trouble, or no step is ever done.
@@ -67,8 +68,8 @@ pub const KINDS: [(u32, Kind); 24] = [
     (1, Kind::RestartLearner),
     (1, Kind::Evaluate),
     (1, Kind::CancelEvaluation),
-    (1, Kind::Save),
-    (1, Kind::Restore),
+    (1, Kind::Snapshot),
+    (1, Kind::Crash),
 ];
 
 /// One random act: what, and two numbers to choose with.
@@ -85,7 +86,11 @@ struct Held {
 
 #[derive(Debug)]
 pub struct World {
-    pub ledger: Ledger,
+    pub ledger: Recorded,
+    /// What a crash leaves: the newest snapshot, and both streams since.
+    snapshot: Option<Vec<u8>>,
+    events: Vec<u8>,
+    payload: Vec<u8>,
     pub now: f64,
     settings: Settings,
     prompts: u64,
@@ -106,15 +111,17 @@ pub struct World {
     tokens_filed: u64,
     batches: BTreeMap<u64, BoundBatch>,
     evaluations: u64,
-    saved: Option<(Vec<u8>, u64)>,
 }
 
 impl World {
     /// `prompts`: how many there are.
     pub fn new(settings: Settings, prompts: u64) -> Self {
-        let ledger = Ledger::new(settings.clone()).unwrap();
+        let ledger = Recorded::new(settings.clone(), true).unwrap();
         let mut world = World {
             ledger,
+            snapshot: None,
+            events: Vec::new(),
+            payload: Vec::new(),
             now: 0.0,
             settings,
             prompts,
@@ -132,7 +139,6 @@ impl World {
             tokens_filed: 0,
             batches: BTreeMap::new(),
             evaluations: 0,
-            saved: None,
         };
         world.ledger.end_of_prompts(prompts);
         world.ledger.connect_learner(0, 0).unwrap();
@@ -186,10 +192,14 @@ impl World {
                     .cancel_evaluation(&format!("e{}", a as u64 % (self.evaluations + 1)));
                 self.ledger.take_evaluated();
             }
-            Kind::Save => self.save(),
-            Kind::Restore if a % 2 == 0 => self.restore(),
-            Kind::Restore => {}
+            Kind::Snapshot => {
+                self.write();
+                self.snapshot = Some(self.ledger.snapshot());
+                (self.events, self.payload) = Default::default();
+            }
+            Kind::Crash => self.crash(a),
         }
+        self.write();
         self.check();
     }
 
@@ -346,40 +356,54 @@ impl World {
             .unwrap();
     }
 
-    fn save(&mut self) {
-        self.saved = Some((self.ledger.checkpoint(), self.ledger.committed_steps()));
+    fn write(&mut self) {
+        if let Some(pending) = self.ledger.take_pending() {
+            self.events.extend(pending.events);
+            self.payload.extend(pending.payload);
+        }
     }
 
-    /// Every process ends; the run goes on from what was saved last.
-    fn restore(&mut self) {
-        let Some((saved, committed)) = self.saved.clone() else {
-            return;
+    /// The ledger again, from what is written alone.
+    fn replayed(&self) -> Replay {
+        let mut replay = match &self.snapshot {
+            Some(snapshot) => Replay::load(snapshot).unwrap(),
+            None => Replay::new(false),
         };
+        let (mut events, mut payload) = (self.events.as_slice(), self.payload.as_slice());
+        while let Some((kind, body, rest)) = first(events).unwrap() {
+            assert_eq!(kind, RecordKind::Event);
+            events = rest;
+            let (now, command) = Replay::read(body).unwrap();
+            let mut bytes: &[u8] = &[];
+            if command.has_payload() {
+                (_, bytes, payload) = first(payload).unwrap().unwrap();
+            }
+            replay
+                .apply(now, &command, Payload::Bytes(bytes))
+                .unwrap();
+        }
+        assert!(payload.is_empty());
+        replay
+    }
+
+    /// Every process ends; the run goes on from what is written, in which nothing is missing.
+    fn crash(&mut self, a: usize) {
+        self.write();
+        let replay = self.replayed();
+        let (was, is) = (&*self.ledger, replay.ledger().unwrap());
+        assert_eq!(is.audit(), was.audit());
+        assert_eq!(is.wanted_prompts(), was.wanted_prompts());
+        assert_eq!(is.next_deadline(), was.next_deadline());
+        assert_eq!(is.waits(self.now), was.waits(self.now));
+        for step in was.committed_steps()..=self.stepped {
+            assert_eq!(is.batch(Step(step)), was.batch(Step(step)));
+        }
         self.settings.incarnation += 1;
-        let mut ledger = Ledger::new(self.settings.clone()).unwrap();
-        ledger.restore(&saved).unwrap();
-        ledger.end_of_prompts(self.prompts);
-        self.epoch += 1;
-        ledger.connect_learner(self.epoch, committed).unwrap();
-        let audit = ledger.audit();
-        self.tokens_filed = audit.tokens.incoming + audit.evaluation_tokens.incoming;
-        self.ledger = ledger;
-        self.stepped = committed;
-        self.publish(committed);
-        let trained = self.batches.range(..committed);
-        self.batches = trained
-            .map(|(step, batch)| (*step, batch.clone()))
-            .collect();
-        let (versions, finished) = Default::default();
-        (self.versions, self.finished) = (versions, finished);
-        for held in [&mut self.held, &mut self.past] {
-            held.clear();
-        }
-        self.scoring.clear();
-        self.scored.clear();
-        for generator in &mut self.generators {
-            generator.1 = PolicyVersion::new(self.epoch, committed);
-        }
+        self.ledger = replay.resume(self.settings.clone()).unwrap();
+        self.ledger.end_of_prompts(self.prompts);
+        self.past.append(&mut self.held);
+        self.scored.append(&mut self.scoring);
+        self.restart_learner(a);
     }
 
     /// Everybody does their work until the run is finished; time passes only when nothing else can happen.

@@ -1,0 +1,268 @@
+//! A journal read from a start, event by event, into a ledger.
+
+use std::path::{Path, PathBuf};
+
+use r1async_core::journal::{Bound, Command, Kind, Payload, Replay};
+use r1async_core::{Event, Step};
+
+use crate::error::JournalError;
+use crate::files::{self, Header, Identity, generations};
+use crate::stream::{Records, exists};
+
+/// The payload of one start after the other.
+#[derive(Debug)]
+struct Payloads {
+    folder: PathBuf,
+    records: Records,
+    generation: u64,
+    /// Whether others may follow.
+    goes_on: bool,
+}
+
+impl Payloads {
+    fn open(folder: &Path, generation: u64, goes_on: bool) -> Result<Self, JournalError> {
+        let (records, _) = Records::open(files::payload(folder, generation), "payload")?;
+        Ok(Self {
+            folder: folder.to_owned(),
+            records,
+            generation,
+            goes_on,
+        })
+    }
+
+    /// The next payload, in this file or the one that follows it; `None` at the end.
+    fn next(&mut self, body: &mut Vec<u8>) -> Result<bool, JournalError> {
+        loop {
+            match self.records.next(body)? {
+                Some(Kind::Payload) => return Ok(true),
+                Some(kind) => return Err(misplaced(&self.records, kind)),
+                None if self.goes_on
+                    && exists(&files::payload(&self.folder, self.generation + 1)) =>
+                {
+                    *self = Self::open(&self.folder, self.generation + 1, true)?;
+                }
+                None => return Ok(false),
+            }
+        }
+    }
+}
+
+fn misplaced(records: &Records, kind: Kind) -> JournalError {
+    JournalError::Foreign {
+        path: records.path.clone(),
+        text: format!("a record of kind {kind:?} at byte {}", records.last),
+    }
+}
+
+/// One event as it was told to the ledger.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Told {
+    /// When, in seconds of the run's own clock, which stands still while the buffer is down.
+    pub at: f64,
+    /// The call's name.
+    pub call: &'static str,
+    /// A batch that was handed out by it.
+    pub bound: Option<(Step, Bound)>,
+    /// A peer that came with it: number, role, name.
+    pub joined: Option<(u64, String, String)>,
+    /// What it did, if the history is traced.
+    pub trace: Vec<Event>,
+}
+
+/// A journal and the ledger that has heard it so far.
+#[derive(Debug)]
+pub struct History {
+    replay: Replay,
+    identity: Identity,
+    events: Records,
+    payload: Option<Payloads>,
+    event: Vec<u8>,
+    body: Vec<u8>,
+    count: u64,
+}
+
+impl History {
+    /// The whole run from its events alone, traced; nothing is written, also while the run goes on.
+    ///
+    /// # Errors
+    /// There is no journal, or it cannot be read.
+    pub fn of_events(folder: &Path) -> Result<Self, JournalError> {
+        Self::from_start(folder, None)
+    }
+
+    /// The whole run with all that was sampled (`journal.keep=all`).
+    ///
+    /// # Errors
+    /// There is no journal, it cannot be read, or payload of groups that ended was not kept.
+    pub fn whole(folder: &Path) -> Result<Self, JournalError> {
+        if !exists(&files::payload(folder, 0)) {
+            let path = files::payload(folder, 0);
+            let text =
+                "the payload of groups that ended is gone; a run that is to be replayed keeps it with journal.keep=all";
+            let text = text.to_owned();
+            return Err(JournalError::Parts { path, text });
+        }
+        let payload = Payloads::open(folder, 0, true)?;
+        Self::from_start(folder, Some(payload))
+    }
+
+    fn from_start(folder: &Path, payload: Option<Payloads>) -> Result<Self, JournalError> {
+        let (events, header) = open_events(folder)?;
+        Ok(Self::of(Replay::new(true), header, events, payload))
+    }
+
+    /// From the newest snapshot on, with what is live.
+    ///
+    /// # Errors
+    /// There is no journal, or it cannot be read.
+    pub fn since_snapshot(folder: &Path) -> Result<Self, JournalError> {
+        let (mut events, header) = open_events(folder)?;
+        let generation = generations(folder, "snapshot")?.pop().unwrap_or(0);
+        let mut replay = Replay::new(false);
+        if generation > 0 {
+            let (saved, ledger) = read_snapshot(folder, generation)?;
+            header.identity.check(&saved.identity, folder)?;
+            events.seek(saved.events)?;
+            replay = ledger;
+        }
+        let has_payload = exists(&files::payload(folder, generation));
+        let payload = match has_payload {
+            true => Some(Payloads::open(folder, generation, false)?),
+            // A crash came between the snapshot and its payload's file: nothing was written since.
+            false if generation > 0 && events.torn() == 0 => None,
+            false => {
+                let text = "it is missing".to_owned();
+                let path = files::payload(folder, generation);
+                return Err(JournalError::Parts { path, text });
+            }
+        };
+        Ok(Self::of(replay, header, events, payload))
+    }
+
+    fn of(
+        replay: Replay,
+        header: Header,
+        events: Records,
+        payload: Option<Payloads>,
+    ) -> Self {
+        Self {
+            replay,
+            identity: header.identity,
+            events,
+            payload,
+            event: Vec::new(),
+            body: Vec::new(),
+            count: 0,
+        }
+    }
+
+    /// Tells the ledger the next event; `None` at the end.
+    ///
+    /// An event at the end whose payload a power cut took is not told, nor what follows it.
+    ///
+    /// # Errors
+    /// The journal is damaged, or this build decides otherwise than the one that wrote it.
+    #[allow(clippy::should_implement_trait, reason = "it can fail, and lends nothing")]
+    pub fn next(&mut self) -> Result<Option<Told>, JournalError> {
+        match self.events.next(&mut self.event)? {
+            Some(Kind::Event) => {}
+            Some(kind) => return Err(misplaced(&self.events, kind)),
+            None => return Ok(None),
+        }
+        let (path, offset) = (&self.events.path, self.events.last);
+        let failed = |error| JournalError::Replay {
+            path: path.clone(),
+            offset,
+            error,
+        };
+        let (at, command) = Replay::read(&self.event).map_err(failed)?;
+        let payload = match &mut self.payload {
+            None => Payload::Gone,
+            Some(payload) if command.has_payload() => {
+                if !payload.next(&mut self.body)? {
+                    self.events.offset = offset;
+                    return Ok(None);
+                }
+                Payload::Bytes(&self.body)
+            }
+            Some(_) => Payload::Bytes(&[]),
+        };
+        self.replay.apply(at, &command, payload).map_err(failed)?;
+        self.count += 1;
+        let (mut bound, mut joined) = (None, None);
+        match &command {
+            Command::Bind {
+                step,
+                bound: Some(it),
+            } => bound = Some((*step, *it)),
+            Command::Join { holder, role, name } => {
+                joined = Some((holder.0, role.to_string(), name.to_string()));
+            }
+            _ => {}
+        }
+        Ok(Some(Told {
+            at,
+            call: command.name(),
+            bound,
+            joined,
+            trace: self.replay.take_trace(),
+        }))
+    }
+
+    /// The ledger as of the events told so far.
+    #[must_use]
+    pub fn replay(&self) -> &Replay {
+        &self.replay
+    }
+
+    /// What the journal belongs to.
+    #[must_use]
+    pub fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
+    /// Events told.
+    #[must_use]
+    pub fn count(&self) -> u64 {
+        self.count
+    }
+
+    /// Bytes behind the last event told: a crash cut them.
+    #[must_use]
+    pub fn torn(&self) -> u64 {
+        self.events.torn()
+    }
+
+    /// The ledger, and where the two streams end.
+    pub(crate) fn into_parts(self) -> (Replay, u64, Option<(u64, u64)>) {
+        let payload = self
+            .payload
+            .map(|payload| (payload.records.offset, payload.records.torn()));
+        (self.replay, self.events.offset, payload)
+    }
+}
+
+fn open_events(folder: &Path) -> Result<(Records, Header), JournalError> {
+    let path = files::events(folder);
+    if !exists(&path) {
+        return Err(JournalError::Missing(folder.to_owned()));
+    }
+    Records::open(path, "events")
+}
+
+fn read_snapshot(folder: &Path, generation: u64) -> Result<(Header, Replay), JournalError> {
+    let path = files::snapshot(folder, generation);
+    let (mut records, header) = Records::open(path.clone(), "snapshot")?;
+    let mut body = Vec::new();
+    if records.next(&mut body)? != Some(Kind::Snapshot) {
+        let text = "it holds no whole ledger".to_owned();
+        return Err(JournalError::Foreign { path, text });
+    }
+    let offset = records.last;
+    let replay = Replay::load(&body).map_err(|error| JournalError::Replay {
+        path,
+        offset,
+        error,
+    })?;
+    Ok((header, replay))
+}

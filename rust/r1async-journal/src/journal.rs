@@ -1,0 +1,386 @@
+//! The journal that a running buffer writes.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use r1async_core::Settings;
+use r1async_core::journal::{Kind, Pending, Recorded, append};
+
+use crate::error::JournalError;
+use crate::files::{self, Header, Identity, generations, sync_folder};
+use crate::history::History;
+use crate::stream::{Tail, exists};
+
+/// What an acknowledgement means.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Durability {
+    /// It is on the disk.
+    Sync,
+    /// It is with the operating system, and on the disk soon: a killed process loses nothing, a power cut what is
+    /// younger than this, or fewer bytes than that.
+    Group {
+        /// Time between two waits for the disk at most.
+        interval: Duration,
+        /// Bytes after which the disk is waited for at once.
+        bytes: u64,
+    },
+}
+
+/// How a journal is written.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Options {
+    /// What an acknowledgement means.
+    pub durability: Durability,
+    /// A snapshot is due after so many bytes, or as many as the last snapshot has, whichever is more.
+    pub snapshot_bytes: u64,
+    /// The payload of groups that have ended stays.
+    pub keep_all: bool,
+}
+
+/// What a start found.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Recovery {
+    /// Events since the newest snapshot.
+    pub events: u64,
+    /// Bytes of both streams that a crash cut: never acknowledged.
+    pub torn: u64,
+    /// How long it took.
+    pub seconds: f64,
+}
+
+/// Files that wait for the disk, and the thread that waits with them.
+#[derive(Debug)]
+struct Flusher {
+    shared: Arc<(Mutex<Unsynced>, Condvar)>,
+    thread: Option<JoinHandle<()>>,
+    bytes: u64,
+}
+
+#[derive(Debug, Default)]
+struct Unsynced {
+    files: Vec<(PathBuf, Arc<fs::File>)>,
+    bytes: u64,
+    since: Option<Instant>,
+    urgent: bool,
+    ending: bool,
+    error: Option<JournalError>,
+}
+
+fn lock(mutex: &Mutex<Unsynced>) -> MutexGuard<'_, Unsynced> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Flusher {
+    fn start(interval: Duration, bytes: u64) -> Self {
+        let shared = Arc::<(Mutex<Unsynced>, Condvar)>::default();
+        let theirs = shared.clone();
+        let thread = std::thread::Builder::new()
+            .name("journal".to_owned())
+            .spawn(move || flush(&theirs, interval))
+            .expect("a process that cannot start a thread cannot serve");
+        Self {
+            shared,
+            thread: Some(thread),
+            bytes,
+        }
+    }
+
+    /// These files have new bytes. An error of an earlier wait for the disk surfaces here.
+    fn wrote(&self, tails: [&Tail; 2], bytes: u64) -> Result<(), JournalError> {
+        let (state, wake) = &*self.shared;
+        let mut state = lock(state);
+        if let Some(error) = state.error.take() {
+            return Err(error);
+        }
+        state.files = tails
+            .map(|tail| (tail.path.clone(), tail.file.clone()))
+            .into();
+        state.bytes += bytes;
+        let first = state.since.is_none();
+        state.since.get_or_insert_with(Instant::now);
+        state.urgent |= state.bytes >= self.bytes;
+        if first || state.urgent {
+            wake.notify_one();
+        }
+        Ok(())
+    }
+
+    /// All that was written is on the disk: the caller has waited itself.
+    fn synced(&self) {
+        let mut state = lock(&self.shared.0);
+        (state.bytes, state.since, state.urgent) = (0, None, false);
+    }
+}
+
+impl Drop for Flusher {
+    fn drop(&mut self) {
+        lock(&self.shared.0).ending = true;
+        self.shared.1.notify_one();
+        if let Some(thread) = self.thread.take() {
+            // It ends by itself; a panic there has said so on stderr already.
+            drop(thread.join());
+        }
+    }
+}
+
+/// Waits for the disk `interval` after the first byte that is not on it, or when it is told to.
+fn flush((state, wake): &(Mutex<Unsynced>, Condvar), interval: Duration) {
+    let mut state_now = lock(state);
+    loop {
+        let Some(since) = state_now.since else {
+            if state_now.ending {
+                return;
+            }
+            state_now = wake
+                .wait(state_now)
+                .unwrap_or_else(PoisonError::into_inner);
+            continue;
+        };
+        let left = interval.saturating_sub(since.elapsed());
+        if !left.is_zero() && !state_now.urgent && !state_now.ending {
+            state_now = wake
+                .wait_timeout(state_now, left)
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
+            continue;
+        }
+        let files = state_now.files.clone();
+        (state_now.bytes, state_now.since, state_now.urgent) = (0, None, false);
+        drop(state_now);
+        let error = files
+            .iter()
+            .find_map(|(path, file)| file.sync_data().map_err(JournalError::io(path)).err());
+        state_now = lock(state);
+        if error.is_some() {
+            state_now.error = error;
+        }
+    }
+}
+
+/// The journal of a buffer that runs.
+#[derive(Debug)]
+pub struct Journal {
+    folder: PathBuf,
+    identity: Identity,
+    options: Options,
+    events: Tail,
+    payload: Tail,
+    generation: u64,
+    /// Bytes of both streams since the snapshot, and of the snapshot.
+    since_snapshot: u64,
+    snapshot_size: u64,
+    flusher: Option<Flusher>,
+}
+
+impl Journal {
+    /// Whether a run has left a journal in `folder`.
+    #[must_use]
+    pub fn exists(folder: &Path) -> bool {
+        exists(&files::events(folder))
+    }
+
+    /// A journal without a history, and the ledger that it belongs to.
+    ///
+    /// # Errors
+    /// The files cannot be made, or the settings cannot work.
+    pub fn create(
+        folder: &Path,
+        identity: Identity,
+        options: Options,
+        settings: Settings,
+    ) -> Result<(Self, Recorded), JournalError> {
+        fs::create_dir_all(folder).map_err(JournalError::io(folder))?;
+        let recorded = Recorded::new(settings, true).map_err(|error| JournalError::Replay {
+            path: folder.to_owned(),
+            offset: 0,
+            error: error.into(),
+        })?;
+        // The payload first: a folder with events has both.
+        let payload = Header::new("payload", 0, 0, &identity);
+        let payload = Tail::create(files::payload(folder, 0), &payload)?;
+        let events = Header::new("events", 0, 0, &identity);
+        let events = Tail::create(files::events(folder), &events)?;
+        sync_folder(folder)?;
+        let journal = Self::over(folder, identity, options, (events, payload), 0, 0);
+        Ok((journal, recorded))
+    }
+
+    /// The journal of a run that goes on, and its ledger.
+    ///
+    /// # Errors
+    /// There is none, it belongs to another run, it is damaged, or the settings do not fit it.
+    pub fn open(
+        folder: &Path,
+        identity: Identity,
+        options: Options,
+        settings: Settings,
+    ) -> Result<(Self, Recorded, Recovery), JournalError> {
+        let began = Instant::now();
+        let mut history = History::since_snapshot(folder)?;
+        identity.check(history.identity(), folder)?;
+        while history.next()?.is_some() {}
+        let (count, torn_events) = (history.count(), history.torn());
+        let (replay, events_end, payload_end) = history.into_parts();
+        let generation = generations(folder, "snapshot")?.pop().unwrap_or(0);
+        let payload_path = files::payload(folder, generation);
+        let (payload, torn_payload) = match payload_end {
+            Some((end, torn)) => (Tail::open(payload_path, end)?, torn),
+            None => {
+                let header = Header::new("payload", generation, events_end, &identity);
+                (Tail::create(payload_path, &header)?, 0)
+            }
+        };
+        let events = Tail::open(files::events(folder), events_end)?;
+        let recorded = replay
+            .resume(settings)
+            .map_err(|error| JournalError::Replay {
+                path: events.path.clone(),
+                offset: events_end,
+                error,
+            })?;
+        let snapshot = files::snapshot(folder, generation);
+        let size = fs::metadata(&snapshot).map_or(0, |meta| meta.len());
+        let mut journal = Self::over(
+            folder,
+            identity,
+            options,
+            (events, payload),
+            generation,
+            size,
+        );
+        journal.since_snapshot = journal.payload.length;
+        journal.remove_older()?;
+        sync_folder(folder)?;
+        let recovery = Recovery {
+            events: count,
+            torn: torn_events + torn_payload,
+            seconds: began.elapsed().as_secs_f64(),
+        };
+        Ok((journal, recorded, recovery))
+    }
+
+    fn over(
+        folder: &Path,
+        identity: Identity,
+        options: Options,
+        (events, payload): (Tail, Tail),
+        generation: u64,
+        snapshot_size: u64,
+    ) -> Self {
+        let flusher = match options.durability {
+            Durability::Sync => None,
+            Durability::Group { interval, bytes } => Some(Flusher::start(interval, bytes)),
+        };
+        Self {
+            folder: folder.to_owned(),
+            identity,
+            options,
+            events,
+            payload,
+            generation,
+            since_snapshot: 0,
+            snapshot_size,
+            flusher,
+        }
+    }
+
+    /// Writes what is pending; when this returns, what it holds may be answered.
+    ///
+    /// # Errors
+    /// The operating system refused. Nothing of it counts as written, and it may be tried again.
+    pub fn write(&mut self, pending: &Pending) -> Result<(), JournalError> {
+        self.payload.write(&pending.payload)?;
+        self.events.write(&pending.events)?;
+        let bytes = (pending.payload.len() + pending.events.len()) as u64;
+        let waits = pending.urgent || self.flusher.is_none();
+        if waits {
+            self.sync()?;
+        } else if let Some(flusher) = &self.flusher {
+            flusher.wrote([&self.payload, &self.events], bytes)?;
+        }
+        self.payload.length += pending.payload.len() as u64;
+        self.events.length += pending.events.len() as u64;
+        self.since_snapshot += bytes;
+        Ok(())
+    }
+
+    /// Waits until all that is written is on the disk.
+    ///
+    /// # Errors
+    /// The operating system refused.
+    pub fn sync(&mut self) -> Result<(), JournalError> {
+        self.payload.sync()?;
+        self.events.sync()?;
+        if let Some(flusher) = &self.flusher {
+            flusher.synced();
+        }
+        Ok(())
+    }
+
+    /// Whether the next start would read more than it needs to, and the payload holds more than is live.
+    #[must_use]
+    pub fn wants_snapshot(&self) -> bool {
+        self.since_snapshot > self.options.snapshot_bytes.max(self.snapshot_size)
+    }
+
+    /// Saves the whole ledger, as of all that was written, and begins a new payload file.
+    ///
+    /// # Errors
+    /// The operating system refused; the journal goes on as it was.
+    pub fn snapshot(&mut self, ledger: &[u8]) -> Result<(), JournalError> {
+        self.sync()?;
+        let generation = self.generation + 1;
+        let path = files::snapshot(&self.folder, generation);
+        let partial = path.with_extension("partial");
+        let mut records =
+            Header::new("snapshot", generation, self.events.length, &self.identity).record();
+        append(&mut records, Kind::Snapshot, |body| {
+            body.extend_from_slice(ledger)
+        });
+        let file = fs::File::create(&partial).map_err(JournalError::io(&partial))?;
+        std::os::unix::fs::FileExt::write_all_at(&file, &records, 0)
+            .map_err(JournalError::io(&partial))?;
+        file.sync_all().map_err(JournalError::io(&partial))?;
+        let header = Header::new("payload", generation, self.events.length, &self.identity);
+        let payload = Tail::create(files::payload(&self.folder, generation), &header)?;
+        fs::rename(&partial, &path).map_err(JournalError::io(&path))?;
+        self.payload = payload;
+        self.generation = generation;
+        self.since_snapshot = 0;
+        self.snapshot_size = records.len() as u64;
+        sync_folder(&self.folder)?;
+        self.remove_older()
+    }
+
+    /// Removes snapshots, and payload unless all is kept, that no start reads any more.
+    fn remove_older(&self) -> Result<(), JournalError> {
+        let mut old: Vec<PathBuf> = Vec::new();
+        let is_old = |generation: &u64| *generation < self.generation;
+        for generation in generations(&self.folder, "snapshot")?
+            .into_iter()
+            .filter(is_old)
+        {
+            old.push(files::snapshot(&self.folder, generation));
+        }
+        for generation in generations(&self.folder, "payload")? {
+            // One that is newer is left of a snapshot that was not finished.
+            let unfinished = generation > self.generation;
+            if unfinished || (is_old(&generation) && !self.options.keep_all) {
+                old.push(files::payload(&self.folder, generation));
+            }
+        }
+        for path in old {
+            fs::remove_file(&path).map_err(JournalError::io(&path))?;
+        }
+        Ok(())
+    }
+
+    /// Bytes on the disk: events, and payload since the newest snapshot.
+    #[must_use]
+    pub fn bytes(&self) -> (u64, u64) {
+        (self.events.length, self.payload.length)
+    }
+}
