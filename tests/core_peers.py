@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict, deque
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -66,14 +67,12 @@ def completion_of(rollout: int) -> tuple[NDArray[np.int32], NDArray[np.float32]]
 class Run:
     """The buffer and what it has sent to whom. A peer is named `role-number`."""
 
-    def __init__(self, *, prompts: int | None = None, state: bytes | None = None, **changes: Any) -> None:
-        self.buffer = Buffer(settings(**changes))
-        if state is not None:
-            self.buffer.restore(state)
+    def __init__(self, *, prompts: int | None = None, journal: Path | None = None, **changes: Any) -> None:
+        self.buffer = Buffer(settings(**changes)) if journal is None else open_journal(journal, **changes)
         self.prompts = prompts
         self.feeds = True
         """Prompts are brought as soon as they are wanted."""
-        self.now = 0.0
+        self.now = self.buffer.now()
         self.inboxes: dict[str, deque[Message]] = defaultdict(deque)
         self.events: list[Message] = []
         self.frames: list[bytes] = []
@@ -253,10 +252,21 @@ class Learner:
 
     def commit(self, *, last: bool = False) -> None:
         self.tell("committed", step=self.step, last=last)
-        assert self.run.buffer.commits() == [self.step]
-        self.run.buffer.confirm_commit(self.step, self.run.now)
-        self.run.pump()
         assert self.run.take(self.name, "committed_ok").header["step"] == self.step
+
+
+def open_journal(folder: Path, **changes: Any) -> Buffer:
+    """A buffer kept in a journal that holds all."""
+    return Buffer.journaled(
+        settings(**changes),
+        folder,
+        data="numbers",
+        sync=False,
+        interval_s=0.01,
+        sync_bytes=2**20,
+        snapshot_bytes=2**26,
+        keep_all=True,
+    )
 
 
 def crew(run: Run) -> tuple[Generator, Scorer, Learner]:

@@ -5,6 +5,7 @@ The model is tiny and random: it learns nothing, but every message, checkpoint a
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -17,6 +18,7 @@ from pathlib import Path
 import psutil
 import pytest
 import zmq
+from r1async._core import journal_audit
 from r1async.config import load_config
 from r1async.wire import unpack
 
@@ -109,6 +111,10 @@ class Run:
             assert books["in"] == books["trained"] + sum(books["dropped"].values()) + books["live"], audit
         assert self.read("summary.json")["policy_version"] == STEPS
         assert audit["rollouts"]["trained"] == STEPS * 4 * 4
+        account = journal_audit(self.run_dir / "journal")
+        assert account["balanced"], account["differences"]
+        assert account["trained_twice"] == 0
+        assert account["prompts"]["trained"] == STEPS * 4
 
 
 @pytest.fixture(scope="module")
@@ -163,18 +169,36 @@ def test_interrupted_run_goes_on_where_it_was_saved(started):
     again.assert_complete()
 
 
-def test_killed_buffer_ends_the_run_and_the_next_one_goes_on(started):
+def test_killed_buffer_goes_on_from_its_journal(started):
     run = started()
     run.await_step(6)
     run.kill("buffer")
+    run.await_step(9)
+    run.kill("buffer")
     code, printed = run.end()
-    assert code == 1
-    assert "buffer was killed by signal 9" in printed
-    assert "resume=auto" in printed
+    assert code == 0, printed
+    assert "buffer was killed by signal 9 (SIGKILL); starting it again (2 of 3)" in printed
+    run.assert_complete()
+
+
+def test_killed_tree_goes_on_where_it_was(started):
+    run = started()
+    run.await_step(6)
+    roles = psutil.Process(run.process.pid).children(recursive=True)
+    run.process.kill()
+    for role in roles:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            role.kill()
+    run.process.wait(WAIT_S)
+    psutil.wait_procs(roles, timeout=10.0)
+    before = journal_audit(run.run_dir / "journal")
+    assert before["balanced"], before["differences"]
     again = started("resume=true")
     code, printed = again.end()
     assert code == 0, printed
     again.assert_complete()
+    after = journal_audit(run.run_dir / "journal")
+    assert after["lives"] == before["lives"] + 1
 
 
 def test_killed_launcher_leaves_no_process(started):

@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import zmq
-from r1async.buffer.server import Server, _first_hello
+from r1async._core import journal_audit
+from r1async.buffer.server import Server
 from r1async.client import Connected, Connection, Refused, greeting
 from r1async.config import (
     BufferConfig,
@@ -24,6 +25,7 @@ from r1async.config import (
     ConfigError,
     EndpointsConfig,
     GroupConfig,
+    JournalConfig,
     LearnerConfig,
     MonitorConfig,
     SamplingConfig,
@@ -44,6 +46,7 @@ class Source:
 
     def __init__(self, total: int | None = None, bad: frozenset[int] = frozenset()) -> None:
         self.total = total
+        self.fingerprint = "numbers"
         self.asked: list[int] = []
         self._bad = bad
 
@@ -122,6 +125,10 @@ class Role:
 
     def welcomed(self) -> Message:
         return self.connection.wait_connected(WAIT_S)
+
+    def expect_connected(self) -> None:
+        """The next session."""
+        self.inbox.get("a session", WAIT_S, lambda item: isinstance(item, Connected))
 
     def send(self, header: dict, columns: dict | None = None) -> None:
         self.connection.send(header, columns)
@@ -256,7 +263,9 @@ def test_a_run_of_three_steps_balances_and_leaves_its_files(config: Config) -> N
     said = audit(config)
     assert said["balanced"]
     assert said["tokens"]["trained"] == 3 * G * B * 3
-    assert (config.run_dir / "ledger" / "step-000003.bin").stat().st_size > 0
+    account = journal_audit(config.run_dir / "journal")
+    assert account["balanced"], account["differences"]
+    assert (account["tokens"]["in"], account["tokens"]["trained"]) == (said["tokens"]["in"], said["tokens"]["trained"])
     lines = list(read_metrics(config.run_dir / "metrics" / "buffer.jsonl", "stats"))
     assert {"buffer", "peers", "waits"} <= lines[-1].keys()
 
@@ -271,83 +280,86 @@ def test_prompts_that_cannot_be_asked_are_left_out_and_the_end_is_the_end(config
     assert source.asked == [0, 1, 2, 3, 4, 5]
 
 
-def test_the_whole_run_resumes_at_the_learners_checkpoint(config: Config) -> None:
+def test_the_whole_run_goes_on_with_all_that_the_journal_has(config: Config) -> None:
     with Serving(config), Crew(config) as crew:
         crew.start()
         crew.train(0)
         crew.commit(1)
-        crew.train(1)  # stepped, never committed: lost with the buffer
-    with (
-        Serving(config) as serving,
-        generator(config, "early") as early,
-        Crew(config, epoch=2, step=1) as crew,
-    ):
-        early.welcomed()  # which may be before the learner says where the run goes on
+        before = crew.train(1)  # stepped, never committed
+    with Serving(config) as serving, Crew(config, epoch=2, step=1) as crew:
         crew.start(version=1)
-        batches = [crew.train(step) for step in (1, 2)]
+        crew.learner.send({"t": "next_batch", "epoch": 2, "step": 1, "rank": 0, "world": 1})
+        again = crew.learner.expect("batch")
+        crew.learner.send({"t": "stepped", "epoch": 2, "step": 1, "metrics": {"loss": 0.5}})
+        publish(crew.learner, 2, 2)
+        crew.train(2)
         crew.commit(3, last=True)
-        # Groups 0 and 1 are trained; the others are asked for again, under the numbers they had.
-        assert serving.source.asked[0] == 2
-        assert sorted(set(batches[0].columns["groups"].tolist())) == [2, 3]
-    assert audit(config)["balanced"]
-
-
-REFUSED_HELLOS: list[dict] = [
-    {"name": None},
-    {"name": "n" * 257},
-    {"world": None},
-    {"world": 0},
-    {"epoch": None},
-    {"epoch": True},
-    {"step": False},
-    {"rank": False},
-    {"protocol": True},
-]
-
-
-def test_hellos_that_are_refused_do_not_begin_a_resumed_run(config: Config) -> None:
-    with Serving(config), Crew(config) as crew:
-        crew.start()
-        crew.train(0)
-        crew.commit(1)
-    whole = greeting("learner", "learner-0", "run", rank=0, world=1, epoch=2, step=0)
-    for change in REFUSED_HELLOS:
-        header = {key: value for key, value in {**whole, **change}.items() if value is not None}
-        assert _first_hello(Message(header, {}), "run") is None, change
-    with Serving(config) as serving:
-        on_batches, on_rollouts = config.endpoint("batches"), config.endpoint("rollouts")
-        for endpoint, change in ((on_batches, {"epoch": None}), (on_batches, {"name": None}), (on_rollouts, {})):
-            context, hostile = dealer(endpoint)
-            hostile.send(pack({key: value for key, value in {**whole, **change}.items() if value is not None}))
-            assert receive(hostile).type == "error"
-            hostile.close(linger=0)
-            context.term()
+        # Nothing is asked for again: the prompts are in the journal, and the batch is the one that was lost.
         assert serving.source.asked == []
-        with Crew(config, epoch=3, step=1) as crew:
-            crew.start(version=1)
-            crew.train(1)
+        for name in ("rollouts", "token_ids", "behavior_logprobs", "advantages"):
+            np.testing.assert_array_equal(again.columns[name], before.columns[name])
+    assert audit(config)["balanced"]
+    account = journal_audit(config.run_dir / "journal")
+    assert (account["balanced"], account["trained_twice"], account["lives"]) == (True, 0, 2)
 
 
-def test_a_hello_with_more_than_its_fields_begins_the_run_by_its_fields(config: Config) -> None:
-    header = greeting("learner", "learner-0", "run", rank=0, world=1, epoch=2, step=0)
-    deep: list = []
-    for _ in range(100):  # more than Rust reads
-        deep = [deep]
-    with Serving(config):
-        context, rank = dealer(config.endpoint("batches"))
-        rank.send(pack({**header, "deep": deep}))
-        assert receive(rank).type == "welcome"
-        rank.close(linger=0)
-        context.term()
+def test_a_buffer_that_was_killed_alone_is_taken_up_by_the_same_learner(config: Config) -> None:
+    with Crew(config) as crew:
+        with Serving(config):
+            crew.start()
+            crew.train(0)
+            crew.learner.send({"t": "next_batch", "epoch": 1, "step": 1, "rank": 0, "world": 1})
+            ready(crew.generator, G * B, 4, 1, 1, "h1")
+            leases = crew.generator.expect("leases")
+        with Serving(config):
+            for role in (crew.learner, crew.generator, crew.scorer):
+                role.expect_connected()
+            # What a generator holds goes on under the lease it had.
+            items = [[item[0], item[1], 0] for item in leases.header["items"]]
+            crew.generator.send({"t": "announce", "items": items})
+            acks = crew.generator.expect("acks").header
+            assert (sorted(acks["items"]), acks["lost"]) == (sorted([item[0], 0] for item in items), [])
+            finish_all(crew.generator, leases, 1)
+            crew.scorer.send({"t": "ready", "free": 8, "leases_seen": 0})
+            grade_all(crew.scorer, len(items), 0)
+            crew.learner.send({"t": "next_batch", "epoch": 1, "step": 1, "rank": 0, "world": 1})
+            assert crew.learner.expect("batch").header["step"] == 1
+    assert journal_audit(config.run_dir / "journal")["balanced"]
 
 
-def test_a_resume_without_its_ledger_file_names_it(config: Config) -> None:
+def test_a_learner_ahead_of_the_journal_is_refused(config: Config) -> None:
     with (
         Serving(config),
         learner(config, epoch=2, step=40) as late,
-        pytest.raises(Refused, match=r"learner is at step 40, but .*step-000040\.bin is missing"),
+        pytest.raises(Refused, match="the learner's checkpoint holds 40 steps, but only 0 were handed out"),
     ):
         late.welcomed()
+
+
+@pytest.mark.parametrize(
+    ("resume", "durability", "message"),
+    [
+        ("false", "group", "resume: false, but .*/journal holds a journal"),
+        ("auto", "memory", "journal.durability: memory, but .*/journal holds a journal"),
+    ],
+)
+def test_a_journal_that_is_not_wanted_is_not_overwritten(
+    config: Config, resume: str, durability: str, message: str
+) -> None:
+    with Serving(config):
+        pass
+    other = replace(config, resume=resume, journal=JournalConfig(durability=durability))
+    with pytest.raises(ConfigError, match=message):
+        Server(other, Source())
+
+
+def test_other_data_than_the_run_began_with_is_refused(config: Config) -> None:
+    with Serving(config):
+        pass
+    source = Source()
+    source.fingerprint = "letters"
+    with pytest.raises(ConfigError, match='fingerprint was "numbers" when this run began, is "letters" now'):
+        Server(config, source)
 
 
 def test_a_learner_of_an_ended_epoch_is_told_the_newest(config: Config) -> None:

@@ -20,7 +20,7 @@ def test_complete_points_are_skipped_and_failed_ones_are_told(tmp_path: Path):
     config_file.write_text(
         f"name: s\nruns_dir: {tmp_path}\nmodel: {{path: {model}}}\ndata: {{task: chain-mod}}\nresume: true\n"
     )
-    # resume=true without a checkpoint: a run refuses it at once.
+    # resume=true without a journal: a run refuses it at once.
     arguments = ["staleness.max_staleness=0,1", "steps=3"]
     done, failing = points_of(config_file, arguments)
     done.config.run_dir.mkdir(parents=True)
@@ -33,7 +33,7 @@ def test_complete_points_are_skipped_and_failed_ones_are_told(tmp_path: Path):
     assert sweep.returncode == 1, sweep.stderr
     assert "sweep: 2 runs, 1 of them complete already" in sweep.stdout
     assert "[2/2] max_staleness=1: exit code 2" in sweep.stdout
-    assert "holds no whole checkpoint" in sweep.stdout
+    assert "holds no journal" in sweep.stdout
     assert "[1/2]" not in sweep.stdout
     assert "0.875 ± 0.010" in sweep.stdout
     assert f"r1async: not complete: {failing.config.run_dir}" in sweep.stderr

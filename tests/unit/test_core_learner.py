@@ -2,8 +2,7 @@
 
 import numpy as np
 import pytest
-from core_peers import Generator, Learner, Run, Scorer, accounts, crew, prompt_of, settings, work
-from r1async import _core
+from core_peers import Generator, Learner, Run, Scorer, accounts, crew, open_journal, work
 
 
 def test_learner_waits_with_a_reason_told_once_per_change():
@@ -115,53 +114,64 @@ def test_same_learner_connects_again_and_goes_on():
     accounts(run)
 
 
-def test_commit_is_confirmed_after_the_server_has_written():
-    run = Run(steps=2)
+def test_commit_is_answered_when_the_journal_has_it(tmp_path):
+    run = Run(steps=2, journal=tmp_path / "journal")
     generator, scorer, learner = crew(run)
     learner.ask()
     work(generator, scorer)
     learner.train()
-    learner.tell("committed", step=1, last=False)
-    assert run.buffer.commits() == [1]
-    assert run.take_all(learner.name, "committed_ok") == []
-    with pytest.raises(ValueError, match=r"no commit of step 5 waits; waiting are \[1\]"):
-        run.buffer.confirm_commit(5, run.now)
-    run.buffer.confirm_commit(1, run.now)
-    run.pump()
-    assert run.take(learner.name, "committed_ok").header["step"] == 1
-    assert run.buffer.commits() == []
+    before = run.buffer.journal_bytes()
+    learner.commit()
+    after = run.buffer.journal_bytes()
+    assert before is not None
+    assert after is not None
+    assert after[0] > before[0]
+    assert (tmp_path / "journal" / "events").stat().st_size == after[0]
+    assert run.buffer.committed_steps() == 1
 
 
-def test_restored_buffer_asks_again_for_what_was_live():
-    run = Run(steps=4)
+def test_killed_buffer_goes_on_with_all_it_had(tmp_path):
+    run = Run(steps=4, journal=tmp_path / "journal")
     generator, scorer, learner = crew(run)
     learner.ask()
     work(generator, scorer)
     learner.train()
     learner.commit()
-    state = run.buffer.checkpoint()
-    live = run.buffer.audit()["rollouts"]["live"]
-    assert live > 0
-    again = Run(steps=4)
-    again.feeds = False  # until the learner has named its checkpoint, as the server does
-    generator, scorer = Generator(again), Scorer(again)
-    generator.version = (2, 1)
-    scorer.ready()
-    generator.ready()
-    again.buffer.restore(state)
-    again.feeds = True
+    run.take(learner.name, "batch")
+    learner.ask()
+    work(generator, scorer)  # a second batch, handed out and never trained
+    batch = run.take(learner.name, "batch")
+    before = run.buffer.audit()
+    again = Run(steps=4, journal=tmp_path / "journal")  # the first is not closed, as a kill would not
+    recovery = again.buffer.recovery()
+    assert recovery is not None
+    assert recovery["events"] > 20
+    after = again.buffer.audit()
+    assert {name: after[name] for name in ("prompts", "rollouts", "tokens")} == {
+        name: before[name] for name in ("prompts", "rollouts", "tokens")
+    }
+    assert again.now >= run.now
     new = Learner(again, epoch=2, step=1)
-    generator.receive()
-    assert generator.held[0]["rollout"] == 8  # group 2: the numbers, and so the noise, are those of before
-    np.testing.assert_array_equal(generator.held[0]["prompt"], prompt_of(2))
     new.ask()
-    work(generator, scorer)
-    assert again.take(new.name, "batch").header["step"] == 1
+    same = again.take(new.name, "batch")
+    assert (same.header["step"], same.header["epoch"]) == (1, 2)
+    for name, column in batch.columns.items():
+        np.testing.assert_array_equal(same.columns[name], column)
     accounts(again)
-    with pytest.raises(ValueError, match="before anything is admitted"):
-        again.buffer.restore(state)
-    with pytest.raises(ValueError, match="not a saved ledger"):
-        _core.Buffer(settings()).restore(b"junk")
+
+
+def test_journal_of_other_data_or_damaged_is_refused(tmp_path):
+    folder = tmp_path / "journal"
+    run = Run(steps=2, journal=folder)
+    crew(run)
+    with pytest.raises(ValueError, match='group_size was "4" when this run began, is "2" now'):
+        open_journal(folder, steps=2, group_size=2, min_group_size=1)
+    events = folder / "events"
+    whole = bytearray(events.read_bytes())
+    whole[len(whole) // 2] ^= 4
+    events.write_bytes(whole)
+    with pytest.raises(ValueError, match=f"{events} is damaged at byte [0-9]+"):
+        open_journal(folder, steps=2)
 
 
 def test_short_last_batch_and_end_of_prompts():

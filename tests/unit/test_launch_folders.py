@@ -32,12 +32,12 @@ def load(folder: Path, *overrides: str) -> Config:
     return load_config(None, ["data.task=chain-mod", "cold_start.enabled=true", f"runs_dir={folder}", *overrides])
 
 
-def save(config: Config, *, checkpoint: int | None = None, ledger: int | None = None) -> None:
+def save(config: Config, *, checkpoint: int | None = None) -> None:
+    """A journal, and a checkpoint of the learner."""
+    (config.run_dir / "journal").mkdir(parents=True, exist_ok=True)
+    (config.run_dir / "journal" / "events").write_bytes(b"events")
     if checkpoint is not None:
         (config.run_dir / "checkpoints" / f"step-{checkpoint:06d}").mkdir(parents=True)
-    if ledger is not None:
-        (config.run_dir / "ledger").mkdir(parents=True, exist_ok=True)
-        (config.run_dir / "ledger" / f"step-{ledger:06d}.bin").write_bytes(b"state")
 
 
 def used(config: Config) -> None:
@@ -50,29 +50,20 @@ def test_a_new_folder_starts_at_step_0(config):
     assert prepare(config).step == 0
 
 
-def test_a_checkpoint_counts_only_with_its_ledger(config):
+def test_a_run_goes_on_where_its_journal_ends(config):
     used(config)
-    save(config, checkpoint=20, ledger=20)
-    save(config, checkpoint=40)
+    save(config)
+    start = prepare(config)
+    assert (start.step, start.resumed, start.changed) == (0, True, ())  # killed before its first checkpoint
+    save(config, checkpoint=20)
+    (config.run_dir / "checkpoints" / "step-000040.partial").mkdir()
     assert newest_step(config.run_dir) == 20
     start = prepare(config)
     assert (start.step, start.resumed, start.changed) == (20, True, ())
-    assert sorted(path.name for path in (config.run_dir / "checkpoints").iterdir()) == [
-        "step-000020",
-        "uncommitted-step-000040",
-    ]
 
 
-def test_half_written_files_are_no_checkpoint(config):
-    used(config)
-    save(config, checkpoint=20)
-    (config.run_dir / "ledger").mkdir()
-    (config.run_dir / "ledger" / "step-000020.bin.partial").write_bytes(b"st")
-    assert newest_step(config.run_dir) == 0
-
-
-def test_resume_true_insists_on_a_checkpoint(tmp_path):
-    with pytest.raises(ConfigError, match="holds no whole checkpoint"):
+def test_resume_true_insists_on_a_journal(tmp_path):
+    with pytest.raises(ConfigError, match="holds no journal"):
         prepare(load(tmp_path, "resume=true"))
 
 
@@ -92,13 +83,13 @@ def test_roles_go_on_from_their_own_run_whatever_the_folder_was_to_be(resume, tm
 
 def test_resume_refuses_another_seed_and_names_other_changes(tmp_path):
     used(load(tmp_path))
-    save(load(tmp_path), checkpoint=20, ledger=20)
+    save(load(tmp_path), checkpoint=20)
     with pytest.raises(ConfigError, match="seed: a resumed run keeps 0, got 1"):
         prepare(load(tmp_path, "seed=1"))
     assert prepare(load(tmp_path, "steps=300")).changed == ("steps was 100, is now 300",)
 
 
-def test_a_former_life_without_checkpoint_is_moved_aside_and_a_sweeps_points_stay(config):
+def test_a_former_life_without_journal_is_moved_aside_and_a_sweeps_points_stay(config):
     used(config)
     (config.run_dir / "metrics").mkdir()
     (config.run_dir / "seed=1").mkdir()
