@@ -184,7 +184,7 @@ class JournalEvents(Iterator[tuple[float, bytes]]):
 
     Args:
         folder: the journal's.
-        group: only what happened to this group, and the peers that joined; None: everything.
+        group: only what happened to this group, lives of the buffer and peers that joined; None: everything.
 
     Raises:
         ValueError: the journal is damaged.

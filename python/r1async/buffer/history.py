@@ -84,11 +84,17 @@ def group_lines(folder: Path, group: int) -> Iterator[str]:
     events = JournalEvents(folder, group)
     size, names = events.group_size, {}
     trained_by: int | None = None
+    is_live = False
     for at, packed in events:
         event = msgpack.unpackb(packed, strict_map_key=False)
         if event["what"] == "joined":
             names[int(event["holder"])] = event["name"]
             continue
+        if event["what"] == "opened":
+            if is_live:
+                yield f"{at:10.3f} s  {'buffer':<10} started again"
+            continue
+        is_live = event["what"] not in ("bound", "dropped")
         if event["what"] == "bound":
             trained_by = event["step"]
         member = f"member {event['rollout'] - group * size}" if "rollout" in event else "group"

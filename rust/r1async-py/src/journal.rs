@@ -58,7 +58,7 @@ fn account_of<'py>(py: Python<'py>, account: &Account) -> PyResult<Bound<'py, Py
 }
 
 /// What happened, from the events of a run's journal, one item at a time: (seconds, msgpack of a map). An item is an
-/// event of the ledger, or a peer that joined.
+/// event of the ledger, a life of the buffer that begins, or a peer that joined.
 #[pyclass(module = "r1async._core")]
 pub struct JournalEvents {
     history: History,
@@ -105,6 +105,10 @@ impl JournalEvents {
             let save = |item: Result<Vec<u8>, rmp_serde::encode::Error>| {
                 (told.at, item.expect("numbers and strings can always be written"))
             };
+            if told.call == "open" {
+                let item = std::collections::BTreeMap::from([("what", "opened")]);
+                self.waiting.push_back(save(rmp_serde::to_vec_named(&item)));
+            }
             if let Some((holder, role, name)) = &told.joined {
                 let item = [("what", "joined"), ("role", role), ("name", name)];
                 let item: std::collections::BTreeMap<&str, String> = item
