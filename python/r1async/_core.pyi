@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import Buffer as BytesLike
 
-__all__ = ["Buffer", "Settings", "advantages", "group_statistics"]
+__all__ = ["Buffer", "Settings", "advantages", "first_learner_hello", "group_statistics"]
 
 @final
 class Settings:
@@ -116,6 +116,14 @@ class Buffer:
         """What the run waits for, in words, the most important first."""
     def stop(self, now: float) -> None:
         """Leases nothing more and lets the learner's next question end it."""
+
+def first_learner_hello(frame: BytesLike, run: str) -> int | None:
+    """The step that a rank 0 learner's hello to `run` goes on after; None of any other frame, and of a hello that
+    `Buffer.handle` would refuse. A learner that names an ended epoch is not noticed here.
+
+    Raises:
+        ValueError: the frame is not contiguous.
+    """
 
 def group_statistics(
     rewards: NDArray[np.float64], std: Literal["population", "sample"] = "population", pass_mark: float = 1.0
