@@ -10,6 +10,7 @@ mod audit;
 mod batch;
 mod checkpoint;
 mod chunk;
+mod consistency;
 mod evaluation;
 mod figure;
 mod group;
