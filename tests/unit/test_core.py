@@ -370,3 +370,36 @@ def test_group_statistics_of_the_binding():
     np.testing.assert_allclose(
         _core.advantages(np.array([1.0, 0.0, 0.0, 0.0]), "leave_one_out"), [1, -1 / 3, -1 / 3, -1 / 3]
     )
+
+
+FIRST_HELLO = {"t": "hello", "protocol": 1, "role": "learner", "name": "l", "run": "test", "rank": 0, "world": 2}
+FIRST_HELLO |= {"epoch": 3, "step": 40}
+
+
+def test_a_learners_first_hello_names_its_step():
+    assert _core.first_learner_hello(pack(FIRST_HELLO), "test") == 40
+    assert _core.first_learner_hello(pack({**FIRST_HELLO, "step": 0}), "test") == 0
+    assert _core.first_learner_hello(bytearray(pack({**FIRST_HELLO, "more": [1, 2]})), "test") == 40
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"t": "heartbeat"}, {"protocol": 2}, {"protocol": True}, {"role": "scorer"}, {"role": "oracle"}, {"name": None},
+        {"name": "n" * 257}, {"run": "other"}, {"rank": 1}, {"rank": False}, {"world": 0}, {"world": 2**16 + 1},
+        {"epoch": -1}, {"epoch": True}, {"epoch": None}, {"step": -1}, {"step": 2**63}, {"step": 1.0}, {"step": None},
+    ],
+)  # fmt: skip
+def test_no_other_hello_is_a_learners_first(change):
+    header = {key: value for key, value in {**FIRST_HELLO, **change}.items() if value is not None}
+    assert _core.first_learner_hello(pack(header), "test") is None
+    assert _core.first_learner_hello(pack(header)[:-1], "test") is None
+
+
+@pytest.mark.parametrize("change", [{}, {"name": "n" * 257}, {"world": 0}, {"epoch": True}, {"step": 1.0}])
+def test_a_first_hello_is_what_the_buffer_welcomes(change):
+    run = Run()
+    frame = pack({**FIRST_HELLO, "step": 0, **change})
+    run.send_bytes("learner-0", frame)
+    welcomed = any(message.type == "welcome" for message in run.inboxes["learner-0"])
+    assert welcomed == (_core.first_learner_hello(frame, "test") is not None)

@@ -15,7 +15,7 @@ use crate::frame::{Frame, Value};
 use crate::group::Finish;
 use fields::{At, Fields};
 
-pub use hello::{Hello, LearnerHello, Role};
+pub use hello::{Hello, LearnerHello, Role, first_learner_hello};
 
 /// Raised when a message changes its meaning (`wire.PROTOCOL`).
 pub const PROTOCOL: i64 = 1;

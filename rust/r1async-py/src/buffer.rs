@@ -62,6 +62,17 @@ enum FrameIsStill {
     UnderGil,
 }
 
+/// The step that a rank 0 learner's hello to `run` names; None of any other frame.
+#[pyfunction]
+pub fn first_learner_hello(frame: PyBuffer<u8>, run: &str) -> PyResult<Option<u64>> {
+    let bytes = bytes_of(&frame, &FrameIsStill::UnderGil)?;
+    Ok(r1async_core::messages::first_learner_hello(
+        bytes,
+        bytes.len(),
+        run,
+    ))
+}
+
 impl Buffer {
     fn locked<T>(&self, work: impl FnOnce(&mut Service) -> T) -> T {
         // A panic is a bug of ours and has surfaced as an exception; the state is still the best there is.

@@ -55,6 +55,7 @@ fn advantages<'py>(
 fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<settings::Settings>()?;
     module.add_class::<buffer::Buffer>()?;
+    module.add_function(wrap_pyfunction!(buffer::first_learner_hello, module)?)?;
     module.add_function(wrap_pyfunction!(group_statistics, module)?)?;
     module.add_function(wrap_pyfunction!(advantages, module)?)
 }

@@ -1,7 +1,7 @@
 //! Who a client is: the first message of a connection.
 
-use super::MessageError;
 use super::fields::Fields;
+use super::{MessageError, PROTOCOL};
 use crate::frame::Frame;
 
 /// What a client is.
@@ -98,6 +98,19 @@ impl<'a> Hello<'a> {
     pub fn protocol(frame: &Frame<'a>) -> Result<i64, MessageError> {
         Fields::of(frame).get("protocol")?.int()
     }
+}
+
+/// The optimizer steps that the run goes on after, if the frame is a hello by which it may begin: of rank 0 of a
+/// learner of this `run`, whole, and of this protocol.
+#[must_use]
+pub fn first_learner_hello(bytes: &[u8], cap: usize, run: &str) -> Option<u64> {
+    let frame = Frame::decode(bytes, cap).ok()?;
+    if frame.kind != "hello" || Hello::protocol(&frame).ok()? != PROTOCOL {
+        return None;
+    }
+    let hello = Hello::read(&frame, PROTOCOL).ok()?;
+    let learner = hello.learner.filter(|it| it.rank == 0)?;
+    (hello.run == run).then_some(learner.step as u64)
 }
 
 impl LearnerHello {
