@@ -92,7 +92,7 @@ def where_to_copy(folder: Path) -> list[str]:
         "`r1async run` needs the whole folder; of roles on other machines each needs these files:",
     ]
     for role in ROLES:
-        opens = [name for name, owner in OWNER.items() if owner == role]
+        opens: list[SocketName] = [name for name, owner in OWNER.items() if owner == role]
         public = {each for name in opens for each in ADMITTED[name]}
         public |= {OWNER[name] for name, admitted in ADMITTED.items() if role in admitted}
         lines.append(f"  {role:<10} {role}.key_secret {' '.join(f'{each}.key' for each in sorted(public - {role}))}")
