@@ -1,4 +1,4 @@
-# Everything a person needs: `make demo`, `make test`, `make check`, `make bench`.
+# Everything a person needs: `make demo`, `make test`, `make check`, `make bench`; and `make fuzz`.
 # pip reads your PIP_* settings (PIP_INDEX_URL, PIP_CONSTRAINT, PIP_FIND_LINKS, ...); nothing here overrides them.
 
 SHELL := bash
@@ -13,13 +13,16 @@ JOBS ?= 2
 RUST_SOURCES := $(shell find rust -name '*.rs' -o -name Cargo.toml) Cargo.toml $(wildcard Cargo.lock)
 export CARGO_BUILD_JOBS := $(JOBS)
 
-.PHONY: help demo test check bench env clean
+FUZZ_RUNS ?= 1000000
+
+.PHONY: help demo test check bench fuzz env clean
 
 help:
 	@echo 'make demo    train the demo model with asynchronous GRPO, about two minutes (configs/demo.yaml)'
 	@echo 'make test    cargo test and pytest'
 	@echo 'make check   make test, and formatters, linters, type and stub checks'
 	@echo 'make bench   throughput of asynchronous against synchronous training'
+	@echo 'make fuzz    FUZZ_RUNS executions of each fuzz target (CONTRIBUTING.md); needs cargo-fuzz and nightly Rust'
 	@echo 'make env     the environment in $(VENV), with the extension built'
 	@echo 'make clean   remove the environment and everything built'
 
@@ -42,6 +45,12 @@ check: env
 
 bench: env
 	$(BIN)/r1async bench throughput $(ARGS)
+
+# AddressSanitizer looks at the casts from bytes to columns; the service only moves what they gave.
+fuzz:
+	cargo run --quiet --manifest-path fuzz/Cargo.toml --target-dir fuzz/target --example seeds
+	cargo +nightly fuzz run wire -- -runs=$(FUZZ_RUNS) -max_len=1024 -malloc_limit_mb=256 -print_final_stats=1
+	cargo +nightly fuzz run --sanitizer none service -- -runs=$(FUZZ_RUNS) -max_len=512 -print_final_stats=1
 
 env: $(VENV)/extension.stamp
 

@@ -86,9 +86,18 @@ def tiny_model(
     return model
 
 
-def save_tiny(directory: Path, architecture: Architecture = "qwen2", **settings: object) -> Path:
+def save_tiny(
+    directory: Path,
+    architecture: Architecture = "qwen2",
+    *,
+    tied: bool = True,
+    hidden: int = 64,
+    mlp: int = 192,
+    scale: float = 0.12,
+) -> Path:
     """`tiny_model` and `tiny_tokenizer` as a Hugging Face directory."""
-    tiny_model(architecture, **settings).save_pretrained(directory)  # pyright: ignore[reportArgumentType]
+    model = tiny_model(architecture, tied=tied, hidden=hidden, mlp=mlp, scale=scale)
+    model.save_pretrained(directory)
     tiny_tokenizer().save_pretrained(directory)
     return directory
 

@@ -198,6 +198,9 @@ def missing_files(config: Config) -> list[str]:
         for key, path in (("data.path", config.data.path), ("data.eval_path", config.data.eval_path)):
             if path and not Path(path).exists():
                 found.append(f"{key}: {path}: no such file or folder")
+    keys = config.security.keys
+    if keys and not Path(keys).is_dir():
+        found.append(f"security.keys: {keys}: no such folder; `r1async keys --out {keys}` makes it")
     return found
 
 
@@ -296,7 +299,7 @@ def _endpoint_problems(config: Config) -> list[str]:
     found, seen = [], {}
     for name in ("rollouts", "batches", "events", "weights"):
         address, key = config.endpoint(name), f"endpoints.{name}"
-        problem = _address_problem(address)
+        problem = _address_problem(address, has_keys=bool(config.security.keys))
         if problem:
             found.append(f"{key}: {problem}")
         if address in seen:
@@ -305,7 +308,7 @@ def _endpoint_problems(config: Config) -> list[str]:
     return found
 
 
-def _address_problem(address: str) -> str | None:
+def _address_problem(address: str, *, has_keys: bool) -> str | None:
     scheme, separator, path = address.partition("://")
     if scheme == "ipc" and separator and path:
         if len(path.encode()) > 107:
@@ -320,10 +323,10 @@ def _address_problem(address: str) -> str | None:
         host, port = None, None
     if not host or not port:
         return f"must be tcp://HOST:PORT with a port of 1 to 65535, got {address!r}"
-    if not _is_loopback(host):
+    if not has_keys and not _is_loopback(host):
         return (
             f"{address} leaves this machine without keys: anyone on the network could send rollouts. "
-            "Use tcp://127.0.0.1:PORT at both ends and carry it between machines with an SSH tunnel (ssh -L)"
+            "Make keys with `r1async keys --out DIR` and set security.keys=DIR"
         )
     return None
 

@@ -66,6 +66,14 @@ have kept all (journal.keep=all).
 
   r1async replay runs/demo --out batches/"""
 
+KEYS_HELP = """Make CURVE keys, one pair for each role, for runs whose sockets are tcp:// addresses.
+
+  r1async keys --out ~/keys
+  r1async run configs/math.yaml security.keys=~/keys endpoints.rollouts=tcp://10.0.0.1:5555 ...
+
+With keys, tcp:// sockets are encrypted and each lets in only the roles that belong there; without them, tcp:// off
+loopback is refused. To let in one more machine under a key of its own, add its public key as ROLE-NAME.key."""
+
 ROLE_HELP = """Start one role by itself. Roles of one run share the config and its endpoints, and may be started in any
 order. Without `endpoints.*` they meet at sockets of this machine that belong to the run's folder.
 
@@ -126,6 +134,14 @@ def _parser() -> argparse.ArgumentParser:
             role.add_argument("--result", type=Path, help="file that receives the start checkpoint's folder")
     sweep = _command(commands, "sweep", "run every combination of listed values; table and plot", SWEEP_HELP, _sweep)
     sweep.add_argument("--jobs", type=_positive, default=1, metavar="N", help="runs at a time (default 1)")
+    keys = commands.add_parser(
+        "keys",
+        help="make the keys of tcp:// sockets",
+        description=KEYS_HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    keys.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the keys; made if need be")
+    keys.set_defaults(command=_keys)
     commands.add_parser("bench", help="measure: `r1async bench throughput --help`")
     _add_history(commands)
     return parser
@@ -226,6 +242,16 @@ def _replay(options: argparse.Namespace) -> int:
 def _refuse_overrides(options: argparse.Namespace) -> None:
     if options.overrides:
         raise UsageError(f"unknown argument {options.overrides[0]!r}")
+
+
+def _keys(options: argparse.Namespace) -> int:
+    from r1async.keys import make_keys, where_to_copy
+
+    if options.overrides:
+        raise UsageError(f"keys: takes --out DIR alone, got {options.overrides[0]!r}")
+    make_keys(options.out)
+    print("\n".join(where_to_copy(options.out)))
+    return 0
 
 
 def _bench(arguments: Sequence[str]) -> int:

@@ -27,6 +27,7 @@ import zmq.utils.monitor
 from numpy.typing import NDArray
 
 from r1async.inbox import Arriving, DeadlineExceeded, Inbox
+from r1async.keys import ClientKeys
 from r1async.wire import PROTOCOL, Message, WireError, pack, unpack
 
 log = logging.getLogger(__name__)
@@ -39,6 +40,7 @@ SAY_EVERY_S = 10.0
 """Seconds between two log lines of one wait for the buffer."""
 GONE_WITHIN_S = 0.4
 """Seconds that `close` gives the buffer to answer our bye."""
+CONNECTION_EVENTS = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_DISCONNECTED
 FATAL = frozenset({"protocol", "run", "epoch", "role"})
 """Error codes that saying it again cannot mend."""
 _SESSION = struct.Struct("<q")
@@ -90,6 +92,7 @@ class Connection:
         max_message_bytes: a larger message ends the connection before anything is allocated for it.
         connect_deadline_s: seconds without a welcome after which the role fails, at the start and later.
         send_deadline_s: seconds that `send` waits for a buffer that does not read.
+        keys: of our role for this socket; None where it needs none.
     """
 
     def __init__(
@@ -103,6 +106,7 @@ class Connection:
         max_message_bytes: int = 256 * 2**20,
         connect_deadline_s: float = 600.0,
         send_deadline_s: float = 60.0,
+        keys: ClientKeys | None = None,
     ) -> None:
         self.endpoint = endpoint
         self._inbox = inbox
@@ -129,6 +133,7 @@ class Connection:
             watch,
             max_message_bytes,
             connect_deadline_s,
+            keys,
         )
         inbox.add_source(self._worker.describe)
         self._thread = threading.Thread(target=self._worker.run, name=f"buffer {endpoint}", daemon=True)
@@ -216,6 +221,7 @@ class _Worker:
         watch: Sequence[str],
         max_message_bytes: int,
         connect_deadline_s: float,
+        keys: ClientKeys | None,
     ) -> None:
         self._connection = connection
         self._context = context
@@ -228,8 +234,11 @@ class _Worker:
         self._watch = watch
         self._max_message_bytes = max_message_bytes
         self._connect_deadline_s = connect_deadline_s
+        self._keys = keys
         self._pending: deque[bytes | zmq.Frame] = deque()
         """Frames that the socket does not take yet."""
+        self._key_refused = False
+        """The last handshake failed for our key."""
         self._attached = False
         """There is a connection; the buffer may not know us yet."""
         self._welcomed = False
@@ -247,7 +256,8 @@ class _Worker:
     def describe(self) -> str:
         if self._welcomed:
             return f"buffer {self._endpoint}: connected, last heard {time.monotonic() - self._heard:.1f} s ago"
-        what = "connected, not welcomed yet" if self._attached else "nobody answers"
+        nobody = "it refuses our key" if self._key_refused else "nobody answers"
+        what = "connected, not welcomed yet" if self._attached else nobody
         return f"buffer {self._endpoint}: {what} for {time.monotonic() - self._lost_at:.1f} s"
 
     def run(self) -> None:
@@ -263,7 +273,7 @@ class _Worker:
 
     def _open(self) -> None:
         self._dealer = self._context.socket(zmq.DEALER)
-        self._monitor = self._dealer.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED)
+        self._monitor = self._dealer.get_monitor_socket(CONNECTION_EVENTS)
         # One identity for all reconnects, which nobody can guess: the buffer knows us again, and only us.
         self._dealer.routing_id = b"c" + uuid.uuid4().bytes
         self._dealer.linger = 0
@@ -274,6 +284,8 @@ class _Worker:
         self._dealer.immediate = 1
         self._dealer.reconnect_ivl = 50
         self._dealer.reconnect_ivl_max = 1000
+        if self._keys is not None:
+            self._keys.protect(self._dealer)
         self._dealer.connect(self._endpoint)
         self._poller = zmq.Poller()
         self._poller.register(self._monitor, zmq.POLLIN)
@@ -316,8 +328,10 @@ class _Worker:
         while self._monitor.poll(0):
             event = zmq.utils.monitor.recv_monitor_message(self._monitor)["event"]
             if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
-                self._attached = True
+                self._attached, self._key_refused = True, False
                 self._say_hello()
+            elif event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
+                self._key_refused = True
             else:
                 self._attached = False
                 self._lose()

@@ -310,6 +310,13 @@ class EndpointsConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class SecurityConfig:
+    keys: str = ""
+    """Folder of keys that `r1async keys` made: tcp:// sockets are encrypted and let in its keys alone. Empty: none,
+    and tcp:// is refused off loopback. ipc:// needs none."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class MonitorConfig:
     terminal: Literal["auto", "live", "plain", "quiet"] = "auto"
     """live: a table that redraws. plain: a line every few seconds. auto: live on a terminal, else plain."""
@@ -349,6 +356,7 @@ class Config:
     weights: WeightsConfig = field(default_factory=WeightsConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     endpoints: EndpointsConfig = field(default_factory=EndpointsConfig)
+    security: SecurityConfig = field(default_factory=SecurityConfig)
     monitor: MonitorConfig = field(default_factory=MonitorConfig)
 
     @property

@@ -105,6 +105,10 @@ class Serving:
             raise self.error
         assert time.monotonic() - started < 1.0
 
+    def messages(self) -> int:
+        """Messages that have reached the core."""
+        return self._server._buffer.stats()["messages"]
+
     def __enter__(self) -> Serving:
         return self
 

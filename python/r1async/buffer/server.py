@@ -22,6 +22,7 @@ from r1async.buffer.files import write_json
 from r1async.buffer.outbox import RETRY_S, Outbox
 from r1async.config import Config, ConfigError, journal_dir
 from r1async.inbox import stop_on_signals
+from r1async.keys import Gate, server_keys
 from r1async.monitor.metrics import MetricsWriter, run_started
 from r1async.monitor.timeline import Timeline
 from r1async.sockets import bind, router
@@ -83,6 +84,7 @@ class Server:
         self._wake_read, self._wake_write = os.pipe()
         os.set_blocking(self._wake_write, False)
         self._context = zmq.Context()
+        self._gate = Gate(self._context)
         try:
             self._sockets: dict[Socket, zmq.Socket] = {
                 "rollouts": self._bind("rollouts"),
@@ -90,8 +92,10 @@ class Server:
             }
             self._events = self._context.socket(zmq.PUB)
             self._events.linger = 0
+            self._gate.guard(self._events, "events", server_keys(config, "events"))
             bind(self._events, config.endpoint("events"), "endpoints.events")
         except BaseException:
+            self._gate.close()
             self._context.destroy(linger=0)
             self._close_pipe()
             raise
@@ -121,11 +125,13 @@ class Server:
         finally:
             self._timeline.close()
             self._metrics.close()
+            self._gate.close()
             self._context.destroy(linger=LINGER_MS)
             self._close_pipe()
 
     def _bind(self, name: Socket) -> zmq.Socket:
         socket = router(self._context, max_message_bytes=self._config.buffer.max_message_bytes, sndhwm=SEND_HWM)
+        self._gate.guard(socket, name, server_keys(self._config, name))
         bind(socket, self._config.endpoint(name), f"endpoints.{name}")
         return socket
 

@@ -19,6 +19,7 @@ from r1async.evaluation.passes import Pass, plans, samples_of
 from r1async.evaluation.schedule import Schedule, settled_numbers
 from r1async.evaluation.side import SideSockets, WeightsReply
 from r1async.inbox import DeadlineExceeded, Inbox, Stopped, stop_on_signals
+from r1async.keys import client_keys
 from r1async.monitor.metrics import MetricsWriter, read_metrics, run_started
 from r1async.monitor.timeline import Timeline
 from r1async.tasks.source import open_source
@@ -89,6 +90,8 @@ class Evaluator:
             self._inbox,
             run=config.name,
             max_message_bytes=config.buffer.max_message_bytes,
+            events_keys=client_keys(config, "events", "evaluator"),
+            weights_keys=client_keys(config, "weights", "evaluator"),
         )
         self._buffer = Connection(
             config.endpoint("rollouts"),
@@ -98,6 +101,7 @@ class Evaluator:
             watch=WATCHED,
             max_message_bytes=config.buffer.max_message_bytes,
             connect_deadline_s=config.buffer.connect_deadline_s,
+            keys=client_keys(config, "rollouts", "evaluator"),
         )
         return self
 

@@ -17,6 +17,7 @@ from typing import Self
 import zmq
 
 from r1async.inbox import Inbox
+from r1async.keys import ClientKeys
 from r1async.types import PolicyVersion
 from r1async.wire import Message, WireError, pack, unpack
 
@@ -42,9 +43,21 @@ class SideSockets:
         inbox: gets event `Message`s and `WeightsReply`s.
         run: the run's name, which the learner checks.
         max_message_bytes: a larger message ends the connection before anything is allocated for it.
+        events_keys: ours for the events socket; None where it needs none.
+        weights_keys: the same for the weights socket.
     """
 
-    def __init__(self, events: str, weights: str, inbox: Inbox, *, run: str, max_message_bytes: int) -> None:
+    def __init__(
+        self,
+        events: str,
+        weights: str,
+        inbox: Inbox,
+        *,
+        run: str,
+        max_message_bytes: int,
+        events_keys: ClientKeys | None = None,
+        weights_keys: ClientKeys | None = None,
+    ) -> None:
         self._run = run
         self._inbox = inbox
         self._weights_endpoint = weights
@@ -56,9 +69,11 @@ class SideSockets:
         self._events = self._context.socket(zmq.SUB)
         self._events.subscribe(b"")
         self._weights = self._context.socket(zmq.DEALER)
-        for socket, endpoint in ((self._events, events), (self._weights, weights)):
+        for socket, endpoint, keys in ((self._events, events, events_keys), (self._weights, weights, weights_keys)):
             socket.linger = 0
             socket.maxmsgsize = max_message_bytes
+            if keys is not None:
+                keys.protect(socket)
             socket.connect(endpoint)
         inbox.add_source(lambda: f"learner's weights {weights}")
         self._thread = threading.Thread(target=self._run_thread, name="evaluator's side sockets", daemon=True)

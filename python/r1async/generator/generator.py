@@ -15,6 +15,7 @@ from r1async.config import Config
 from r1async.generator.engine import Engine, Progress, Request
 from r1async.generator.held import Held, chunks_message, read_leases
 from r1async.inbox import DeadlineExceeded, Inbox, Stopped, stop_on_signals
+from r1async.keys import client_keys
 from r1async.monitor.metrics import run_started
 from r1async.monitor.timeline import Timeline
 from r1async.types import PolicyVersion
@@ -77,6 +78,7 @@ def run(config: Config, name: str, make: Callable[[], Engine], inbox: Inbox) -> 
                 stats=figures.stats,
                 max_message_bytes=config.buffer.max_message_bytes,
                 connect_deadline_s=config.buffer.connect_deadline_s,
+                keys=client_keys(config, "rollouts", "generator"),
             ) as buffer,
             Receiver(
                 config.endpoint("weights"),
@@ -86,6 +88,7 @@ def run(config: Config, name: str, make: Callable[[], Engine], inbox: Inbox) -> 
                 deadline_s=config.weights.deadline_s,
                 # A manifest or a chunk: a chunk's header is small, a manifest has a line for each tensor.
                 max_message_bytes=max(config.buffer.max_message_bytes, 2 * config.weights.chunk_bytes),
+                keys=client_keys(config, "weights", "generator"),
             ) as receiver,
         ):
             figures.receiver = receiver

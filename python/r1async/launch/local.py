@@ -18,6 +18,7 @@ import zmq
 
 from r1async.config import Config
 from r1async.evaluation.schedule import settled_numbers
+from r1async.keys import client_keys
 from r1async.launch.folders import (
     FolderLock,
     Outcome,
@@ -172,6 +173,9 @@ class Launcher:
         events = context.socket(zmq.SUB)
         events.setsockopt(zmq.LINGER, 0)
         events.subscribe(b"")
+        keys = client_keys(self._config, "events", "launcher")
+        if keys is not None:
+            keys.protect(events)
         events.connect(self._config.endpoint("events"))
         view = LiveView(self._config)
         try:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from r1async.config import Config, ConfigError
 from r1async.inbox import Inbox, Stopped, stop_on_signals
+from r1async.keys import server_keys
 from r1async.learner.checkpoint import load_checkpoint, newest_checkpoint, prune, save_checkpoint
 from r1async.learner.core import LearnerCore
 from r1async.learner.distributed import Ranks, join_ranks, leave_ranks, whole_tensors
@@ -154,6 +155,7 @@ class Learner:
             self.publisher = Publisher(
                 config.endpoint("weights"), run=config.name, dtype=config.model.dtype,
                 chunk_bytes=config.weights.chunk_bytes, deadline_s=config.weights.deadline_s,
+                keys=server_keys(config, "weights"),
             )  # fmt: skip
             self.link = connect_first(config, step=self.saved_steps, stats=self._stats, inbox=self.inbox)
             self.publishing = PublishThread(

@@ -12,6 +12,7 @@ from pathlib import Path
 from r1async.client import Connected, Connection, Refused, greeting
 from r1async.config import Config, ConfigError
 from r1async.inbox import DeadlineExceeded, Inbox, Stopped
+from r1async.keys import client_keys
 from r1async.learner.batch import batch_from_message
 from r1async.learner.checkpoint import write_durably
 from r1async.types import Batch, PolicyVersion
@@ -85,6 +86,7 @@ class Link:
             stats=stats,
             max_message_bytes=config.buffer.max_message_bytes,
             connect_deadline_s=config.buffer.connect_deadline_s,
+            keys=client_keys(config, "batches", "learner"),
         )
 
     def connect(self) -> None:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from r1async.client import Connected, Connection, greeting
 from r1async.config import Config, ConfigError
 from r1async.inbox import DeadlineExceeded, Inbox, Stopped, stop_on_signals
+from r1async.keys import client_keys
 from r1async.monitor.metrics import run_started
 from r1async.monitor.timeline import Timeline
 from r1async.rewards.pool import Job, Report, Settled, WorkerPool
@@ -57,6 +58,7 @@ def main(config: Config, index: int = 0) -> None:
                 inbox,
                 stats=scorer.stats,
                 max_message_bytes=config.buffer.max_message_bytes,
+                keys=client_keys(config, "rollouts", "scorer"),
             )
             scorer.run()
     except Stopped:

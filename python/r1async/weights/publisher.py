@@ -13,6 +13,7 @@ from typing import Self
 
 from torch import Tensor
 
+from r1async.keys import ServerKeys
 from r1async.types import PolicyVersion
 from r1async.weights.manifest import take_snapshot
 from r1async.weights.medium import SendingMedium
@@ -29,14 +30,24 @@ class Publisher:
         dtype: floating point tensors are cast to it: what engines serve.
         chunk_bytes: a snapshot travels in pieces of this size.
         deadline_s: a version that is being read is kept this long after the reader's last question.
+        keys: of the socket, and who is let in; None where it needs none.
     """
 
-    def __init__(self, endpoint: str, *, run: str, dtype: str, chunk_bytes: int, deadline_s: float) -> None:
+    def __init__(
+        self,
+        endpoint: str,
+        *,
+        run: str,
+        dtype: str,
+        chunk_bytes: int,
+        deadline_s: float,
+        keys: ServerKeys | None = None,
+    ) -> None:
         self._run = run
         self._dtype = dtype
         self._chunk_bytes = chunk_bytes
         self._store = SnapshotStore(transfer_s=deadline_s)
-        self._medium: SendingMedium = ZmqSender(endpoint, self._store, run=run)
+        self._medium: SendingMedium = ZmqSender(endpoint, self._store, run=run, keys=keys)
 
     def publish(self, version: PolicyVersion, tensors: Mapping[str, Tensor], *, retain: bool = False) -> str:
         """Copies the tensors and returns; receivers are served from the copy while the learner goes on.

@@ -18,6 +18,7 @@ from typing import Self
 from torch import Tensor
 
 from r1async.inbox import Inbox
+from r1async.keys import ClientKeys
 from r1async.types import PolicyVersion
 from r1async.weights.manifest import Manifest, Snapshot
 from r1async.weights.zmq_receiver import ZmqReceiver
@@ -58,6 +59,7 @@ class Receiver:
         deadline_s: seconds without a chunk after which the transfer begins again from the manifest.
         max_message_bytes: a larger message is refused before anything is allocated for it.
         newest: False: fetch pinned versions only.
+        keys: ours for this socket; None where it needs none.
     """
 
     def __init__(
@@ -70,13 +72,14 @@ class Receiver:
         deadline_s: float,
         max_message_bytes: int = 256 * 2**20,
         newest: bool = True,
+        keys: ClientKeys | None = None,
     ) -> None:
         self._inbox = inbox
         self._lock = threading.Lock()
         self._epoch = 0
         self._fenced = 0
         self._medium = ZmqReceiver(
-            endpoint, self, run=run, name=name, deadline_s=deadline_s, max_message_bytes=max_message_bytes
+            endpoint, self, run=run, name=name, deadline_s=deadline_s, max_message_bytes=max_message_bytes, keys=keys
         )
         inbox.add_source(self._medium.describe)
         if newest:

@@ -16,6 +16,7 @@ from collections.abc import Mapping
 import zmq
 import zmq.utils.monitor
 
+from r1async.keys import ClientKeys
 from r1async.types import PolicyVersion
 from r1async.weights.manifest import Manifest, read_version
 from r1async.weights.medium import Sink
@@ -63,10 +64,19 @@ class ZmqReceiver:
         name: ours, for acknowledgements.
         deadline_s: seconds without a chunk, or without any answer to a question, after which we ask again.
         max_message_bytes: a larger message ends the connection before anything is allocated for it.
+        keys: ours for this socket; None where it needs none.
     """
 
     def __init__(
-        self, endpoint: str, sink: Sink, *, run: str, name: str, deadline_s: float, max_message_bytes: int
+        self,
+        endpoint: str,
+        sink: Sink,
+        *,
+        run: str,
+        name: str,
+        deadline_s: float,
+        max_message_bytes: int,
+        keys: ClientKeys | None,
     ) -> None:
         self.endpoint = endpoint
         self._sink = sink
@@ -74,6 +84,7 @@ class ZmqReceiver:
         self._name = name
         self._deadline_s = deadline_s
         self._max_message_bytes = max_message_bytes
+        self._keys = keys
         self._stats = {"weights_bytes": 0.0, "chunks_corrupted": 0.0, "transfers_restarted": 0.0}
         self._newest, self._pinned = _Want(pinned=False), _Want(pinned=True)
         self._pins: deque[PolicyVersion] = deque()
@@ -149,6 +160,8 @@ class ZmqReceiver:
         dealer.reconnect_ivl_max = 1000
         dealer.heartbeat_ivl = HEARTBEAT_MS
         dealer.heartbeat_timeout = 3 * HEARTBEAT_MS
+        if self._keys is not None:
+            self._keys.protect(dealer)
         dealer.connect(self.endpoint)
 
     def _loop(self, monitor: zmq.Socket) -> None:

@@ -28,6 +28,7 @@ from typing import TypeVar
 import zmq
 from numpy.typing import NDArray
 
+from r1async.keys import Gate, ServerKeys
 from r1async.sockets import bind, router
 from r1async.types import PolicyVersion
 from r1async.weights.manifest import Snapshot, read_version
@@ -65,11 +66,17 @@ class _Reader:
 class ZmqSender:
     """Serves a store's snapshots from a thread of its own until `close`.
 
+    Args:
+        endpoint: the address to bind.
+        store: what is served.
+        run: receivers of another run are refused.
+        keys: who is let in; None where everybody is who reaches the address.
+
     Raises:
         ConfigError: the address cannot be bound; the text names it.
     """
 
-    def __init__(self, endpoint: str, store: SnapshotStore, *, run: str) -> None:
+    def __init__(self, endpoint: str, store: SnapshotStore, *, run: str, keys: ServerKeys | None) -> None:
         self.endpoint = endpoint
         self._store = store
         self._run = run
@@ -83,7 +90,13 @@ class ZmqSender:
         """Messages answered with an error."""
         self._context = zmq.Context()
         self._router = router(self._context, max_message_bytes=MAX_REQUEST_BYTES, sndhwm=SEND_HWM)
-        bind(self._router, endpoint, "endpoints.weights")
+        self._gate = Gate(self._context)
+        self._gate.guard(self._router, "weights", keys)
+        try:
+            bind(self._router, endpoint, "endpoints.weights")
+        except BaseException:
+            self._gate.close()
+            raise
         address = f"inproc://publisher-{uuid.uuid4().hex}"
         self._wake = self._context.socket(zmq.PAIR)
         self._woken = self._context.socket(zmq.PAIR)
@@ -109,6 +122,7 @@ class ZmqSender:
         self._thread.join()
         self._woken.close(linger=0)
         self._wake.close(linger=0)
+        self._gate.close()
         self._context.term()
 
     def _serve(self) -> None:

@@ -119,7 +119,7 @@ impl Ledger {
         let current = self
             .leases
             .get(chunk.lease)
-            .filter(|lease| lease.holder == holder && lease.work != Work::Score);
+            .filter(|lease| lease.holder == Some(holder) && lease.work != Work::Score);
         let Some(lease) = current else {
             self.counters.late_chunks += 1;
             return Ok(ChunkAck::Lost);

@@ -165,7 +165,7 @@ impl Ledger {
         let id = self.leases.new_id();
         let until = now + self.settings.lease_s;
         let lease = Lease {
-            holder,
+            holder: Some(holder),
             member,
             work: Work::Generate,
             pin,
@@ -215,9 +215,9 @@ impl Ledger {
         };
         if lease.work == Work::Score {
             // A scorer works through its line: a verdict on another rollout is progress on this one.
-            let since = self
-                .leases
-                .last_verdict(lease.holder)
+            let since = lease
+                .holder
+                .and_then(|holder| self.leases.last_verdict(holder))
                 .map_or(lease.since, |at| at.max(lease.since));
             let until = since + self.settings.scoring_lease_s();
             if until > now {
@@ -298,7 +298,7 @@ impl Ledger {
         let Some(held) = self.leases.get(lease) else {
             return false;
         };
-        if held.holder != holder || held.work == Work::Sent {
+        if held.holder != Some(holder) || held.work == Work::Sent {
             return false;
         }
         self.leases.end(lease, &mut self.timers);
@@ -316,7 +316,7 @@ impl Ledger {
     #[must_use]
     pub fn holder_of(&self, lease: LeaseId) -> Option<HolderId> {
         let lease = self.leases.get(lease)?;
-        (lease.work != Work::Sent).then_some(lease.holder)
+        lease.holder.filter(|_| lease.work != Work::Sent)
     }
 
     /// Everything `holder` has is handed back on purpose: a clean leave.
@@ -327,12 +327,24 @@ impl Ledger {
         self.leases.forget(holder);
     }
 
-    /// `holder` is gone: its leases are lost.
+    /// `holder` is gone: its leases are lost. A rollout on its last attempt is nobody else's any more, so its
+    /// lease runs on, and the holder may come back for it until the lease runs out.
     pub fn holder_lost(&mut self, holder: HolderId) {
-        for lease in self.leases.of(holder) {
-            self.lose_lease(lease);
+        for id in self.leases.of(holder) {
+            match self.leases.get(id) {
+                Some(lease) if self.is_last_attempt(lease) => {
+                    self.leases
+                        .hand_over(id, None, lease.until, &mut self.timers);
+                }
+                _ => self.lose_lease(id),
+            }
         }
         self.leases.forget(holder);
+    }
+
+    fn is_last_attempt(&self, lease: Lease) -> bool {
+        let rollout = &self.groups[&lease.member.group].members[lease.member.index];
+        lease.work == Work::Generate && rollout.attempts + 1 >= self.settings.max_attempts
     }
 
     /// A generator names a lease that it worked under before it connected again. It goes on unless
@@ -343,9 +355,14 @@ impl Ledger {
             return self.lend_again(now, holder, announced);
         };
         let rollout = self.groups[&lease.member.group].rollout_id(lease.member.index);
-        let others = lease.holder != holder || lease.work == Work::Score;
+        let others = lease.holder.is_some_and(|it| it != holder) || lease.work == Work::Score;
         if rollout != announced.rollout || others {
             return ChunkAck::Lost;
+        }
+        if lease.holder.is_none() {
+            let until = now + self.settings.lease_s;
+            self.leases
+                .hand_over(id, Some(holder), until, &mut self.timers);
         }
         self.held(lease.member)
     }
@@ -371,7 +388,7 @@ impl Ledger {
         self.waiting.remove(&member);
         let until = now + self.settings.lease_s;
         let lease = Lease {
-            holder,
+            holder: Some(holder),
             member,
             work: Work::Generate,
             pin: None,

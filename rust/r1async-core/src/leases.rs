@@ -18,7 +18,8 @@ pub(crate) enum Work {
 
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 pub(crate) struct Lease {
-    pub(crate) holder: HolderId,
+    /// `None`: it is gone, but may come back for the lease until the timer fires.
+    pub(crate) holder: Option<HolderId>,
     pub(crate) member: Member,
     pub(crate) work: Work,
     /// The version it is pinned to, for evaluation.
@@ -66,7 +67,7 @@ impl Leases {
     /// The lease, if `holder` has it for `work`.
     pub(crate) fn held_by(&self, lease: LeaseId, holder: HolderId, work: Work) -> Option<Lease> {
         self.get(lease)
-            .filter(|held| held.holder == holder && held.work == work)
+            .filter(|held| held.holder == Some(holder) && held.work == work)
     }
 
     pub(crate) fn new_id(&mut self) -> LeaseId {
@@ -76,11 +77,13 @@ impl Leases {
 
     /// Lends out under an id that nobody holds.
     pub(crate) fn begin(&mut self, id: LeaseId, lease: Lease, timers: &mut Timers) {
-        let holder = self.holders.entry(lease.holder).or_default();
-        holder.leases.insert(id);
-        if lease.pin.is_some() {
-            holder.pinned += 1;
-            holder.pin = lease.pin;
+        if let Some(holder) = lease.holder {
+            let holder = self.holders.entry(holder).or_default();
+            holder.leases.insert(id);
+            if lease.pin.is_some() {
+                holder.pinned += 1;
+                holder.pin = lease.pin;
+            }
         }
         match lease.work {
             Work::Generate => self.generating += 1,
@@ -118,11 +121,30 @@ impl Leases {
             Work::Sent => return,
         }
         timers.clear(lease.until, Timer::Lease(id));
-        if let Some(holder) = self.holders.get_mut(&lease.holder) {
+        let holder = lease.holder.and_then(|it| self.holders.get_mut(&it));
+        if let Some(holder) = holder {
             holder.leases.remove(&id);
             if lease.pin.is_some() {
                 holder.pinned -= 1;
             }
+        }
+    }
+
+    /// The lease changes hands, and runs until `until`; `None` leaves it to whoever announces it.
+    pub(crate) fn hand_over(
+        &mut self,
+        id: LeaseId,
+        holder: Option<HolderId>,
+        until: f64,
+        timers: &mut Timers,
+    ) {
+        if let Some(lease) = self.end(id, timers) {
+            let lease = Lease {
+                holder,
+                until,
+                ..lease
+            };
+            self.begin(id, lease, timers);
         }
     }
 

@@ -11,6 +11,7 @@ mod audit;
 mod batch;
 mod chunk;
 mod columns;
+mod consistency;
 mod evaluation;
 mod figure;
 mod group;

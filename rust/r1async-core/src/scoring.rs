@@ -86,7 +86,7 @@ impl Ledger {
         let id = self.leases.new_id();
         let until = now + self.settings.scoring_lease_s();
         let lease = Lease {
-            holder,
+            holder: Some(holder),
             member,
             work: Work::Score,
             pin: None,

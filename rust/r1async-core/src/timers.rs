@@ -53,6 +53,15 @@ impl Timers {
         self.0.remove(&(Moment(at), timer));
     }
 
+    pub(crate) fn contains(&self, at: f64, timer: Timer) -> bool {
+        self.0.contains(&(Moment(at), timer))
+    }
+
+    /// How many are set for anything but `timer`.
+    pub(crate) fn set_for_others_than(&self, timer: Timer) -> usize {
+        self.0.iter().filter(|(_, other)| *other != timer).count()
+    }
+
     pub(crate) fn next(&self) -> Option<f64> {
         self.0.first().map(|(at, _)| at.0)
     }

@@ -338,13 +338,48 @@ fn a_rollout_abstains_when_it_has_lost_its_last_attempt() {
     run.lease(0, 2);
     run.ledger.holder_lost(GENERATOR);
     run.lease(0, 2);
-    assert_eq!(run.ledger.stats().groups_open, 1);
     run.ledger.holder_lost(GENERATOR);
+    // Nobody else gets it, and whoever is gone may come back until the lease runs out.
+    assert!(run.lease(0, 2).is_empty());
+    run.pass(run.ledger.settings().lease_s - 1.0);
+    assert_eq!(run.ledger.stats().groups_open, 1);
+    run.pass(1.0);
     assert_eq!(run.ledger.stats().abstentions["lost"], 2);
     assert_eq!(
         run.ledger.stats().groups_dropped[&DropReason::TooFewScored],
         1
     );
+}
+
+#[test]
+fn a_rollout_on_its_last_attempt_goes_on_with_the_holder_that_comes_back() {
+    let mut run = Run::new(Settings {
+        max_attempts: 1,
+        ..settings()
+    });
+    let leases = run.lease(0, 2);
+    let (kept, stolen) = (&leases[0], &leases[1]);
+    run.send(kept.lease, 0, &[(0, 3)]);
+    run.ledger.holder_lost(GENERATOR);
+    assert_eq!(run.ledger.holder_of(kept.lease), None);
+    assert!(!run.ledger.release(GENERATOR, kept.lease));
+    assert_eq!(run.send(kept.lease, 3, &[(0, 1)]), ChunkAck::Lost);
+    let announced = Announcement {
+        lease: kept.lease,
+        rollout: kept.rollout,
+        offset: 3,
+    };
+    let wrong = Announcement {
+        rollout: stolen.rollout,
+        ..announced
+    };
+    let mut announce = |holder, it| run.ledger.announce(1.0, holder, it);
+    assert_eq!(announce(GENERATOR, wrong), ChunkAck::Lost);
+    assert_eq!(announce(GENERATOR, announced), ChunkAck::Held(3));
+    assert_eq!(announce(OTHER_GENERATOR, announced), ChunkAck::Lost);
+    assert_eq!(run.finish(kept.lease, 3, &[(0, 2)]), ChunkAck::Held(5));
+    assert_eq!(run.ledger.stats().leases_lost, 0);
+    assert_eq!(run.ledger.audit().difference(), None);
 }
 
 #[test]

@@ -26,6 +26,7 @@ pub enum Kind {
     SendLate,
     Install,
     LoseGenerator,
+    LeaveGenerator,
     Release,
     Announce,
     Score,
@@ -38,14 +39,18 @@ pub enum Kind {
     Commit,
     Pass,
     RestartLearner,
+    ReconnectLearner,
+    OldCheckpoint,
+    EndOfPrompts,
     Evaluate,
     CancelEvaluation,
     Snapshot,
     Crash,
+    TakeEvaluated,
 }
 
 /// All kinds, each with how often it happens: work about as often as trouble, or no step is ever done.
-pub const KINDS: [(u32, Kind); 24] = [
+pub const KINDS: [(u32, Kind); 29] = [
     (6, Kind::Admit),
     (14, Kind::Lease),
     (6, Kind::Send),
@@ -54,6 +59,7 @@ pub const KINDS: [(u32, Kind); 24] = [
     (2, Kind::SendLate),
     (6, Kind::Install),
     (1, Kind::LoseGenerator),
+    (1, Kind::LeaveGenerator),
     (1, Kind::Release),
     (2, Kind::Announce),
     (4, Kind::Score),
@@ -66,10 +72,14 @@ pub const KINDS: [(u32, Kind); 24] = [
     (2, Kind::Commit),
     (2, Kind::Pass),
     (1, Kind::RestartLearner),
+    (1, Kind::ReconnectLearner),
+    (1, Kind::OldCheckpoint),
+    (1, Kind::EndOfPrompts),
     (1, Kind::Evaluate),
     (1, Kind::CancelEvaluation),
     (1, Kind::Snapshot),
     (1, Kind::Crash),
+    (1, Kind::TakeEvaluated),
 ];
 
 /// One random act: what, and two numbers to choose with.
@@ -173,6 +183,7 @@ impl World {
             Kind::SendLate => self.send_late(a, b),
             Kind::Install => self.install(a),
             Kind::LoseGenerator => self.lose_generator(a),
+            Kind::LeaveGenerator => self.leave_generator(a),
             Kind::Release => self.release(a),
             Kind::Announce => self.announce(a),
             Kind::Score => self.lease_scoring(a, b % 5),
@@ -186,11 +197,13 @@ impl World {
             Kind::Commit => self.ledger.committed(self.epoch, self.stepped).unwrap(),
             Kind::Pass => self.pass(b),
             Kind::RestartLearner => self.restart_learner(a),
+            Kind::ReconnectLearner => self.reconnect_learner(),
+            Kind::OldCheckpoint => self.old_checkpoint(),
+            Kind::EndOfPrompts => self.end_of_prompts(a),
             Kind::Evaluate => self.evaluate(a),
             Kind::CancelEvaluation => {
                 self.ledger
                     .cancel_evaluation(&format!("e{}", a as u64 % (self.evaluations + 1)));
-                self.ledger.take_evaluated();
             }
             Kind::Snapshot => {
                 self.write();
@@ -198,6 +211,7 @@ impl World {
                 (self.events, self.payload) = Default::default();
             }
             Kind::Crash => self.crash(a),
+            Kind::TakeEvaluated => self.take_evaluated(),
         }
         self.write();
         self.check();
@@ -207,6 +221,7 @@ impl World {
     pub fn check(&self) {
         let audit = self.ledger.audit();
         assert_eq!(audit.difference(), None);
+        assert_eq!(self.ledger.contradiction(), None);
         let stats = self.ledger.stats();
         if self.settings.over_age != OverAge::Train {
             assert!(
@@ -222,7 +237,8 @@ impl World {
             "a deadline at {next:?} is past {}",
             self.now
         );
-        let generating = self.held.len();
+        // A holder that is gone may still come back for a rollout on its last attempt.
+        let generating = self.held.len() + self.past.len();
         assert!(
             stats.rollouts_generating <= generating,
             "{} > {generating}",
@@ -324,6 +340,54 @@ impl World {
         assert!(self.ledger.stepped(old, Step(step)).is_err());
         assert!(self.ledger.committed(old, step).is_err());
         self.publish(step);
+    }
+
+    /// The learner's connection breaks, and the same life is back.
+    fn reconnect_learner(&mut self) {
+        self.ledger.learner_lost();
+        self.check();
+        if let Some(other) = self.epoch.checked_sub(1) {
+            assert!(self.ledger.reconnect_learner(other).is_err());
+        }
+        self.ledger.reconnect_learner(self.epoch).unwrap();
+    }
+
+    /// A learner whose checkpoint is older than what is trained already, or newer than anything bound, is refused.
+    fn old_checkpoint(&mut self) {
+        let before = self.ledger.audit();
+        let next = self.epoch + 1;
+        if let Some(older) = self.ledger.committed_steps().checked_sub(1) {
+            assert!(self.ledger.connect_learner(next, older).is_err());
+        }
+        assert!(
+            self.ledger
+                .connect_learner(next, self.settings.steps + 1)
+                .is_err()
+        );
+        assert_eq!(self.ledger.epoch(), Some(self.epoch));
+        assert_eq!(self.ledger.audit(), before);
+    }
+
+    /// The source turns out to be shorter than it was thought to be.
+    fn end_of_prompts(&mut self, a: usize) {
+        let next = self.ledger.wanted_prompts().first().copied();
+        let left = next.map_or(0, |next| self.prompts - next);
+        self.prompts -= left.min(a as u64 % 3);
+        self.ledger.end_of_prompts(self.prompts);
+        assert!(
+            self.ledger
+                .wanted_prompts()
+                .iter()
+                .all(|&it| it < self.prompts)
+        );
+    }
+
+    fn take_evaluated(&mut self) {
+        for group in self.ledger.take_evaluated() {
+            assert!(group.done <= group.of);
+            assert!(!group.members.is_empty());
+        }
+        assert_eq!(self.ledger.take_evaluated().len(), 0);
     }
 
     fn evaluate(&mut self, a: usize) {

@@ -185,6 +185,23 @@ impl World {
         self.generators[index].0 = self.new_holder();
     }
 
+    /// A generator says goodbye: everything it has is handed back, and costs no attempt.
+    pub(super) fn leave_generator(&mut self, a: usize) {
+        let index = a % self.generators.len();
+        let holder = self.generators[index].0;
+        let lost = self.ledger.stats().leases_lost;
+        self.ledger.release_all(holder);
+        assert_eq!(self.ledger.stats().leases_lost, lost);
+        assert!(self.ledger.leases_of(holder).is_empty());
+        let (gone, kept) = self
+            .held
+            .drain(..)
+            .partition::<Vec<Held>, _>(|held| held.holder == holder);
+        self.past.extend(gone);
+        self.held = kept;
+        self.generators[index].0 = self.new_holder();
+    }
+
     pub(super) fn release(&mut self, a: usize) {
         if self.held.is_empty() {
             return;

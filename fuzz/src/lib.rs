@@ -1,0 +1,5 @@
+//! What the fuzz targets do with their bytes, and the messages that both corpora begin with.
+
+pub mod messages;
+pub mod service;
+pub mod wire;

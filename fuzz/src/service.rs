@@ -1,0 +1,234 @@
+//! A whole buffer and what peers, the clock and the prompt source do to it, in an order that the fuzzer writes.
+//!
+//! A script is a row of acts: a byte that says which (modulo their number) and the bytes that it takes. Act 0
+//! carries a frame of any bytes; the others make whole messages of small numbers, because a fuzzer that has to
+//! keep msgpack well-formed gets no further than the hello.
+
+use r1async_core::service::{Service, ServiceSettings, Socket};
+use r1async_core::{Audit, Settings};
+
+use crate::messages;
+
+/// Peers 0 and 1 are generators, 2 a scorer, 3 and 4 learner ranks, 5 an evaluator, 6 and 7 strangers.
+pub const ROLES: [&str; 8] = [
+    "generator",
+    "generator",
+    "scorer",
+    "learner",
+    "learner",
+    "evaluator",
+    "scorer",
+    "learner",
+];
+/// Prompts that there are.
+const PROMPTS: u64 = 24;
+/// Bytes of one frame at most.
+const CAP: usize = 1 << 16;
+/// Messages that a buffer of this size may have to send after one act: to every peer its answer, leases,
+/// batches and evaluated groups, and the events.
+const MAX_OUTGOING: usize = 4096;
+
+const REPORTS: [&str; 4] = ["stepped", "published", "committed", "finish"];
+/// Acts that there are.
+const ACTS: u8 = 17;
+
+fn settings() -> ServiceSettings {
+    ServiceSettings {
+        ledger: Settings {
+            group_size: 2,
+            min_group_size: 1,
+            groups_per_step: 2,
+            steps: 4,
+            max_tokens: 12,
+            ..Settings::default()
+        },
+        run: messages::RUN.into(),
+        seed: 7,
+        micro_batch_tokens: 64,
+        peer_deadline_s: 20.0,
+        max_message_bytes: CAP,
+        interval_s: 1.0,
+    }
+}
+
+/// The rest of a script.
+struct Script<'a>(&'a [u8]);
+
+impl<'a> Script<'a> {
+    fn byte(&mut self) -> Option<u8> {
+        let (&first, rest) = self.0.split_first()?;
+        self.0 = rest;
+        Some(first)
+    }
+
+    /// A small number; now and then one at the edge of what the wire carries.
+    fn number(&mut self) -> Option<i64> {
+        Some(match self.byte()? {
+            255 => i64::MAX,
+            254 => i64::MIN,
+            253 => -1,
+            small => i64::from(small),
+        })
+    }
+
+    fn peer(&mut self) -> Option<usize> {
+        Some(usize::from(self.byte()?) % ROLES.len())
+    }
+
+    fn bytes(&mut self) -> Option<&'a [u8]> {
+        let len = usize::from(u16::from_le_bytes([self.byte()?, self.byte()?]));
+        let (taken, rest) = self.0.split_at(len.min(self.0.len()));
+        self.0 = rest;
+        Some(taken)
+    }
+}
+
+/// Writes act 0: `peer` sends `frame`.
+pub fn write_frame(script: &mut Vec<u8>, peer: u8, frame: &[u8]) {
+    let len = u16::try_from(frame.len()).expect("seeds are small");
+    script.extend([0, peer]);
+    script.extend(len.to_le_bytes());
+    script.extend(frame);
+}
+
+/// Writes act 13: `quarters` of a second pass.
+pub fn write_pass(script: &mut Vec<u8>, quarters: u8) {
+    script.extend([13, 0, quarters]);
+}
+
+struct World {
+    service: Service,
+    now: f64,
+}
+
+/// Does all acts of the script; the books at its end.
+///
+/// # Panics
+/// The books do not balance, a deadline passed unseen, or the buffer has more to send than it can mean.
+pub fn play(script: &[u8]) -> Audit {
+    let service = Service::new(settings()).expect("these settings work");
+    let mut world = World { service, now: 0.0 };
+    let mut script = Script(script);
+    while world.act(&mut script).is_some() {
+        world.pump();
+        let difference = world.service.ledger().audit().difference();
+        assert_eq!(difference, None);
+        assert_eq!(world.service.ledger().contradiction(), None);
+    }
+    world.service.ledger().audit()
+}
+
+impl World {
+    fn send(&mut self, peer: usize, frame: &[u8]) {
+        let socket = match ROLES[peer] {
+            "learner" => Socket::Batches,
+            _ => Socket::Rollouts,
+        };
+        let identity = [b'a' + peer as u8];
+        self.service.handle(socket, &identity, frame, self.now);
+    }
+
+    /// None: the script is at its end.
+    fn act(&mut self, script: &mut Script<'_>) -> Option<()> {
+        let act = script.byte()? % ACTS;
+        let peer = script.peer()?;
+        match act {
+            0 => self.send(peer, script.bytes()?),
+            1 => {
+                let (epoch, step) = (script.number()?, script.number()?);
+                let rank = i64::from(peer == 4);
+                self.send(peer, &messages::hello(ROLES[peer], rank, epoch, step));
+            }
+            2 => {
+                let (free, seen) = (script.number()?, script.number()?);
+                let (epoch, version) = (script.number()?, script.number()?);
+                self.send(peer, &messages::ready(free, seen, epoch, version));
+            }
+            3 => {
+                let (lease, offset) = (script.number()?, script.number()?);
+                let count = usize::from(script.byte()?) % 24;
+                let version = (script.number()?, script.number()?);
+                let finish = [None, Some("stop"), Some("length")][usize::from(script.byte()? % 3)];
+                let frame = messages::chunks(lease, offset, count, version, finish);
+                self.send(peer, &frame);
+            }
+            4 => {
+                let lease = script.number()?;
+                let total = match script.byte()? % 5 {
+                    0 => None,
+                    1 => Some(f64::NAN),
+                    2 => Some(f64::MAX),
+                    other => Some(f64::from(other - 3)),
+                };
+                self.send(peer, &messages::verdict(lease, total));
+            }
+            5 => {
+                let frame =
+                    messages::announce(script.number()?, script.number()?, script.number()?);
+                self.send(peer, &frame);
+            }
+            6 => self.send(peer, &messages::release(script.number()?)),
+            7 => {
+                let (epoch, step) = (script.number()?, script.number()?);
+                let rank = i64::from(peer == 4);
+                self.send(peer, &messages::next_batch(epoch, step, rank));
+            }
+            8 => {
+                let kind = REPORTS[usize::from(script.byte()?) % REPORTS.len()];
+                let (epoch, number) = (script.number()?, script.number()?);
+                self.send(peer, &messages::report(kind, epoch, number));
+            }
+            9 => {
+                let id = ["e", "f"][usize::from(script.byte()? % 2)];
+                let (pin, samples) = ((script.number()?, script.number()?), script.number()?);
+                // Larger evaluations are allowed and only slow.
+                self.send(peer, &messages::evaluate(id, pin, samples % 8));
+            }
+            10 => self.send(peer, &messages::cancel(["e", "f"][peer % 2])),
+            11 => self.send(peer, &messages::bye()),
+            12 => {
+                let socket = [Socket::Rollouts, Socket::Batches][usize::from(script.byte()? % 2)];
+                self.service
+                    .peer_lost(socket, &[b'a' + peer as u8], self.now);
+            }
+            13 => self.pass(f64::from(script.byte()?) / 4.0),
+            14 => {
+                for step in self.service.commits() {
+                    assert!(self.service.confirm_commit(step, self.now));
+                }
+            }
+            15 => self.send(peer, &messages::heartbeat()),
+            _ => {
+                if let Some(&first) = self.service.wanted_prompts().first() {
+                    let rejected = self.service.reject_prompt(first, "too long");
+                    assert_eq!(rejected, Ok(()));
+                }
+            }
+        }
+        Some(())
+    }
+
+    fn pass(&mut self, seconds: f64) {
+        self.now += seconds;
+        self.service.tick(self.now);
+        let due = self.service.next_deadline();
+        assert!(
+            due.is_none_or(|due| due > self.now),
+            "a deadline passed unseen"
+        );
+    }
+
+    fn pump(&mut self) {
+        assert!(self.service.outgoing().len() <= MAX_OUTGOING);
+        for ordinal in self.service.wanted_prompts() {
+            if ordinal >= PROMPTS {
+                self.service.end_of_prompts(PROMPTS);
+                break;
+            }
+            let admitted = self
+                .service
+                .admit(ordinal, vec![1, 2], b"{}".to_vec(), self.now);
+            assert_eq!(admitted, Ok(()));
+        }
+    }
+}
