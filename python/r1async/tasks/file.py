@@ -274,4 +274,5 @@ class FileSource:
             answer=row.answer,
             token_ids=np.asarray(ids, dtype=np.int32),
             extra=row.extra,
+            source=row.extra.get("source", ""),
         )

@@ -6,10 +6,11 @@ use std::sync::Arc;
 use thiserror::Error;
 
 use crate::audit::DropReason;
-use crate::group::{Ended, Finish, Group, Prompt, Purpose, Rollout, Score, State};
+use crate::group::{Closed, Ended, Finish, Group, Prompt, Purpose, Rollout, Score, State};
 use crate::ids::{GroupId, Member, PolicyVersion, RolloutId, Step};
 use crate::ledger::Ledger;
 use crate::settings::{OverAge, Settings};
+use crate::shape::{Coverages, Shape};
 use crate::staleness::VersionRun;
 use crate::statistics::GroupStatistics;
 use crate::stats::Figures;
@@ -60,9 +61,11 @@ impl BoundRollout {
 pub struct BoundGroup {
     /// Its number.
     pub group: GroupId,
+    /// Its prompt's source: 0 for the main ones, s for `Settings::windows[s - 1]`.
+    pub source: usize,
     /// Its prompt.
     pub prompt: Arc<Prompt>,
-    /// Statistics of the rewards of all scored members.
+    /// Statistics of the rewards of all members scored when it closed.
     pub statistics: GroupStatistics,
     /// The members that train, in order.
     pub rollouts: Vec<BoundRollout>,
@@ -75,13 +78,17 @@ pub struct BoundBatch {
     pub step: Step,
     /// Its groups, in the order in which they were bound.
     pub groups: Vec<BoundGroup>,
+    /// Late members of groups closed early in steps before, one each, with the statistics over all members
+    /// scored by now. They are not counted as groups.
+    pub late: Vec<BoundGroup>,
 }
 
 impl BoundBatch {
-    /// The rollouts of all groups, each with its group.
+    /// The rollouts of all groups, then the late members, each with its group.
     pub fn rollouts(&self) -> impl Iterator<Item = (&BoundGroup, &BoundRollout)> {
         self.groups
             .iter()
+            .chain(&self.late)
             .flat_map(|group| group.rollouts.iter().map(move |rollout| (group, rollout)))
     }
 }
@@ -123,10 +130,36 @@ pub(crate) struct StepBatch {
     pub(crate) retries: Vec<u32>,
     /// Rollouts and tokens that do not train, by reason.
     pub(crate) dropped: BTreeMap<DropReason, (u64, u64)>,
+    /// Of its scored members, until all are here.
+    shapes: Vec<Shape>,
     pub(crate) figures: Figures,
 }
 
+/// The groups that a step would train.
+#[derive(Debug)]
+struct Candidates {
+    groups: Vec<GroupId>,
+    /// Groups at their last chance fill the batch.
+    is_full: bool,
+}
+
+/// Tokens at their last chance that a step would leave behind.
+#[derive(Debug, Default)]
+struct Dying {
+    all: u64,
+    /// Those that waiting might save, as far as the batch has room for their groups.
+    tokens: u64,
+    /// The unfinished rollouts that have some of them.
+    unfinished: BTreeSet<Member>,
+}
+
 impl StepBatch {
+    /// Members whose account is here: those that train, and those dropped.
+    pub(crate) fn rollouts(&self) -> u64 {
+        let dropped: u64 = self.dropped.values().map(|(rollouts, _)| rollouts).sum();
+        dropped + self.bound.rollouts().count() as u64
+    }
+
     /// Sampled tokens of its groups, trained or not.
     pub(crate) fn tokens(&self) -> u64 {
         let dropped: u64 = self.dropped.values().map(|(_, tokens)| tokens).sum();
@@ -183,14 +216,18 @@ impl Ledger {
 
     /// Binds the batch of `step`, or answers why not.
     fn bind_next(&mut self, now: f64, step: Step) -> Option<Bind<'static>> {
+        self.pace.asked(now, step.0);
         self.ready.advance(step.0);
+        self.ripe.advance(step.0);
         self.drop_useless(step);
         let want = self.settings.groups_per_step;
-        let (ready, open) = (self.ready.len(), self.open.len());
+        let open = self.open.len();
         let all_here = self.prompts_used_up() && self.queued.is_empty() && open == 0;
-        if all_here && ready == 0 {
+        if all_here && self.ready.len() == 0 && self.late.is_empty() {
             return Some(Bind::Finished);
         }
+        let chosen = self.candidates(step, want);
+        let ready = chosen.groups.len();
         if ready < want && !all_here {
             return Some(Bind::Wait(WaitReason::Groups {
                 step,
@@ -199,16 +236,22 @@ impl Ledger {
                 open,
             }));
         }
-        let chosen: Vec<GroupId> = self.ready.in_order().take(want).collect();
+        if all_here && self.ready.len() <= want && self.late_unfinished() > 0 {
+            return Some(Bind::Wait(self.wait_for_late(step)));
+        }
         let dying = self.dying(step, &chosen);
-        if let Some(reason) = self.hold(now, step, dying) {
+        if let Some(reason) = self.hold(now, step, &dying) {
             return Some(Bind::Wait(reason));
         }
         self.waste.next_step();
-        self.waste.died(dying);
-        let batch = self.take_groups(step, &chosen);
+        self.waste.died(dying.all);
+        let batch = self.take_groups(step, &chosen.groups);
         self.batches.push_back(batch);
         self.refills = 0;
+        self.pace.bound(now, self.ready.len(), &self.settings);
+        if self.next_bind() >= self.settings.steps {
+            self.give_up_the_rest();
+        }
         self.news.rollouts = true;
         self.news.prompts = true;
         None
@@ -216,31 +259,83 @@ impl Ledger {
 
     /// Drops ready groups that have no token young enough for `step`.
     fn drop_useless(&mut self, step: Step) {
-        let Some(oldest) = self.settings.oldest_trainable(step.0) else {
-            return;
-        };
-        while let Some(group) = self.ready.first_useless(oldest) {
+        while let Some(group) = self.ready.first_useless(step.0) {
             self.drop_group(group, DropReason::Stale);
         }
     }
 
-    /// Tokens at their last chance in `step` that `chosen` leaves behind.
-    fn dying(&self, step: Step, chosen: &[GroupId]) -> u64 {
-        let Some(last_chance) = self.last_chance(step) else {
-            return 0;
-        };
-        let rollouts = chosen.iter().flat_map(|id| &self.groups[id].members);
-        let runs = rollouts
-            .filter(|rollout| rollout.may_train())
-            .flat_map(|rollout| rollout.runs.as_slice());
-        let taken: u64 = runs
-            .filter(|run| run.version.number == last_chance)
-            .map(|run| u64::from(run.count))
-            .sum();
-        self.ages.tokens(last_chance) - taken
+    /// The groups that `step` would train now, at most `want`: those at their last chance first, closed or
+    /// not, by e_s and number; then the other ready ones by their deadlines.
+    fn candidates(&self, step: Step, want: usize) -> Candidates {
+        let ready = self.ready.due().take(want);
+        let mut due: Vec<(u64, GroupId)> = ready.chain(self.closable(step).take(want)).collect();
+        due.sort_unstable();
+        let is_full = due.len() >= want;
+        let due = due.into_iter().map(|(_, group)| group);
+        Candidates {
+            groups: due.chain(self.ready.later()).take(want).collect(),
+            is_full,
+        }
     }
 
-    /// The version whose tokens train in `step` or never.
+    fn wait_for_late(&self, step: Step) -> WaitReason {
+        let unfinished = |id: &&GroupId| self.groups[*id].unfinished() > 0;
+        let groups = self.late.iter().filter(unfinished);
+        WaitReason::Late {
+            step,
+            rollouts: self.late_unfinished(),
+            groups: groups.copied().take(GROUPS_NAMED).collect(),
+        }
+    }
+
+    /// Tokens at their last chance in `step` that `chosen` leaves behind, and whom waiting could save.
+    fn dying(&self, step: Step, chosen: &Candidates) -> Dying {
+        let Some(last_chance) = self.last_chance(step) else {
+            return Dying::default();
+        };
+        let at_last_chance = |rollout: &Rollout| -> u64 {
+            let runs = rollout.runs.as_slice().iter();
+            runs.filter(|run| run.version.number == last_chance)
+                .map(|run| u64::from(run.count))
+                .sum()
+        };
+        let groups = chosen.groups.iter().map(|id| &self.groups[id]);
+        let scored = groups
+            .filter(|group| group.counts_age())
+            .flat_map(|group| &group.members)
+            .filter(|rollout| rollout.score().is_some());
+        let late = self
+            .late_scored
+            .iter()
+            .map(|member| &self.groups[&member.group]);
+        let late = late
+            .zip(&self.late_scored)
+            .filter(|(group, _)| group.counts_age());
+        let late = late.map(|(group, member)| &group.members[member.index]);
+        let taken: u64 = scored.chain(late).map(at_last_chance).sum();
+        let all = self.ages.tokens(last_chance) - taken;
+        let unfinished = self.ages.unfinished(last_chance).into_iter().flatten();
+        // Where groups at their last chance fill the batch, one more complete group would only push out another.
+        let can_be_saved = |member: &&Member| {
+            !chosen.is_full
+                || self.late.contains(&member.group)
+                || chosen.groups.contains(&member.group)
+        };
+        let unfinished: BTreeSet<Member> = unfinished.filter(can_be_saved).copied().collect();
+        let tokens = if chosen.is_full {
+            let rollout = |member: &Member| &self.groups[&member.group].members[member.index];
+            unfinished.iter().map(rollout).map(at_last_chance).sum()
+        } else {
+            all
+        };
+        Dying {
+            all,
+            tokens,
+            unfinished,
+        }
+    }
+
+    /// The version whose tokens, of main sources, train in `step` or never.
     fn last_chance(&self, step: Step) -> Option<u64> {
         match self.settings.over_age {
             OverAge::Mask | OverAge::Drop => step.0.checked_sub(self.settings.max_staleness),
@@ -248,24 +343,19 @@ impl Ledger {
         }
     }
 
-    /// Whether `step` waits for unfinished rollouts, and for how long it has.
-    ///
-    /// Only tokens of unfinished rollouts can be saved by waiting: those of ready groups that the batch
-    /// leaves behind would be held for without end. Nothing can be saved when the whole batch is at its
-    /// last chance already, and at bound 0 every group is.
-    fn hold(&mut self, now: f64, step: Step, dying: u64) -> Option<WaitReason> {
-        let budget = self.settings.waste_budget;
-        let in_vain = self.ready.due() >= self.settings.groups_per_step;
-        let over_budget = budget < 1.0 && self.waste.exceeds(budget, dying);
-        let unfinished = self
-            .last_chance(step)
-            .and_then(|version| self.ages.unfinished(version));
-        let Some(unfinished) = unfinished.filter(|_| over_budget && !in_vain) else {
+    /// Whether `step` waits for unfinished rollouts, and for how long it has. Only tokens of unfinished
+    /// rollouts can be saved by waiting: those of ready groups that the batch leaves behind would be held
+    /// for without end, and at bound 0 nothing but them is ever left.
+    fn hold(&mut self, now: f64, step: Step, dying: &Dying) -> Option<WaitReason> {
+        let budget = match self.settings.max_staleness {
+            0 => 0.0,
+            _ => self.settings.waste_budget,
+        };
+        let over_budget = budget < 1.0 && self.waste.exceeds(budget, dying.tokens);
+        if dying.unfinished.is_empty() || !over_budget {
             self.end_hold(now);
             return None;
-        };
-        let rollouts = unfinished.len();
-        let groups = first_groups(unfinished);
+        }
         let (since, until) = match &self.hold {
             Some(hold) => (hold.since, hold.until),
             None => self.begin_hold(now),
@@ -277,9 +367,9 @@ impl Ledger {
         }
         let reason = WaitReason::Hold {
             step,
-            rollouts,
-            groups,
-            tokens: dying,
+            rollouts: dying.unfinished.len(),
+            groups: first_groups(&dying.unfinished),
+            tokens: dying.tokens,
             seconds: now - since,
         };
         self.hold = Some(Hold {
@@ -302,12 +392,9 @@ impl Ledger {
         if let Some(hold) = &self.hold {
             return Some(hold.reason.after(now - hold.since));
         }
-        let (ready, want, open) = (
-            self.ready.len(),
-            self.settings.groups_per_step,
-            self.open.len(),
-        );
+        let (want, open) = (self.settings.groups_per_step, self.open.len());
         let step = Step(self.learner.stepped);
+        let ready = self.candidates(step, want).groups.len();
         (ready < want).then_some(WaitReason::Groups {
             step,
             ready,
@@ -331,76 +418,124 @@ impl Ledger {
     }
 
     fn take_groups(&mut self, step: Step, chosen: &[GroupId]) -> StepBatch {
+        let mut batch = StepBatch::new(step, chosen.len());
+        for id in chosen {
+            if self.open.contains(*id) {
+                self.close_early(*id, &mut batch);
+            } else {
+                self.take_ready(*id, &mut batch);
+            }
+        }
+        self.take_late(&mut batch);
+        batch.sum_up();
+        batch
+    }
+
+    fn take_ready(&mut self, id: GroupId, batch: &mut StepBatch) {
+        let mut group = self.groups.remove(&id).expect("ready groups are held");
+        self.leave_ready(&group);
+        self.forget_ages(&group);
+        let closed = group.closed.take().expect("a ready group is closed");
+        let (first, members) = (group.first_rollout, std::mem::take(&mut group.members));
+        let numbered = members.into_iter().enumerate();
+        let taken = numbered
+            .zip(&closed.advantages)
+            .map(|((index, rollout), advantage)| {
+                (RolloutId(first + index as u64), rollout, *advantage)
+            })
+            .collect();
+        batch.take(&group, &closed, taken, &self.settings);
+    }
+}
+
+/// A member that leaves its group for a batch, with its advantage if it is scored.
+pub(crate) type Taken = (RolloutId, Rollout, Option<f64>);
+
+impl StepBatch {
+    fn new(step: Step, groups: usize) -> Self {
         let bound = BoundBatch {
             step,
-            groups: Vec::with_capacity(chosen.len()),
+            groups: Vec::with_capacity(groups),
+            late: Vec::new(),
         };
-        let figures = Figures::default();
-        let mut batch = StepBatch {
+        Self {
             bound,
             handed_out: false,
             retries: Vec::new(),
             dropped: BTreeMap::new(),
-            figures,
-        };
-        for id in chosen {
-            let group = self.groups.remove(id).expect("ready groups are held");
-            if let Some(closed) = &group.closed {
-                self.ready.remove(*id, closed.key);
-            }
-            for (index, rollout) in group
-                .members
-                .iter()
-                .enumerate()
-                .filter(|(_, rollout)| rollout.may_train())
-            {
-                self.ages
-                    .remove(Member { group: *id, index }, rollout.runs.as_slice());
-            }
-            batch.take(group, &self.settings);
+            shapes: Vec::new(),
+            figures: Figures::default(),
         }
-        batch
     }
-}
 
-impl StepBatch {
-    fn take(&mut self, group: Group, settings: &Settings) {
-        let closed = group.closed.as_ref().expect("a ready group is closed");
+    /// Members of a group train here, or are dropped here.
+    pub(crate) fn take(
+        &mut self,
+        group: &Group,
+        closed: &Closed,
+        taken: Vec<Taken>,
+        settings: &Settings,
+    ) {
         let Purpose::Training { retries } = group.purpose else {
-            unreachable!("evaluation groups are never ready");
+            unreachable!("evaluation groups are never in a batch");
         };
-        let (id, prompt, statistics) = (group.id, group.prompt.clone(), closed.statistics);
-        let advantages = closed.advantages.clone();
-        let first = group.first_rollout;
-        let mut rollouts = Vec::with_capacity(group.members.len());
-        for (index, (rollout, advantage)) in group.members.into_iter().zip(advantages).enumerate() {
-            let tokens = rollout.tokens.len() as u64;
-            match bind_rollout(
-                rollout,
-                RolloutId(first + index as u64),
-                advantage,
-                self.bound.step,
-                settings,
-            ) {
-                Ok(bound) => {
-                    self.drop_tokens(DropReason::Stale, 0, tokens - bound.loss_tokens());
-                    self.figures.rollout(&bound, self.bound.step, settings);
-                    rollouts.push(bound);
-                }
-                Err(reason) => self.drop_tokens(reason, 1, tokens),
-            }
-        }
-        self.figures.group(&statistics);
+        let rollouts = taken
+            .into_iter()
+            .filter_map(|member| self.take_member(member, group.source, closed.at, settings))
+            .collect();
+        self.figures.group(&closed.statistics);
         self.retries.push(retries);
         self.bound.groups.push(BoundGroup {
-            group: id,
-            prompt,
-            statistics,
+            group: group.id,
+            source: group.source,
+            prompt: group.prompt.clone(),
+            statistics: closed.statistics,
             rollouts,
         });
     }
 
-    fn drop_tokens(&mut self, reason: DropReason, rollouts: u64, tokens: u64) {
+    /// A member as the learner gets it, or nothing, and its account either way.
+    pub(crate) fn take_member(
+        &mut self,
+        (id, rollout, advantage): Taken,
+        source: usize,
+        closed_at: u64,
+        settings: &Settings,
+    ) -> Option<BoundRollout> {
+        let (step, tokens) = (self.bound.step, rollout.tokens.len() as u64);
+        let waste = self.figures.waste.of(source);
+        if rollout.score().is_some() {
+            let oldest = settings.oldest_of(source, step.0).unwrap_or(0);
+            self.shapes
+                .push(Shape::new(rollout.runs.as_slice(), oldest));
+            if settings.over_age != OverAge::Train {
+                let e = settings.bound_of(source);
+                waste.aged(rollout.runs.as_slice(), e, closed_at, step.0);
+            }
+        } else {
+            waste.dropped += tokens;
+        }
+        match bind_rollout(rollout, id, advantage, step, source, settings) {
+            Ok(bound) => {
+                self.drop_tokens(DropReason::Stale, 0, tokens - bound.loss_tokens());
+                self.figures
+                    .rollout(&bound, step, settings.bound_of(source));
+                Some(bound)
+            }
+            Err(reason) => {
+                self.drop_tokens(reason, 1, tokens);
+                None
+            }
+        }
+    }
+
+    /// All members are here.
+    fn sum_up(&mut self) {
+        let mut shapes = std::mem::take(&mut self.shapes);
+        self.figures.coverages = Coverages::of(&mut shapes);
+    }
+
+    pub(crate) fn drop_tokens(&mut self, reason: DropReason, rollouts: u64, tokens: u64) {
         if rollouts + tokens > 0 {
             let sums = self.dropped.entry(reason).or_default();
             *sums = (sums.0 + rollouts, sums.1 + tokens);
@@ -428,6 +563,7 @@ fn bind_rollout(
     id: RolloutId,
     advantage: Option<f64>,
     step: Step,
+    source: usize,
     settings: &Settings,
 ) -> Result<BoundRollout, DropReason> {
     let score = match rollout.state {
@@ -435,7 +571,7 @@ fn bind_rollout(
         State::Ended(Ended::Abstained(_, reason)) => return Err(reason),
         _ => unreachable!("every member of a closed group has ended"),
     };
-    let oldest = settings.oldest_trainable(step.0).unwrap_or(0);
+    let oldest = settings.oldest_of(source, step.0).unwrap_or(0);
     let runs = rollout.runs.as_slice().to_vec();
     let over_age: Vec<bool> = runs.iter().map(|run| run.version.number < oldest).collect();
     if over_age.iter().all(|over| *over) {

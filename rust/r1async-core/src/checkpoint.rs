@@ -11,7 +11,7 @@ use crate::settings::Settings;
 use crate::stats::{Counters, Figures};
 
 /// Layout of what is saved.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 
 /// A saved ledger that this one cannot go on from.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
@@ -52,6 +52,8 @@ struct Saved {
     evaluation_rollouts: u64,
     /// Groups that are not trained, by number.
     live: Vec<LiveGroup>,
+    /// Late members of groups that are trained: those groups are not generated again.
+    live_late: u64,
     live_tokens: u64,
     live_prompt_tokens: u64,
     live_evaluation_rollouts: u64,
@@ -77,6 +79,8 @@ impl Ledger {
     #[must_use]
     pub fn checkpoint(&self) -> Vec<u8> {
         let audit = self.audit();
+        let live = self.live_groups();
+        let again = live.len() as u64 * self.settings.group_size as u64;
         let saved = Saved {
             format: FORMAT,
             group_size: self.settings.group_size as u64,
@@ -86,7 +90,8 @@ impl Ledger {
             next_group: self.frontier.next_group,
             evaluation_groups: self.evaluations.groups_made,
             evaluation_rollouts: self.evaluations.rollouts_made,
-            live: self.live_groups(),
+            live_late: audit.rollouts.live - again,
+            live,
             live_tokens: audit.tokens.live,
             live_prompt_tokens: audit.prompt_tokens.live,
             live_evaluation_rollouts: audit.evaluation_rollouts.live,
@@ -151,14 +156,15 @@ impl Ledger {
     }
 }
 
+/// One that is in no batch: one that closed early is live with its batch, until that is trained.
 fn live_group(group: &Group) -> Option<LiveGroup> {
     match group.purpose {
-        Purpose::Training { retries } => Some(LiveGroup {
+        Purpose::Training { retries } if group.closed_early.is_none() => Some(LiveGroup {
             ordinal: group.prompt.ordinal,
             group: group.id.0,
             retries,
         }),
-        Purpose::Evaluation(_) => None,
+        _ => None,
     }
 }
 
@@ -194,6 +200,7 @@ fn check(saved: &Saved, settings: &Settings) -> Result<(), RestoreError> {
 /// What was in memory only is given up. Prompt tokens of live groups come in again with their prompts.
 fn settle(saved: &Saved) -> Books {
     let mut books = saved.books.clone();
+    books.rollouts.drop(DropReason::Cancelled, saved.live_late);
     books.tokens.drop(DropReason::Cancelled, saved.live_tokens);
     books
         .prompt_tokens

@@ -208,12 +208,14 @@ impl Ledger {
             .groups
             .get_mut(&member.group)
             .expect("leased rollouts are held");
+        let (source, counts_age) = (group.source, group.counts_age());
         let rollout = &mut group.members[member.index];
+        let lowest = rollout.runs.lowest();
         rollout.tokens.extend_from_slice(new);
         rollout.logprobs.extend_from_slice(&chunk.logprobs[skip..]);
         for run in runs_after(chunk.runs, skip) {
             rollout.runs.push(run);
-            if training {
+            if counts_age {
                 self.ages.add(member, run);
                 let oldest = self.settings.oldest_trainable(next_bind).unwrap_or(0);
                 if run.version.number < oldest {
@@ -221,12 +223,19 @@ impl Ledger {
                 }
             }
         }
+        let is_older = rollout.runs.lowest() != lowest;
         let received = new.len() as u64;
-        if training {
+        if counts_age {
             self.waste.generated(received);
+        }
+        if training {
+            self.counters.waste.of(source).generated += received;
             self.books.tokens.incoming += received;
         } else {
             self.books.evaluation_tokens.incoming += received;
+        }
+        if training && is_older {
+            self.ripen(member.group);
         }
         self.news.batch |= self.hold.is_some(); // The budget has grown.
         self.leases

@@ -10,6 +10,8 @@ use crate::audit::DropReason;
 use crate::group::{Group, Prompt, Purpose};
 use crate::ids::GroupId;
 use crate::ledger::Ledger;
+use crate::pacing::MAX_LOOK_AHEAD;
+use crate::sources::MAIN;
 
 /// A prompt that was not asked for.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
@@ -25,6 +27,14 @@ pub enum AdmitError {
     /// A prompt without tokens.
     #[error("prompt {0} has no tokens; reject it instead")]
     Empty(u64),
+    /// A source that has no window.
+    #[error("source {got}; want below {sources}: 0 for the main ones, or that of a window")]
+    Source {
+        /// The source named.
+        got: usize,
+        /// How many there are.
+        sources: usize,
+    },
 }
 
 /// A group that was live when the ledger was saved, and whose prompt has not come again yet.
@@ -59,9 +69,11 @@ impl Ledger {
     }
 
     fn wanted_new_prompts(&self) -> u64 {
-        let ahead = self.queued.len() + self.frontier.restored.len();
-        let live = ahead + self.open.len() + self.ready.len();
-        let room = self.settings.look_ahead().saturating_sub(ahead) as u64;
+        let ahead = self.queued.len_of(MAIN) + self.frontier.restored.len();
+        let live = ahead + self.open.len_of(MAIN) + self.ready.len();
+        let slow = self.queued.len() - self.queued.len_of(MAIN);
+        let room = (self.settings.look_ahead().saturating_sub(ahead))
+            .min(MAX_LOOK_AHEAD.saturating_sub(slow)) as u64;
         let needed = self.wanted_groups().saturating_sub(live as u64);
         let left = self.frontier.end.map_or(u64::MAX, |end| {
             end.saturating_sub(self.frontier.next_ordinal)
@@ -95,7 +107,7 @@ impl Ledger {
         Ok(live)
     }
 
-    /// Admits the first of the prompts asked for; answers its group's number.
+    /// Admits the first of the prompts asked for, of the main sources; answers its group's number.
     ///
     /// # Errors
     /// It is not the first one asked for, or has no tokens.
@@ -105,8 +117,29 @@ impl Ledger {
         tokens: Vec<i32>,
         meta: Vec<u8>,
     ) -> Result<GroupId, AdmitError> {
+        self.admit_from(ordinal, tokens, meta, MAIN)
+    }
+
+    /// The same of any source: 0 stands for the main ones, s for `Settings::windows[s - 1]`.
+    ///
+    /// # Errors
+    /// As [`Ledger::admit`], or there is no such source.
+    pub fn admit_from(
+        &mut self,
+        ordinal: u64,
+        tokens: Vec<i32>,
+        meta: Vec<u8>,
+        source: usize,
+    ) -> Result<GroupId, AdmitError> {
         if tokens.is_empty() {
             return Err(AdmitError::Empty(ordinal));
+        }
+        let sources = self.settings.sources();
+        if source >= sources {
+            return Err(AdmitError::Source {
+                got: source,
+                sources,
+            });
         }
         let live = self.take_wanted(ordinal)?;
         let prompt = Arc::new(Prompt {
@@ -115,10 +148,10 @@ impl Ledger {
             meta,
         });
         match live {
-            Some(live) => Ok(self.queue_group(Some(live.group), prompt, live.retries)),
+            Some(live) => Ok(self.queue_group(Some(live.group), prompt, live.retries, source)),
             None => {
                 self.books.prompts.incoming += 1;
-                Ok(self.queue_group(None, prompt, self.settings.retries))
+                Ok(self.queue_group(None, prompt, self.settings.retries, source))
             }
         }
     }
@@ -129,6 +162,7 @@ impl Ledger {
         restored: Option<u64>,
         prompt: Arc<Prompt>,
         retries: u32,
+        source: usize,
     ) -> GroupId {
         let size = self.settings.group_size;
         let number = restored.unwrap_or_else(|| {
@@ -138,15 +172,11 @@ impl Ledger {
         });
         self.books.prompt_tokens.incoming += prompt.tokens.len() as u64;
         let id = GroupId(number);
-        let group = Group::new(
-            id,
-            number * size as u64,
-            size,
-            prompt,
-            Purpose::Training { retries },
-        );
+        let purpose = Purpose::Training { retries };
+        let mut group = Group::new(id, number * size as u64, size, prompt, purpose);
+        group.source = source;
         self.groups.insert(id, group);
-        self.queued.insert(id);
+        self.queued.insert(source, id);
         self.news.rollouts = true;
         id
     }

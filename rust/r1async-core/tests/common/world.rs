@@ -107,6 +107,8 @@ pub struct World {
     batches: BTreeMap<u64, BoundBatch>,
     evaluations: u64,
     saved: Option<(Vec<u8>, u64)>,
+    /// Batches of a former life of the buffer are not all known.
+    restored: bool,
 }
 
 impl World {
@@ -133,6 +135,7 @@ impl World {
             batches: BTreeMap::new(),
             evaluations: 0,
             saved: None,
+            restored: false,
         };
         world.ledger.end_of_prompts(prompts);
         world.ledger.connect_learner(0, 0).unwrap();
@@ -199,13 +202,17 @@ impl World {
         assert_eq!(audit.difference(), None);
         let stats = self.ledger.stats();
         if self.settings.over_age != OverAge::Train {
+            let widest = (0..self.settings.sources()).map(|source| self.bound_of(source));
             assert!(
-                stats.staleness.max() <= self.settings.max_staleness,
+                stats.staleness.max() <= widest.max().unwrap(),
                 "{:?}",
                 stats.staleness
             );
         }
-        assert!(stats.places <= self.settings.place_limit() + stats.groups_bound);
+        let slow: usize = (1..self.settings.sources())
+            .map(|source| self.settings.window_limit(source))
+            .sum();
+        assert!(stats.places <= self.settings.place_limit() + slow + stats.groups_bound);
         let next = self.ledger.next_deadline();
         assert!(
             next.is_none_or(|at| at > self.now),
@@ -220,6 +227,13 @@ impl World {
         );
     }
 
+    fn bound_of(&self, source: usize) -> u64 {
+        match source {
+            0 => self.settings.max_staleness,
+            slow => self.settings.windows[slow - 1].max_staleness,
+        }
+    }
+
     fn admit(&mut self, reject_first: bool) {
         let mut reject = reject_first;
         for ordinal in self.ledger.wanted_prompts() {
@@ -228,7 +242,12 @@ impl World {
                 self.ledger.reject_prompt(ordinal).unwrap();
             } else {
                 self.ledger
-                    .admit(ordinal, vec![1; 1 + ordinal as usize % 3], Vec::new())
+                    .admit_from(
+                        ordinal,
+                        vec![1; 1 + ordinal as usize % 3],
+                        Vec::new(),
+                        ordinal as usize % self.settings.sources(),
+                    )
                     .unwrap();
             }
         }
@@ -258,6 +277,16 @@ impl World {
             .flat_map(|other| other.rollouts().map(|(_, rollout)| rollout.rollout));
         let mut seen: BTreeSet<RolloutId> = trained.collect();
         assert!(batch.groups.len() <= self.settings.groups_per_step);
+        let earlier = |late: u64| {
+            self.batches
+                .values()
+                .any(|other| other.groups.iter().any(|group| group.group.0 == late))
+        };
+        assert!(
+            self.restored || batch.late.iter().all(|late| earlier(late.group.0)),
+            "late members are of groups in earlier batches"
+        );
+        assert!(batch.late.is_empty() || self.settings.close_early);
         for (group, rollout) in batch.rollouts() {
             assert!(
                 seen.insert(rollout.rollout),
@@ -280,7 +309,7 @@ impl World {
                     .0
                     .checked_sub(run.version.number)
                     .expect("no token is newer than its step");
-                let too_old = age > self.settings.max_staleness;
+                let too_old = age > self.bound_of(group.source);
                 assert_eq!(over_age, too_old && self.settings.over_age == OverAge::Mask);
                 assert!(!(too_old && self.settings.over_age == OverAge::Drop));
             }
@@ -356,6 +385,7 @@ impl World {
             return;
         };
         self.settings.incarnation += 1;
+        self.restored = true;
         let mut ledger = Ledger::new(self.settings.clone()).unwrap();
         ledger.restore(&saved).unwrap();
         ledger.end_of_prompts(self.prompts);
