@@ -11,6 +11,7 @@ use crate::ids::{GroupId, Member, PolicyVersion, RolloutId, Step};
 use crate::ledger::Ledger;
 use crate::settings::{OverAge, Settings};
 use crate::shape::{Coverages, Shape};
+use crate::sources::MAIN;
 use crate::staleness::VersionRun;
 use crate::statistics::GroupStatistics;
 use crate::stats::Figures;
@@ -272,9 +273,29 @@ impl Ledger {
         due.sort_unstable();
         let is_full = due.len() >= want;
         let due = due.into_iter().map(|(_, group)| group);
+        let mut slow = self.places_for_slow(want);
+        let has_place = |id: &GroupId| {
+            let is_slow = self.groups[id].source != MAIN;
+            let has_place = !is_slow || slow > 0;
+            slow -= usize::from(is_slow && has_place);
+            has_place
+        };
+        let groups = due.chain(self.ready.later()).filter(has_place);
         Candidates {
-            groups: due.chain(self.ready.later()).take(want).collect(),
+            groups: groups.take(want).collect(),
             is_full,
+        }
+    }
+
+    /// Groups of other windows that a batch of `want` may take. At bound 0 every group of the main sources
+    /// has its only chance in this step, also one that has no token yet: its place is kept.
+    fn places_for_slow(&self, want: usize) -> usize {
+        match self.settings.max_staleness {
+            0 => {
+                let main = self.open.len_of(MAIN) + self.ready_by_source.len_of(MAIN);
+                want.saturating_sub(main)
+            }
+            _ => want,
         }
     }
 

@@ -156,3 +156,18 @@ fn tokens_of_a_slow_source_have_its_own_bound() {
     assert_eq!(waste[1].0, "slow");
     assert_eq!(stats.waste, 0.0, "the budget is about the main sources");
 }
+
+#[test]
+fn at_bound_0_a_slow_group_takes_no_place_that_an_open_main_group_needs() {
+    let mut run = run(0, 1.0);
+    let leases = lease(&mut run, 0);
+    for group in [0, 2] {
+        finish(&mut run, &leases, group, 0);
+    }
+    run.score(&[0.0, 1.0, 0.0, 1.0]);
+    // Two groups are ready for a batch of two, but group 1, without a token yet, could not train in step 1.
+    assert!(matches!(run.wait(0), WaitReason::Groups { ready: 1, .. }));
+    finish(&mut run, &leases, 1, 0);
+    run.score(&[0.0, 1.0]);
+    assert_eq!(run.groups(0), [0, 1]);
+}
