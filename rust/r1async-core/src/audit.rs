@@ -297,7 +297,7 @@ impl Ledger {
             }
             audit.misplaced += u64::from(!self.is_placed(group));
         }
-        for batch in &self.batches {
+        for batch in self.batches.iter().chain(&self.filling) {
             audit.prompts.live += batch.bound.groups.len() as u64;
             audit.rollouts.live += batch.rollouts();
             audit.tokens.live += batch.tokens();

@@ -105,6 +105,27 @@ pub enum Bind<'a> {
     Finished,
 }
 
+/// Groups of a batch, by their places in it. A step's parts follow one another and are handed out again as
+/// they were; late members come with the last one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BatchPart {
+    /// Places in `BoundBatch::groups`.
+    pub groups: std::ops::Range<usize>,
+    /// Whether the batch is whole with it.
+    pub last: bool,
+}
+
+/// The answer to a learner that accumulates gradients while its batch fills.
+#[derive(Debug, PartialEq)]
+pub enum BindPart<'a> {
+    /// The part asked for. Its groups are final, the rest of the batch is not before the last part.
+    Ready(&'a BoundBatch, BatchPart),
+    /// Not yet, and what for.
+    Wait(WaitReason),
+    /// There is nothing more to train.
+    Finished,
+}
+
 /// A batch that cannot be asked for.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum BindError {
@@ -115,6 +136,16 @@ pub enum BindError {
         got: Step,
         /// The one that comes next.
         want: Step,
+    },
+    /// A part after one that was not asked for.
+    #[error("part {got} of step {step}; want at most {known}, the parts handed out")]
+    Part {
+        /// The step.
+        step: Step,
+        /// The part asked for.
+        got: usize,
+        /// Parts there are.
+        known: usize,
     },
     /// No learner is connected.
     #[error("no learner is connected; connect with an epoch and a step first")]
@@ -131,6 +162,8 @@ pub(crate) struct StepBatch {
     pub(crate) retries: Vec<u32>,
     /// Rollouts and tokens that do not train, by reason.
     pub(crate) dropped: BTreeMap<DropReason, (u64, u64)>,
+    /// Groups in it at the end of each part; one part if it was bound at once.
+    parts: Vec<usize>,
     /// Of its scored members, until all are here.
     shapes: Vec<Shape>,
     pub(crate) figures: Figures,
@@ -215,16 +248,131 @@ impl Ledger {
         Ok(Bind::Ready(&batch.bound))
     }
 
+    /// Part `part` of the batch of `step`, from 0: what is ready now, while places are kept for groups at
+    /// their last chance; the last part binds the rest, as [`Ledger::bind_batch`] would. A learner that
+    /// starts again gets the same parts, or the whole batch at once.
+    ///
+    /// # Errors
+    /// As [`Ledger::bind_batch`], or parts before this one were not asked for.
+    pub fn bind_part(
+        &mut self,
+        now: f64,
+        step: Step,
+        part: usize,
+    ) -> Result<BindPart<'_>, BindError> {
+        self.learner.epoch.ok_or(BindError::NoLearner)?;
+        let want = Step(self.learner.stepped);
+        if step != want {
+            return Err(BindError::Step { got: step, want });
+        }
+        let known = self.batch_of(step).map_or(0, |batch| batch.parts.len());
+        if part > known || (part == known && step.0 < self.next_bind()) {
+            return Err(BindError::Part {
+                step,
+                got: part,
+                known,
+            });
+        }
+        if part == known {
+            if step.0 >= self.settings.steps {
+                return Ok(BindPart::Finished);
+            }
+            match self.bind_next(now, step) {
+                Some(Bind::Finished) => return Ok(BindPart::Finished),
+                Some(Bind::Wait(reason)) if !self.bind_ready(now, step) => {
+                    return Ok(BindPart::Wait(reason));
+                }
+                _ => {}
+            }
+        }
+        let whole = step.0 < self.next_bind();
+        let batch = self.batch_of(step).expect("the part is bound");
+        let is_last = whole && part + 1 == batch.parts.len();
+        batch.handed_out |= is_last;
+        let begin = part.checked_sub(1).map_or(0, |before| batch.parts[before]);
+        let groups = begin..batch.parts[part];
+        Ok(BindPart::Ready(
+            &batch.bound,
+            BatchPart {
+                groups,
+                last: is_last,
+            },
+        ))
+    }
+
+    /// The batch of a step that is bound, or being bound part by part.
+    fn batch_of(&mut self, step: Step) -> Option<&mut StepBatch> {
+        let index = step.0.checked_sub(self.learner.committed)? as usize;
+        match self.batches.len() {
+            bound if index < bound => self.batches.get_mut(index),
+            bound if index == bound => self.filling.as_mut(),
+            _ => None,
+        }
+    }
+
+    /// Binds the groups that are ready as a part of the batch that is not the last one; `false`: there are none.
+    fn bind_ready(&mut self, now: f64, step: Step) -> bool {
+        let want = self.settings.groups_per_step - self.filled();
+        // The last part has at least one group, for whose sake the step may be held.
+        let kept = self.last_chances(step).max(1);
+        let ready = self.candidates(step, want).groups.into_iter();
+        let ready: Vec<GroupId> = ready
+            .filter(|id| !self.open.contains(*id))
+            .take(want.saturating_sub(kept))
+            .collect();
+        if ready.is_empty() {
+            return false;
+        }
+        self.pace.served(now);
+        let mut batch = self.take_filling(step);
+        for id in ready {
+            self.take_ready(id, &mut batch);
+        }
+        batch.parts.push(batch.bound.groups.len());
+        self.filling = Some(batch);
+        self.news.rollouts = true;
+        true
+    }
+
+    fn take_filling(&mut self, step: Step) -> StepBatch {
+        let new = || StepBatch::new(step, self.settings.groups_per_step);
+        self.filling.take().unwrap_or_else(new)
+    }
+
+    /// Groups in the batch that is being bound part by part.
+    pub(crate) fn filled(&self) -> usize {
+        let filling = self.filling.as_ref();
+        filling.map_or(0, |batch| batch.bound.groups.len())
+    }
+
+    /// Open groups of the main sources whose oldest token trains in `step` or never; at bound 0 also those
+    /// without a token yet.
+    fn last_chances(&self, step: Step) -> usize {
+        let Some(last_chance) = self.last_chance(step) else {
+            return 0;
+        };
+        if self.settings.max_staleness == 0 {
+            return self.open.len_of(MAIN);
+        }
+        let is_due = |id: &&GroupId| {
+            let members = self.groups[*id].members.iter();
+            let oldest = members.filter_map(|rollout| rollout.runs.lowest()).min();
+            oldest.is_some_and(|oldest| oldest <= last_chance)
+        };
+        self.open.iter_of(MAIN).filter(is_due).count()
+    }
+
     /// Binds the batch of `step`, or answers why not.
     fn bind_next(&mut self, now: f64, step: Step) -> Option<Bind<'static>> {
         self.pace.asked(now, step.0);
         self.ready.advance(step.0);
         self.ripe.advance(step.0);
         self.drop_useless(step);
-        let want = self.settings.groups_per_step;
+        let filled = self.filled();
+        let want = self.settings.groups_per_step - filled;
         let open = self.open.len();
         let all_here = self.prompts_used_up() && self.queued.is_empty() && open == 0;
-        if all_here && self.ready.len() == 0 && self.late.is_empty() {
+        if all_here && filled == 0 && self.ready.len() == 0 && self.late.is_empty() {
             return Some(Bind::Finished);
         }
         let chosen = self.candidates(step, want);
@@ -232,8 +380,8 @@ impl Ledger {
         if ready < want && !all_here {
             return Some(Bind::Wait(WaitReason::Groups {
                 step,
-                ready,
-                want,
+                ready: filled + ready,
+                want: filled + want,
                 open,
             }));
         }
@@ -415,7 +563,8 @@ impl Ledger {
         }
         let (want, open) = (self.settings.groups_per_step, self.open.len());
         let step = Step(self.learner.stepped);
-        let ready = self.candidates(step, want).groups.len();
+        let filled = self.filled();
+        let ready = filled + self.candidates(step, want - filled).groups.len();
         (ready < want).then_some(WaitReason::Groups {
             step,
             ready,
@@ -439,7 +588,7 @@ impl Ledger {
     }
 
     fn take_groups(&mut self, step: Step, chosen: &[GroupId]) -> StepBatch {
-        let mut batch = StepBatch::new(step, chosen.len());
+        let mut batch = self.take_filling(step);
         for id in chosen {
             if self.open.contains(*id) {
                 self.close_early(*id, &mut batch);
@@ -448,6 +597,7 @@ impl Ledger {
             }
         }
         self.take_late(&mut batch);
+        batch.parts.push(batch.bound.groups.len());
         batch.sum_up();
         batch
     }
@@ -484,6 +634,7 @@ impl StepBatch {
             handed_out: false,
             retries: Vec::new(),
             dropped: BTreeMap::new(),
+            parts: Vec::new(),
             shapes: Vec::new(),
             figures: Figures::default(),
         }

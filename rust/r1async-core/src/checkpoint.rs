@@ -106,7 +106,7 @@ impl Ledger {
     fn live_groups(&self) -> Vec<LiveGroup> {
         let mut live: Vec<LiveGroup> = self.frontier.restored.iter().copied().collect();
         live.extend(self.groups.values().filter_map(live_group));
-        for batch in &self.batches {
+        for batch in self.batches.iter().chain(&self.filling) {
             let groups = batch.bound.groups.iter().zip(&batch.retries);
             live.extend(groups.map(|(group, &retries)| LiveGroup {
                 ordinal: group.prompt.ordinal,

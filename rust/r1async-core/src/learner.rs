@@ -302,7 +302,8 @@ impl Ledger {
         let nothing_held = self.queued.is_empty()
             && self.open.is_empty()
             && self.ready.len() == 0
-            && self.late.is_empty();
+            && self.late.is_empty()
+            && self.filling.is_none();
         let nothing_bound = self.learner.stepped == self.next_bind();
         all_steps || (self.prompts_used_up() && nothing_held && nothing_bound)
     }

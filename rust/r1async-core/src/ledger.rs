@@ -71,6 +71,8 @@ pub struct Ledger {
     pub(crate) late_scored: BTreeSet<Member>,
     /// Batches that are not trained, by step, without a gap.
     pub(crate) batches: VecDeque<StepBatch>,
+    /// The next batch, if it is bound part by part and not whole yet.
+    pub(crate) filling: Option<StepBatch>,
     /// Members of open groups that wait for a generator, oldest group first.
     pub(crate) waiting: BTreeSet<Member>,
     /// Finished rollouts that wait for a scorer, in the order in which they finished.
@@ -111,6 +113,7 @@ impl Ledger {
             late: BTreeSet::new(),
             late_scored: BTreeSet::new(),
             batches: VecDeque::new(),
+            filling: None,
             waiting: BTreeSet::new(),
             unscored: BTreeMap::new(),
             finished_so_far: 0,
@@ -182,7 +185,7 @@ impl Ledger {
 
     /// Groups in batches whose weights `installed` does not have.
     fn bound_groups(&self, installed: u64) -> impl Iterator<Item = &BoundGroup> {
-        let newest_first = self.batches.iter().rev();
+        let newest_first = self.filling.iter().chain(self.batches.iter().rev());
         newest_first
             .take_while(move |batch| batch.bound.step.0 >= installed)
             .flat_map(|batch| &batch.bound.groups)
@@ -190,7 +193,8 @@ impl Ledger {
 
     /// Groups that the steps without a batch can train.
     pub(crate) fn wanted_groups(&self) -> u64 {
-        self.settings.steps.saturating_sub(self.next_bind()) * self.settings.groups_per_step as u64
+        let steps = self.settings.steps.saturating_sub(self.next_bind());
+        (steps * self.settings.groups_per_step as u64).saturating_sub(self.filled() as u64)
     }
 
     /// The first step without a batch.

@@ -40,7 +40,7 @@ pub mod pack;
 pub mod service;
 
 pub use audit::{Account, Audit, DropReason};
-pub use batch::{Bind, BindError, BoundBatch, BoundGroup, BoundRollout};
+pub use batch::{BatchPart, Bind, BindError, BindPart, BoundBatch, BoundGroup, BoundRollout};
 pub use checkpoint::RestoreError;
 pub use chunk::{ChunkError, ChunkRef};
 pub use evaluation::{EvaluateError, EvaluatedGroup, EvaluatedMember, EvaluationRequest};

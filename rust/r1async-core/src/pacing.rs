@@ -89,6 +89,8 @@ pub(crate) struct Pace {
     pub(crate) w: f64,
     /// The step whose batch is asked for, and since when.
     asked: Option<(u64, f64)>,
+    /// Seconds that it has waited for parts of this batch.
+    waited: f64,
     /// When the last batch was bound.
     bound_at: Option<f64>,
     /// Effective sample size that the learner reported last.
@@ -100,6 +102,7 @@ impl Pace {
         Self {
             w: settings.pacing as f64,
             asked: None,
+            waited: 0.0,
             bound_at: None,
             ess: None,
         }
@@ -118,21 +121,24 @@ impl Pace {
 
     /// Another learner: the time that it was away is nobody's waiting.
     pub(crate) fn restart(&mut self) {
-        (self.asked, self.bound_at) = (None, None);
+        (self.asked, self.waited, self.bound_at) = (None, 0.0, None);
+    }
+
+    /// The learner has a part of its batch and waits no more.
+    pub(crate) fn served(&mut self, now: f64) {
+        if let Some((_, asked)) = self.asked.take() {
+            self.waited += now - asked.max(self.bound_at.unwrap_or(asked));
+        }
     }
 
     /// The batch asked for is bound and leaves `left` ready groups behind.
     pub(crate) fn bound(&mut self, now: f64, left: usize, settings: &Settings) {
-        let (asked, before) = (self.asked.take(), self.bound_at.replace(now));
+        self.served(now);
+        let (waited, before) = (std::mem::take(&mut self.waited), self.bound_at.replace(now));
         if settings.mode == StalenessMode::Fixed {
             return;
         }
-        let starved = match (asked, before) {
-            (Some((_, asked)), Some(before)) if now > before => {
-                now - asked.max(before) > STARVED * (now - before)
-            }
-            _ => false,
-        };
+        let starved = before.is_some_and(|before| waited > STARVED * (now - before));
         let factor = if self.ess.is_some_and(|ess| ess < settings.ess_floor) {
             SHRINK
         } else if starved {

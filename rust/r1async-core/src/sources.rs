@@ -97,6 +97,10 @@ impl BySource {
         self.0.iter().any(|groups| groups.contains(&group))
     }
 
+    pub(crate) fn iter_of(&self, source: usize) -> impl Iterator<Item = &GroupId> + '_ {
+        self.0[source].iter()
+    }
+
     /// All groups, source after source.
     pub(crate) fn iter(&self) -> impl Iterator<Item = GroupId> + '_ {
         self.0.iter().flatten().copied()

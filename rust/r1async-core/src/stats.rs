@@ -245,6 +245,7 @@ impl Ledger {
             groups_bound: self
                 .batches
                 .iter()
+                .chain(&self.filling)
                 .map(|batch| batch.bound.groups.len())
                 .sum(),
             groups_trained: self.books.prompts.trained,

@@ -4,8 +4,8 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
 
 use r1async_core::{
-    Bind, BoundBatch, ChunkAck, ChunkRef, Finish, HolderId, LeaseId, Ledger, OverAge,
-    PolicyVersion, Settings, Stats, Step, Verdict, VersionRun,
+    BatchPart, Bind, BindPart, BoundBatch, ChunkAck, ChunkRef, Finish, HolderId, LeaseId, Ledger,
+    OverAge, PolicyVersion, Settings, Stats, Step, Verdict, VersionRun,
 };
 
 /// Deterministic numbers (splitmix64).
@@ -54,6 +54,8 @@ pub struct Clock {
     slow_verdict_s: f64,
     abstains: f64,
     agrees: f64,
+    /// The learner takes its batch part by part.
+    streamed: bool,
 }
 
 impl Clock {
@@ -75,6 +77,7 @@ impl Clock {
                 0.0
             },
             agrees: 0.7 * rng.unit(),
+            streamed: rng.chance(0.3),
         }
     }
 }
@@ -129,6 +132,8 @@ pub struct World {
     installed: u64,
     training: bool,
     steps: u64,
+    /// Parts of the next batch that the learner has.
+    parts: usize,
     trained: std::collections::BTreeSet<u64>,
 }
 
@@ -152,6 +157,7 @@ impl World {
             installed: 0,
             training: false,
             steps: 0,
+            parts: 0,
             trained: std::collections::BTreeSet::new(),
         }
     }
@@ -231,7 +237,9 @@ impl World {
             if !self.training {
                 self.train();
             }
-            if !more {
+            // What a batch drops for age frees places and brings prompts back.
+            let news = self.ledger.take_news();
+            if !(more || news.rollouts || news.prompts || news.batch) {
                 return;
             }
         }
@@ -301,13 +309,39 @@ impl World {
     }
 
     fn train(&mut self) {
-        let batch = match self.ledger.bind_batch(self.now, Step(self.steps)).unwrap() {
-            Bind::Ready(batch) => batch.clone(),
-            Bind::Wait(_) | Bind::Finished => return,
+        let batch = if self.clock.streamed {
+            self.last_part()
+        } else {
+            match self.ledger.bind_batch(self.now, Step(self.steps)).unwrap() {
+                Bind::Ready(batch) => Some(batch.clone()),
+                Bind::Wait(_) | Bind::Finished => None,
+            }
+        };
+        let Some(batch) = batch else {
+            return;
         };
         self.check(&batch);
         self.training = true;
         self.at(self.clock.step_s, Event::Stepped);
+    }
+
+    /// Takes all parts there are; the whole batch once the last one is there.
+    fn last_part(&mut self) -> Option<BoundBatch> {
+        loop {
+            let part = self.parts;
+            match self
+                .ledger
+                .bind_part(self.now, Step(self.steps), part)
+                .unwrap()
+            {
+                BindPart::Ready(batch, BatchPart { last: true, .. }) => {
+                    self.parts = 0;
+                    return Some(batch.clone());
+                }
+                BindPart::Ready(..) => self.parts += 1,
+                BindPart::Wait(_) | BindPart::Finished => return None,
+            }
+        }
     }
 
     fn check(&mut self, batch: &BoundBatch) {
