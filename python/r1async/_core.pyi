@@ -37,6 +37,10 @@ class Settings:
         groups_per_step: int,
         max_staleness: int,
         pacing: int,
+        mode: Literal["fixed", "adaptive"],
+        ess_floor: float,
+        close_early: bool,
+        windows: list[tuple[str, int, float]],
         publish_every: int,
         over_age: Literal["mask", "drop", "train"],
         retries: int,
@@ -133,11 +137,14 @@ class Buffer:
         """When `tick` has something to do next; None: not before another message."""
     def wanted_prompts(self) -> list[int]:
         """Ordinals to admit now, in order; each is named until it is admitted, rejected or past the end."""
-    def admit(self, ordinal: int, token_ids: NDArray[np.int32], meta: bytes, now: float) -> None:
+    def admit(self, ordinal: int, token_ids: NDArray[np.int32], meta: bytes, now: float, source: int = 0) -> None:
         """Opens a group for a prompt that was wanted. `meta` is what a scorer needs to know of it.
 
+        Args:
+            source: 0 for the main sources, or one above the place of its window in the settings.
+
         Raises:
-            ValueError: the ordinal is not wanted, or the prompt has no tokens.
+            ValueError: the ordinal is not wanted, the prompt has no tokens, or there is no such source.
         """
     def reject_prompt(self, ordinal: int, reason: str) -> None:
         """Counts a wanted prompt that cannot be used (`invalid`), and goes on to the next."""

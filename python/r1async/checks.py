@@ -43,6 +43,7 @@ COUNT = Range(1, 1_000_000)
 MAYBE = Range(0, 1_000_000_000)
 SECONDS = Range(0, 30 * 86400, above=True)
 SHARE = Range(0, 1)
+MAX_STALENESS = 1_000_000
 POSITIVE = Range(0, above=True)
 
 RANGES: dict[str, Range] = {
@@ -50,6 +51,7 @@ RANGES: dict[str, Range] = {
     "steps": Range(0, 10_000_000),
     "data.max_prompt_tokens": COUNT,
     "data.epochs": MAYBE,
+    "data.slow_share": SHARE,
     "cold_start.target_accuracy": SHARE,
     "cold_start.max_steps": COUNT,
     "cold_start.attempts": COUNT,
@@ -83,8 +85,9 @@ RANGES: dict[str, Range] = {
     "group.lease_s": SECONDS,
     "group.group_deadline_s": Range(0, 30 * 86400),
     "group.max_attempts": Range(1, 1000),
-    "staleness.max_staleness": Range(0, 1_000_000),
+    "staleness.max_staleness": Range(0, MAX_STALENESS),
     "staleness.pacing": Range(-1, 1_000_000),
+    "staleness.ess_floor": SHARE,
     "staleness.retries": Range(0, 1000),
     "staleness.waste_budget": SHARE,
     "staleness.hold_deadline_s": SECONDS,
@@ -142,6 +145,7 @@ def problems(config: Config) -> list[str]:
         *_source_problems(config),
         *_group_problems(config),
         *_staleness_problems(config),
+        *_window_problems(config),
         *_learning_problems(config),
         *_endpoint_problems(config),
     ]
@@ -269,6 +273,31 @@ def _staleness_problems(config: Config) -> list[str]:
     return found
 
 
+def _window_problems(config: Config) -> list[str]:
+    found = []
+    windows, groups = config.staleness.windows, config.learner.groups_per_step
+    for name, window in windows.items():
+        key = f"staleness.windows.{name}"
+        if not name or name == "main":
+            found.append(f"{key}: must be named after a source of prompts, got {name!r}")
+        if not 0 <= window.max_staleness <= MAX_STALENESS:
+            found.append(f"{key}.max_staleness: must be 0 to {MAX_STALENESS}, got {window.max_staleness}")
+        if not 0 < window.share <= 1:
+            found.append(f"{key}.share: must be above 0 and at most 1, got {window.share:g}")
+    if found:
+        return found
+    if sum(window.share for window in windows.values()) > 1 + 1e-9:
+        found.append("staleness.windows: the shares of all sources must add up to at most 1")
+    at_zero = [window_places(config, name) for name, window in windows.items() if window.max_staleness == 0]
+    at_zero += [groups] if config.staleness.max_staleness == 0 else []
+    if len(at_zero) > 1 and sum(at_zero) > groups:
+        found.append(
+            f"staleness.windows: sources with max_staleness=0 open {sum(at_zero)} groups, a step trains {groups} and "
+            "the surplus would be lost; give the slow ones a max_staleness above 0"
+        )
+    return found
+
+
 def _learning_problems(config: Config) -> list[str]:
     found, sampling, learner = [], config.sampling, config.learner
     if sampling.top_p < 1:
@@ -345,6 +374,13 @@ def places(config: Config) -> int:
     return int((config.pacing + 1) * config.learner.groups_per_step * config.group.oversample)
 
 
+def window_places(config: Config, source: str) -> int:
+    """Groups open at a time at most of a source with its own window."""
+    window = config.staleness.windows[source]
+    # As in Rust's `Settings::window_limit`: a rounding error above a whole number is not one more.
+    return math.ceil((window.max_staleness + 1) * window.share * config.learner.groups_per_step - 1e-9)
+
+
 def rollouts_in_flight(config: Config) -> int:
     """Rollouts that generators decode at a time, at most."""
     return min(config.generator.count * config.generator.slots, places(config) * config.group.group_size)
@@ -400,6 +436,11 @@ def implications(config: Config) -> list[str]:
     e, w = config.staleness.max_staleness, config.pacing
     return [
         *_staleness_lines(config),
+        *(
+            f"window of source {name!r}: max_staleness {window.max_staleness}, at most {window_places(config, name)} "
+            "groups besides; it holds no step"
+            for name, window in config.staleness.windows.items()
+        ),
         f"places: pacing {w} opens at most {places(config)} groups = floor(({w} + 1) x {step_groups} x "
         f"{config.group.oversample:g}), {places(config) * size} rollouts",
         f"rollouts in flight: at most {rollouts_in_flight(config)} ({config.generator.count} generator(s) x "

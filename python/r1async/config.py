@@ -48,6 +48,8 @@ class DataConfig:
     """Passes over the data; 0 repeats until `steps` are done. The order is shuffled anew, by seed, in each."""
     shuffle: bool = True
     """Shuffle the rows by `seed`; false keeps the file's order."""
+    slow_share: float = 0.0
+    """Share of chain-mod's problems that belong to the source `slow` (a file names its rows' in a column `source`)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -168,11 +170,27 @@ class GroupConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class WindowConfig:
+    max_staleness: int = 16
+    """e_s: the bound of this source's tokens, in optimizer steps."""
+    share: float = 0.1
+    """Its share of all prompts; ceil((e_s + 1) * share * B) of its groups are open at a time."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class StalenessConfig:
     max_staleness: int = 2
     """e: no token older than this many optimizer steps has a loss. 0 is synchronous on-policy training."""
     pacing: int = -1
     """w: the typical lag, 0 <= w <= max_staleness; admission opens floor((w + 1) * B) groups. -1: max_staleness."""
+    mode: Literal["fixed", "adaptive"] = "fixed"
+    """adaptive: w moves up to `pacing`: 1/4 more places when the learner starves, 1/8 fewer when groups pile up."""
+    ess_floor: float = 0.5
+    """mode=adaptive: 1/8 fewer places while the effective sample size (`is/ess`) of a step is below it."""
+    close_early: bool = True
+    """Groups at their last chance train with the members that are scored; the others train later, one by one."""
+    windows: dict[str, WindowConfig] = field(default_factory=dict)
+    """Sources of prompts (the column `source`) whose verdicts are slow: each paces itself and holds no step."""
     over_age: Literal["mask", "drop", "train"] = "mask"
     """Tokens older than e: leave the loss, take their whole group with them, or are trained and counted."""
     retries: int = 1

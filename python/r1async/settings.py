@@ -168,6 +168,11 @@ def _fill(node: DictConfig, cls: type, tree: Mapping[str, object], prefix: str) 
             elif value is not None:
                 yield f"{key}: must be a table of settings, got {value!r}"
             continue
+        inner = get_args(hint)[1] if get_origin(hint) is dict else None
+        if isinstance(inner, type) and is_dataclass(inner) and isinstance(value, dict):
+            node[str(name)] = {}
+            yield from _fill_tables(node[str(name)], inner, value, f"{key}.")
+            continue
         if _is_choice(hint) and isinstance(value, bool):
             value = str(value).lower()  # `resume: true` is a bool to YAML
         try:
@@ -177,6 +182,18 @@ def _fill(node: DictConfig, cls: type, tree: Mapping[str, object], prefix: str) 
             wanted = describe(get_args(hint)[1] if where != key else hint)
             got = value[where.rpartition(".")[2]] if where != key and isinstance(value, dict) else value
             yield f"{where}: must be {wanted}, got {'null' if got is None else repr(got)}"
+
+
+def _fill_tables(node: DictConfig, cls: type, tree: Mapping[str, object], prefix: str) -> Iterator[str]:
+    """The same for a table of the user's own names, each a table of settings."""
+    for name, value in tree.items():
+        if not isinstance(value, dict):
+            yield f"{prefix}{name}: must be a table of settings, got {value!r}"
+            continue
+        table = OmegaConf.structured(cls)
+        OmegaConf.set_readonly(table, False)
+        yield from _fill(table, cls, value, f"{prefix}{name}.")
+        node[str(name)] = table
 
 
 def _is_choice(hint: object) -> bool:
@@ -192,6 +209,8 @@ def describe(hint: object) -> str:
         return " or ".join("null" if each is type(None) else describe(each) for each in arguments)
     if get_origin(hint) is dict:
         return f"a table of names, each {describe(arguments[1])}"
+    if isinstance(hint, type) and is_dataclass(hint):
+        return "a table of settings"
     if get_origin(hint) is tuple:
         inner = [each for each in arguments if each is not Ellipsis]
         return f"a list of {'' if Ellipsis in arguments else f'{len(inner)} values, each '}{describe(inner[0])}"

@@ -33,6 +33,8 @@ class Prompt:
     token_ids: NDArray[np.int32]
     extra: Mapping[str, str] = field(default_factory=dict)
     """Other columns of the row that a custom reward may want."""
+    source: str = ""
+    """Named by a window of its own (`staleness.windows`) if its verdicts are slow."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

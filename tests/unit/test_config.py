@@ -236,3 +236,38 @@ def test_every_setting_is_read_somewhere():
     read |= {name for source, names in derived.items() if source in read for name in names}
     unread = [key for key, _ in all_fields() if key.rpartition(".")[2] not in read]
     assert unread == []
+
+
+def test_windows_of_slow_sources_are_a_table_of_tables(tmp_path):
+    config = load("staleness.windows={slow: {max_staleness: 4}, swe: {share: 0.2}}")
+    windows = config.staleness.windows
+    assert {name: (window.max_staleness, window.share) for name, window in windows.items()} == {
+        "slow": (4, 0.1),
+        "swe": (16, 0.2),
+    }
+    path = tmp_path / "config.yaml"
+    path.write_text(to_yaml(config))
+    assert load_config(path) == config
+
+
+@pytest.mark.parametrize(
+    ("override", "problem"),
+    [
+        ("staleness.windows={slow: 3}", "staleness.windows.slow: must be a table of settings, got 3"),
+        ("staleness.windows={slow: {shar: 1}}", "staleness.windows.slow.shar: unknown key; did you mean"),
+        ("staleness.windows={slow: {share: x}}", "staleness.windows.slow.share: must be a number, got 'x'"),
+        ("staleness.windows={main: {}}", "staleness.windows.main: must be named after a source of prompts"),
+        ("staleness.windows={a: {share: 0}}", "staleness.windows.a.share: must be above 0 and at most 1, got 0"),
+        ("staleness.windows={a: {share: 0.6}, b: {share: 0.6}}", "the shares of all sources must add up to at most 1"),
+    ],
+)
+def test_window_that_cannot_work_is_refused_by_name(override, problem):
+    with pytest.raises(ConfigError) as refused:
+        load(override)
+    assert problem in str(refused.value)
+
+
+def test_sources_at_bound_0_must_fit_into_a_batch():
+    with pytest.raises(ConfigError, match="open 18 groups, a step trains 16 and the surplus would be lost"):
+        load("staleness.max_staleness=0", "staleness.windows={slow: {max_staleness: 0}}")
+    load("staleness.max_staleness=0", "staleness.windows={slow: {max_staleness: 1}}")

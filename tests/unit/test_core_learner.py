@@ -2,7 +2,9 @@
 
 import numpy as np
 import pytest
-from core_peers import Generator, Learner, Run, Scorer, accounts, crew, open_journal, work
+from core_peers import Generator, Learner, Run, Scorer, accounts, crew, open_journal, prompt_of, settings, work
+from r1async import _core
+from r1async.learner.batch import batch_from_message
 
 
 def test_learner_waits_with_a_reason_told_once_per_change():
@@ -208,3 +210,53 @@ def test_stop_ends_the_learner_at_its_next_question():
     generator.version = (1, 1)
     generator.ready()
     assert len(generator.held) == held
+
+
+def test_late_member_comes_in_the_frame_of_a_later_batch():
+    run = Run(steps=4, groups_per_step=1, waste_budget=1.0)
+    generator, scorer, learner = crew(run)
+    generator.finish(7)  # groups 0 and 1, but for the last rollout of group 1
+    scorer.score()
+    learner.ask()
+    run.take(learner.name, "batch")
+    learner.train()
+    learner.ask()
+    early = batch_from_message(run.take(learner.name, "batch"))
+    assert (early.total_groups, early.total_rollouts) == (1, 3)
+    learner.train()
+    generator.version = (1, 2)
+    work(generator, scorer)
+    generator.ready()
+    work(generator, scorer)
+    learner.ask()
+    batch = batch_from_message(run.take(learner.name, "batch"))
+    assert (batch.total_groups, batch.total_rollouts) == (1, 5)
+    assert (batch.rollouts[-1], batch.groups[-1]) == (7, 1)
+    assert batch.advantages[-1] == pytest.approx(1.0, abs=1e-5)  # 1 among 0, 1, 0, 1, its siblings trained before
+    assert batch.token_ids[batch.cu_seqlens[4] :][: batch.prompt_lens[4]].tolist() == prompt_of(1).tolist()
+    stats = run.buffer.stats()
+    assert (stats["closed_early"], stats["late_waiting"]) == (1, 0)
+    assert run.buffer.audit()["balanced"]
+
+
+def test_low_effective_sample_size_shrinks_the_window_under_adaptive_pacing():
+    run = Run(steps=4, mode="adaptive", max_staleness=3, pacing=3)
+    generator, scorer, learner = crew(run)
+    for step in range(2):
+        learner.ask()
+        work(generator, scorer)
+        run.take(learner.name, "batch")
+        learner.tell("stepped", step=step, metrics={"is/ess": 0.1})
+        learner.step += 1
+        learner.tell("published", version=step + 1, hash=f"hash-{step + 1}")
+        generator.version = (1, step + 1)
+        generator.ready()
+    # 4 batches of places; a batch and a half is left over at the first bind, the second follows a low sample size.
+    assert run.buffer.stats()["pacing"] == 4 * 0.875 * 0.875 - 1
+
+
+def test_prompt_of_a_source_without_a_window_is_refused():
+    run = Run(windows=[("slow", 4, 0.5)])
+    run.buffer.admit(0, prompt_of(0), b"{}", 0.0, 1)
+    with pytest.raises(ValueError, match="source 2; want below 2"):
+        run.buffer.admit(1, prompt_of(1), b"{}", 0.0, 2)

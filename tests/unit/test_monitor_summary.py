@@ -1,16 +1,17 @@
 """The summary of a made-up run (monitor_run.py), against sums done by hand."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from monitor_run import START, make_run
 from r1async.monitor.rundata import Histogram, busy_fractions, cpu_seconds, load_run
-from r1async.monitor.summary import audit_line, duration, percent, print_summary, summarize, write_summary
+from r1async.monitor.summary import audit_line, duration, percent, print_summary, summarize, waste_line, write_summary
 from rich.console import Console
 
 FIELDS = {
     "name", "seed", "wall_s", "cold_start", "before", "after", "steps", "completions_trained", "policy_version",
-    "staleness", "tokens", "role_busy_fraction", "audit",
+    "staleness", "waste", "tokens", "role_busy_fraction", "audit",
 }  # fmt: skip
 
 
@@ -37,6 +38,29 @@ def test_figures_of_the_run(run_dir):
     assert summary["staleness"] == {"mean": 1.0, "p95": 2, "max": 2}
     assert summary["tokens"] == {"generated": 80_700, "trained": 80_000, "dropped_by_reason": {"stale": 500}}
     assert summary["audit"]["balanced"] is True
+
+
+def test_waste_is_that_of_the_last_figures_in_shares_of_what_was_generated(run_dir):
+    main = {"generated": 900, "own_length": 30, "siblings": 20, "queue": 0, "dropped": 7}
+    slow = {"generated": 100, "own_length": 0, "siblings": 0, "queue": 10, "dropped": 0}
+    figures = {
+        "waste_by_source": {"main": main, "slow": slow},
+        "prefix_coverage": 0.5,
+        "length_quarters": [1.0, 1.0, 1.0, 0.9],
+        "closed_early": 12,
+        "late_members": 1300,
+        "holds": 3,
+        "held_s": 61.4,
+        "pacing": 2.0,
+        "places": 4,
+    }
+    run = replace(load_run(run_dir), buffer=[{"buffer": {"places": 1}}, {"buffer": figures}])
+    waste = summarize(run)["waste"]
+    assert waste["by_source"]["slow"]["queue"] == 10
+    assert "places" not in waste
+    assert waste_line(waste) == (
+        "3.0 % own length, 2.0 % siblings, 1.0 % queue; prefix coverage 50.0 %; 1,300 late members; held 1 min 01 s"
+    )
 
 
 def test_before_is_version_0_and_after_is_the_newest(run_dir):

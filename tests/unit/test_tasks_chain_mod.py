@@ -132,6 +132,14 @@ def test_tokenizer_files_load_with_transformers(tmp_path):
     assert loaded.decode([3, 12, 4, 2], skip_special_tokens=True) == "<think>5</think>"
 
 
+def test_a_share_of_the_problems_is_of_the_slow_source(tokenizer):
+    source = ChainModSource(seed=0, tokenizer=tokenizer, slow_share=0.25)
+    slow = [source.prompt(ordinal).source == "slow" for ordinal in range(2000)]
+    assert 0.21 < sum(slow) / 2000 < 0.29  # four standard errors
+    assert slow[:50] == [source.prompt(ordinal).extra == {"source": "slow"} for ordinal in range(50)]
+    assert all(ChainModSource(seed=0, tokenizer=tokenizer).prompt(ordinal).source == "" for ordinal in range(50))
+
+
 class Deaf:
     """A tokenizer that knows no digits."""
 

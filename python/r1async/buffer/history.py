@@ -129,11 +129,13 @@ def _words(event: Mapping[str, Any], names: Mapping[int, str]) -> str:
         case "ready":
             return f"ready: {event['scored']} scored, reward {event['mean']:.4f} +- {event['std']:.4f}"
         case "bound":
-            left = "".join(
-                f", {rollouts} rollouts {tokens} tokens {reason}" for reason, rollouts, tokens in event["dropped"]
-            )
-            tokens = sum(it["loss_tokens"] for it in event["rollouts"])
-            return f"in the batch of step {event['step']}: {len(event['rollouts'])} rollouts, {tokens} tokens{left}"
+            scored, mean, std = event["scored"], event["mean"], event["std"]
+            return f"in the batch of step {event['step']}: {scored} scored, reward {mean:.4f} +- {std:.4f}"
+        case "taken":
+            tokens = f"{event['loss_tokens']} of {event['tokens']} tokens"
+            return f"trained by step {event['step']}: {tokens}, advantage {event['advantage']:.4f}"
+        case "left_out":
+            return f"left out, {event['reason']}: {event['tokens']} tokens"
         case "dropped":
             return f"dropped {event['reason']}: {event['rollouts']} rollouts, {event['tokens']} tokens"
         case other:

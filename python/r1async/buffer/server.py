@@ -76,6 +76,8 @@ class Server:
     def __init__(self, config: Config, source: PromptSource) -> None:
         self._config = config
         self._source = source
+        self._sources = {name: place for place, name in enumerate(config.staleness.windows, start=1)}
+        """Those with a window of their own; all others are main sources."""
         self._buffer = open_buffer(config, source.fingerprint)
         self._clock_start = self._buffer.now() - time.monotonic()
         self._committed = self._buffer.committed_steps()
@@ -219,7 +221,8 @@ class Server:
             log.warning("prompt %d is left out: %s", ordinal, error)
             self._buffer.reject_prompt(ordinal, str(error))
             return True
-        self._buffer.admit(ordinal, prompt.token_ids, encode_meta(prompt), now)
+        source = self._sources.get(prompt.source, 0)
+        self._buffer.admit(ordinal, prompt.token_ids, encode_meta(prompt), now, source)
         return True
 
     def _send(self, now: float) -> None:
@@ -314,6 +317,10 @@ def core_settings(config: Config) -> Settings:
         groups_per_step=config.learner.groups_per_step,
         max_staleness=staleness.max_staleness,
         pacing=config.pacing,
+        mode=staleness.mode,
+        ess_floor=staleness.ess_floor,
+        close_early=staleness.close_early,
+        windows=[(name, window.max_staleness, window.share) for name, window in staleness.windows.items()],
         publish_every=config.weights.publish_every,
         over_age=staleness.over_age,
         retries=staleness.retries,

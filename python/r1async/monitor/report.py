@@ -9,7 +9,7 @@ from pathlib import Path
 
 from r1async.monitor.charts import Chart, charts, styled
 from r1async.monitor.rundata import Record, RunData, load_run
-from r1async.monitor.summary import audit_line, duration, percent, summarize
+from r1async.monitor.summary import audit_line, duration, percent, summarize, waste_line
 
 SAMPLES_SHOWN = 8
 
@@ -60,7 +60,7 @@ def _subtitle(run: RunData, summary: Record) -> str:
 
 def _tiles(summary: Record) -> str:
     before, after = summary["before"] or {}, summary["after"] or {}
-    staleness, audit = summary["staleness"], summary["audit"]
+    staleness, audit, waste = summary["staleness"], summary["audit"], summary.get("waste")
     stale = "–" if staleness["mean"] is None else f"{staleness['mean']:.2f}"
     k = after.get("k") or 1
     tiles = [
@@ -69,6 +69,7 @@ def _tiles(summary: Record) -> str:
         ("format", _change(before, after, "format"), "of the sampled completions"),
         ("wall time", duration(summary["wall_s"]), f"{summary['completions_trained']:,} completions trained"),
         ("mean staleness", stale, f"p95 {_dash(staleness['p95'])}, max {_dash(staleness['max'])} steps"),
+        *([("prefix coverage", percent(waste["prefix_coverage"]), waste_line(waste))] if waste else []),
         ("audit", _balance(audit), "in = trained + dropped + live"),
     ]
     return '<div class="tiles">' + "".join(_tile(*tile) for tile in tiles) + "</div>"

@@ -51,6 +51,7 @@ def summarize(run: RunData, wall_s: float | None = None) -> Record:
         "completions_trained": rollouts.get("trained", sum(int(r.get("rollouts", 0)) for r in run.steps)),
         "policy_version": last.get("version", 0),
         "staleness": {"mean": histogram.mean, "p95": histogram.quantile(0.95), "max": histogram.max},
+        "waste": _waste(run.buffer),
         "tokens": {
             "generated": tokens.get("in"),
             "trained": tokens.get("trained"),
@@ -59,6 +60,27 @@ def summarize(run: RunData, wall_s: float | None = None) -> Record:
         "role_busy_fraction": busy_fractions(run.bins, *training_window(run.steps)),
         "audit": run.audit,
     }
+
+
+def _waste(buffer: Sequence[Record]) -> Record | None:
+    """What the staleness rule cost, from the buffer's last figures."""
+    figures = next((record["buffer"] for record in reversed(buffer) if "waste_by_source" in record["buffer"]), None)
+    if figures is None:
+        return None
+    shown = ("prefix_coverage", "length_quarters", "closed_early", "late_members", "holds", "held_s", "pacing")
+    return {"by_source": figures["waste_by_source"], **{name: figures[name] for name in shown}}
+
+
+def waste_line(waste: Record) -> str:
+    """Tokens that died of age as shares of those generated, by why; what the beginnings of long rollouts lost."""
+    sources = waste["by_source"].values()
+    generated = max(1, sum(source["generated"] for source in sources))
+    shares = {why: sum(source[why] for source in sources) / generated for why in ("own_length", "siblings", "queue")}
+    reasons = ", ".join(f"{percent(share)} {why.replace('_', ' ')}" for why, share in shares.items())
+    return (
+        f"{reasons}; prefix coverage {percent(waste['prefix_coverage'])}; {waste['late_members']:,} late members; "
+        f"held {duration(waste['held_s'])}"
+    )
 
 
 def training_window(steps: Sequence[Record]) -> tuple[float, float]:
@@ -170,6 +192,8 @@ def _figures(summary: Record) -> Table:
         table.add_row(
             "staleness", f"mean {staleness['mean']:.2f}, p95 {staleness['p95']}, max {staleness['max']} steps"
         )
+    if summary["waste"] is not None:
+        table.add_row("over age", waste_line(summary["waste"]))
     if tokens["generated"]:
         dropped = ", ".join(f"{count:,} {reason}" for reason, count in tokens["dropped_by_reason"].items() if count)
         table.add_row(

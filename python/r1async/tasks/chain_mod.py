@@ -84,6 +84,11 @@ def is_held_out(text: str) -> bool:
     return hashlib.md5(text.encode(), usedforsecurity=False).digest()[0] < HELD_OUT_OF_256
 
 
+def _is_slow(text: str, share: float) -> bool:
+    """By another byte of the problem than `is_held_out` looks at, so that both splits have the same share."""
+    return hashlib.md5(text.encode(), usedforsecurity=False).digest()[1] < 256 * share
+
+
 def problems(rng: random.Random, *, held_out: bool) -> Iterator[Problem]:
     """An endless stream of one split: problems of the other are drawn and thrown away."""
     while True:
@@ -140,8 +145,8 @@ def hf_tokenizer() -> PreTrainedTokenizerFast:
 class ChainModSource:
     """The endless seeded stream of training problems; the held-out ones are the same in every run."""
 
-    def __init__(self, *, seed: int, tokenizer: PromptTokenizer) -> None:
-        self._tokenizer = tokenizer
+    def __init__(self, *, seed: int, tokenizer: PromptTokenizer, slow_share: float = 0.0) -> None:
+        self._tokenizer, self._slow_share = tokenizer, slow_share
         self._states = [random.Random(seed + TRAIN_SEED).getstate()]
         # Two blocks: the one being admitted and the one that groups dropped for age are asked from again.
         self._block = lru_cache(maxsize=2)(self._draw_block)
@@ -182,6 +187,12 @@ class ChainModSource:
                 f"chain-mod prompt {problem.text!r}: the model's tokenizer cannot encode it ({error}); "
                 "use a model made by the cold start, or another task"
             ) from error
+        source = "slow" if _is_slow(problem.text, self._slow_share) else ""
         return Prompt(
-            ordinal=ordinal, text=problem.text, answer=problem.answer, token_ids=np.asarray(ids, dtype=np.int32)
+            ordinal=ordinal,
+            text=problem.text,
+            answer=problem.answer,
+            token_ids=np.asarray(ids, dtype=np.int32),
+            extra={"source": source} if source else {},
+            source=source,
         )

@@ -293,4 +293,5 @@ class FileSource:
             answer=row.answer,
             token_ids=np.asarray(ids, dtype=np.int32),
             extra=row.extra,
+            source=row.extra.get("source", ""),
         )

@@ -33,7 +33,7 @@ def _chain_mod(config: Config, tokenizer: PromptTokenizer) -> PromptSource:
         raise ConfigError(f"data.template={data.template}: task chain-mod has no words for it; set data.template=none")
     if data.epochs:
         raise ConfigError(f"data.epochs={data.epochs}: chain-mod draws new problems for ever; leave it 0, set `steps`")
-    return ChainModSource(seed=config.seed, tokenizer=tokenizer)
+    return ChainModSource(seed=config.seed, tokenizer=tokenizer, slow_share=data.slow_share)
 
 
 def _file(config: Config, tokenizer: PromptTokenizer) -> PromptSource:

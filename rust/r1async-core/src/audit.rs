@@ -30,7 +30,8 @@ pub enum DropReason {
     Truncated,
     /// Pushed out to make room.
     Evicted,
-    /// Given up from outside: a cancelled evaluation, or tokens of a process that ended.
+    /// Given up from outside: a cancelled evaluation, tokens of a process that ended, members never leased
+    /// of a group that closed early, or what the last step of the run left behind.
     Cancelled,
     /// Set aside after it brought down what worked on it.
     Quarantined,
@@ -131,7 +132,8 @@ impl Account {
 /// group are dropped `stale`, and so is a member all of whose tokens are. Members without a score in
 /// a trained group are dropped one by one, with their tokens: `abstained`, or `deadline` or
 /// `truncated` where that is why. A group that is dropped gives its one reason to all its rollouts
-/// and tokens.
+/// and tokens. A group that closed early is trained once, as a prompt; its late members are trained or
+/// dropped one by one, and those that were never leased are dropped `cancelled`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Audit {
     /// Prompts admitted or refused at the border; a prompt that returns after a drop counts again.
@@ -243,12 +245,10 @@ impl Books {
                 self.trained_twice += 1;
             }
             self.prompts.trained += 1;
-            self.rollouts.trained += group.rollouts.len() as u64;
-            self.tokens.trained += group
-                .rollouts
-                .iter()
-                .map(|rollout| rollout.loss_tokens())
-                .sum::<u64>();
+        }
+        for (_, rollout) in batch.bound.rollouts() {
+            self.rollouts.trained += 1;
+            self.tokens.trained += rollout.loss_tokens();
         }
         self.prompt_tokens.trained += batch.prompt_tokens();
         for (&reason, &(rollouts, tokens)) in &batch.dropped {
@@ -282,6 +282,10 @@ impl Ledger {
             if group.id.is_evaluation() {
                 audit.evaluation_rollouts.live += group.members.len() as u64;
                 audit.evaluation_tokens.live += group.tokens();
+            } else if group.closed_early.is_some() {
+                // Its prompt and its other members are with their batch.
+                audit.rollouts.live += self.late_members(group) as u64;
+                audit.tokens.live += group.tokens();
             } else {
                 audit.prompts.live += 1;
                 audit.rollouts.live += size;
@@ -290,15 +294,17 @@ impl Ledger {
             }
             audit.misplaced += u64::from(!self.is_placed(group));
         }
-        for batch in &self.batches {
-            let groups = batch.bound.groups.len() as u64;
-            audit.prompts.live += groups;
-            audit.rollouts.live += groups * size;
+        for batch in self.batches.iter().chain(&self.filling) {
+            audit.prompts.live += batch.bound.groups.len() as u64;
+            audit.rollouts.live += batch.rollouts();
             audit.tokens.live += batch.tokens();
             audit.prompt_tokens.live += batch.prompt_tokens();
         }
-        let in_sets =
-            self.queued.len() + self.open.len() + self.ready.len() + self.evaluations.open_groups();
+        let in_sets = self.queued.len()
+            + self.open.len()
+            + self.ready.len()
+            + self.late.len()
+            + self.evaluations.open_groups();
         audit.misplaced += in_sets.abs_diff(self.groups.len()) as u64;
         audit
     }
@@ -307,9 +313,17 @@ impl Ledger {
     fn is_placed(&self, group: &Group) -> bool {
         match (&group.purpose, &group.closed) {
             (Purpose::Evaluation(name), _) => self.evaluations.contains(name, group.id),
-            (Purpose::Training { .. }, Some(closed)) => self.ready.contains(group.id, closed.key),
+            (Purpose::Training { .. }, _) if group.closed_early.is_some() => {
+                self.late.contains(&group.id) && self.late_members(group) > 0
+            }
+            (Purpose::Training { .. }, Some(closed)) => {
+                self.ready.contains(group.id, closed.key) && self.ready_by_source.contains(group.id)
+            }
             (Purpose::Training { .. }, None) => {
-                self.open.contains(&group.id) != self.queued.contains(&group.id)
+                let ripe = group
+                    .ripe
+                    .is_none_or(|key| self.ripe.contains(group.id, key));
+                ripe && self.open.contains(group.id) != self.queued.contains(group.id)
             }
         }
     }

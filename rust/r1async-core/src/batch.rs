@@ -7,15 +7,17 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::audit::DropReason;
-use crate::group::{Ended, Finish, Group, Prompt, Rollout, Score, State};
+use crate::group::{Closed, Ended, Finish, Group, Prompt, Rollout, Score, State};
 use crate::ids::{GroupId, Member, PolicyVersion, RolloutId, Step};
 use crate::ledger::Ledger;
 use crate::settings::{OverAge, Settings};
+use crate::shape::{Coverages, Shape};
+use crate::sources::MAIN;
 use crate::staleness::VersionRun;
 use crate::statistics::GroupStatistics;
 use crate::stats::Figures;
 use crate::timers::Timer;
-use crate::trace::{Event, TracedRollout};
+use crate::trace::Event;
 use crate::waits::WaitReason;
 
 /// Groups that a hold names at most.
@@ -64,9 +66,11 @@ impl BoundRollout {
 pub struct BoundGroup {
     /// Its number.
     pub group: GroupId,
+    /// Its prompt's source: 0 for the main ones, s for `Settings::windows[s - 1]`.
+    pub source: usize,
     /// Its prompt.
     pub prompt: Arc<Prompt>,
-    /// Statistics of the rewards of all scored members.
+    /// Statistics of the rewards of all members scored when it closed.
     pub statistics: GroupStatistics,
     /// The members that train, in order.
     pub rollouts: Vec<BoundRollout>,
@@ -79,13 +83,17 @@ pub struct BoundBatch {
     pub step: Step,
     /// Its groups, in the order in which they were bound.
     pub groups: Vec<BoundGroup>,
+    /// Late members of groups closed early in steps before, one each, with the statistics over all members
+    /// scored by now. They are not counted as groups.
+    pub late: Vec<BoundGroup>,
 }
 
 impl BoundBatch {
-    /// The rollouts of all groups, each with its group.
+    /// The rollouts of all groups, then the late members, each with its group.
     pub fn rollouts(&self) -> impl Iterator<Item = (&BoundGroup, &BoundRollout)> {
         self.groups
             .iter()
+            .chain(&self.late)
             .flat_map(|group| group.rollouts.iter().map(move |rollout| (group, rollout)))
     }
 }
@@ -95,6 +103,27 @@ impl BoundBatch {
 pub enum Bind<'a> {
     /// Here it is. Asked again for the same step, the same one.
     Ready(&'a BoundBatch),
+    /// Not yet, and what for.
+    Wait(WaitReason),
+    /// There is nothing more to train.
+    Finished,
+}
+
+/// Groups of a batch, by their places in it. A step's parts follow one another and are handed out again as
+/// they were; late members come with the last one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BatchPart {
+    /// Places in `BoundBatch::groups`.
+    pub groups: std::ops::Range<usize>,
+    /// Whether the batch is whole with it.
+    pub last: bool,
+}
+
+/// The answer to a learner that accumulates gradients while its batch fills.
+#[derive(Debug, PartialEq)]
+pub enum BindPart<'a> {
+    /// The part asked for. Its groups are final, the rest of the batch is not before the last part.
+    Ready(&'a BoundBatch, BatchPart),
     /// Not yet, and what for.
     Wait(WaitReason),
     /// There is nothing more to train.
@@ -112,6 +141,16 @@ pub enum BindError {
         /// The one that comes next.
         want: Step,
     },
+    /// A part after one that was not asked for.
+    #[error("part {got} of step {step}; want at most {known}, the parts handed out")]
+    Part {
+        /// The step.
+        step: Step,
+        /// The part asked for.
+        got: usize,
+        /// Parts there are.
+        known: usize,
+    },
     /// No learner is connected.
     #[error("no learner is connected; connect with an epoch and a step first")]
     NoLearner,
@@ -125,10 +164,41 @@ pub(crate) struct StepBatch {
     pub(crate) handed_out: bool,
     /// Rollouts and tokens that do not train, by reason.
     pub(crate) dropped: BTreeMap<DropReason, (u64, u64)>,
+    /// Groups in it at the end of each part; one part if it was bound at once.
+    parts: Vec<usize>,
+    /// Of its scored members, until all are here.
+    shapes: Vec<Shape>,
+    /// What became of its members, until the ledger has told it.
+    #[serde(skip)]
+    trace: Vec<Event>,
     pub(crate) figures: Figures,
 }
 
+/// The groups that a step would train.
+#[derive(Debug)]
+struct Candidates {
+    groups: Vec<GroupId>,
+    /// Groups at their last chance fill the batch.
+    is_full: bool,
+}
+
+/// Tokens at their last chance that a step would leave behind.
+#[derive(Debug, Default)]
+struct Dying {
+    all: u64,
+    /// Those that waiting might save, as far as the batch has room for their groups.
+    tokens: u64,
+    /// The unfinished rollouts that have some of them.
+    unfinished: BTreeSet<Member>,
+}
+
 impl StepBatch {
+    /// Members whose account is here: those that train, and those dropped.
+    pub(crate) fn rollouts(&self) -> u64 {
+        let dropped: u64 = self.dropped.values().map(|(rollouts, _)| rollouts).sum();
+        dropped + self.bound.rollouts().count() as u64
+    }
+
     /// Sampled tokens of its groups, trained or not.
     pub(crate) fn tokens(&self) -> u64 {
         let dropped: u64 = self.dropped.values().map(|(_, tokens)| tokens).sum();
@@ -188,7 +258,8 @@ impl Ledger {
         let handed_out = self.batches.iter().filter(|batch| batch.handed_out).count();
         let held_since = self.hold.as_ref().map(|hold| hold.since.to_bits());
         let held = (self.groups.len(), self.open.len(), self.ready.len());
-        (self.next_bind(), handed_out, held_since, self.counters.hold_timeouts, held)
+        let bound = (self.next_bind(), handed_out, held);
+        (bound, held_since, self.counters.hold_timeouts, self.pace)
     }
 
     /// The batch of a step that is bound and not trained yet.
@@ -198,34 +269,163 @@ impl Ledger {
         self.batches.get(index as usize).map(|batch| &batch.bound)
     }
 
+    /// Part `part` of the batch of `step`, from 0: what is ready now, while places are kept for groups at
+    /// their last chance; the last part binds the rest, as [`Ledger::bind_batch`] would. A learner that
+    /// starts again gets the same parts, or the whole batch at once.
+    ///
+    /// # Errors
+    /// As [`Ledger::bind_batch`], or parts before this one were not asked for.
+    pub fn bind_part(
+        &mut self,
+        now: f64,
+        step: Step,
+        part: usize,
+    ) -> Result<BindPart<'_>, BindError> {
+        self.learner.epoch.ok_or(BindError::NoLearner)?;
+        let want = Step(self.learner.stepped);
+        if step != want {
+            return Err(BindError::Step { got: step, want });
+        }
+        let known = self.batch_of(step).map_or(0, |batch| batch.parts.len());
+        if part > known || (part == known && step.0 < self.next_bind()) {
+            return Err(BindError::Part {
+                step,
+                got: part,
+                known,
+            });
+        }
+        if part == known {
+            if step.0 >= self.settings.steps {
+                return Ok(BindPart::Finished);
+            }
+            match self.bind_next(now, step) {
+                Some(Bind::Finished) => return Ok(BindPart::Finished),
+                Some(Bind::Wait(reason)) if !self.bind_ready(now, step) => {
+                    return Ok(BindPart::Wait(reason));
+                }
+                _ => {}
+            }
+        }
+        let whole = step.0 < self.next_bind();
+        let batch = self.batch_of(step).expect("the part is bound");
+        let is_last = whole && part + 1 == batch.parts.len();
+        batch.handed_out |= is_last;
+        let begin = part.checked_sub(1).map_or(0, |before| batch.parts[before]);
+        let groups = begin..batch.parts[part];
+        Ok(BindPart::Ready(
+            &batch.bound,
+            BatchPart {
+                groups,
+                last: is_last,
+            },
+        ))
+    }
+
+    /// The batch of a step that is bound, or being bound part by part.
+    fn batch_of(&mut self, step: Step) -> Option<&mut StepBatch> {
+        let index = step.0.checked_sub(self.learner.committed)? as usize;
+        match self.batches.len() {
+            bound if index < bound => self.batches.get_mut(index),
+            bound if index == bound => self.filling.as_mut(),
+            _ => None,
+        }
+    }
+
+    /// Binds the groups that are ready as a part of the batch that is not the last one; `false`: there are none.
+    fn bind_ready(&mut self, now: f64, step: Step) -> bool {
+        let want = self.settings.groups_per_step - self.filled();
+        // The last part has at least one group, for whose sake the step may be held.
+        let kept = self.last_chances(step).max(1);
+        let ready = self.candidates(step, want).groups.into_iter();
+        let ready: Vec<GroupId> = ready
+            .filter(|id| !self.open.contains(*id))
+            .take(want.saturating_sub(kept))
+            .collect();
+        if ready.is_empty() {
+            return false;
+        }
+        self.pace.served(now);
+        let mut batch = self.take_filling(step);
+        for id in ready {
+            self.take_ready(id, &mut batch);
+        }
+        batch.parts.push(batch.bound.groups.len());
+        self.filling = Some(batch);
+        self.news.rollouts = true;
+        true
+    }
+
+    fn take_filling(&mut self, step: Step) -> StepBatch {
+        let new = || StepBatch::new(step, self.settings.groups_per_step);
+        self.filling.take().unwrap_or_else(new)
+    }
+
+    /// Groups in the batch that is being bound part by part.
+    pub(crate) fn filled(&self) -> usize {
+        let filling = self.filling.as_ref();
+        filling.map_or(0, |batch| batch.bound.groups.len())
+    }
+
+    /// Open groups of the main sources whose oldest token trains in `step` or never; at bound 0 also those
+    /// without a token yet.
+    fn last_chances(&self, step: Step) -> usize {
+        let Some(last_chance) = self.last_chance(step) else {
+            return 0;
+        };
+        if self.settings.max_staleness == 0 {
+            return self.open.len_of(MAIN);
+        }
+        let is_due = |id: &&GroupId| {
+            let members = self.groups[*id].members.iter();
+            let oldest = members.filter_map(|rollout| rollout.runs.lowest()).min();
+            oldest.is_some_and(|oldest| oldest <= last_chance)
+        };
+        self.open.iter_of(MAIN).filter(is_due).count()
+    }
+
     /// Binds the batch of `step`, or answers why not.
     fn bind_next(&mut self, now: f64, step: Step) -> Option<Bind<'static>> {
+        self.pace.asked(now, step.0);
         self.ready.advance(step.0);
+        self.ripe.advance(step.0);
         self.drop_useless(step);
-        let want = self.settings.groups_per_step;
-        let (ready, open) = (self.ready.len(), self.open.len());
+        let filled = self.filled();
+        let want = self.settings.groups_per_step - filled;
+        let open = self.open.len();
         let all_here = self.prompts_used_up() && self.queued.is_empty() && open == 0;
-        if all_here && ready == 0 {
+        if all_here && filled == 0 && self.ready.len() == 0 && self.late.is_empty() {
             return Some(Bind::Finished);
         }
+        let chosen = self.candidates(step, want);
+        let ready = chosen.groups.len();
         if ready < want && !all_here {
             return Some(Bind::Wait(WaitReason::Groups {
                 step,
-                ready,
-                want,
+                ready: filled + ready,
+                want: filled + want,
                 open,
             }));
         }
-        let chosen: Vec<GroupId> = self.ready.in_order().take(want).collect();
+        if all_here && self.ready.len() <= want && self.late_unfinished() > 0 {
+            return Some(Bind::Wait(self.wait_for_late(step)));
+        }
         let dying = self.dying(step, &chosen);
-        if let Some(reason) = self.hold(now, step, dying) {
+        if let Some(reason) = self.hold(now, step, &dying) {
             return Some(Bind::Wait(reason));
         }
         self.waste.next_step();
-        self.waste.died(dying);
-        let batch = self.take_groups(step, &chosen);
+        self.waste.died(dying.all);
+        let mut batch = self.take_groups(step, &chosen.groups);
+        if let Some(trace) = &mut self.trace {
+            trace.append(&mut batch.trace);
+        }
+        batch.trace.clear();
         self.batches.push_back(batch);
         self.refills = 0;
+        self.pace.bound(now, self.ready.len(), &self.settings);
+        if self.next_bind() >= self.settings.steps {
+            self.give_up_the_rest();
+        }
         self.news.rollouts = true;
         self.news.prompts = true;
         None
@@ -233,31 +433,103 @@ impl Ledger {
 
     /// Drops ready groups that have no token young enough for `step`.
     fn drop_useless(&mut self, step: Step) {
-        let Some(oldest) = self.settings.oldest_trainable(step.0) else {
-            return;
-        };
-        while let Some(group) = self.ready.first_useless(oldest) {
+        while let Some(group) = self.ready.first_useless(step.0) {
             self.drop_group(group, DropReason::Stale);
         }
     }
 
-    /// Tokens at their last chance in `step` that `chosen` leaves behind.
-    fn dying(&self, step: Step, chosen: &[GroupId]) -> u64 {
-        let Some(last_chance) = self.last_chance(step) else {
-            return 0;
+    /// The groups that `step` would train now, at most `want`: those at their last chance first, closed or
+    /// not, by e_s and number; then the other ready ones by their deadlines.
+    fn candidates(&self, step: Step, want: usize) -> Candidates {
+        let ready = self.ready.due().take(want);
+        let mut due: Vec<(u64, GroupId)> = ready.chain(self.closable(step).take(want)).collect();
+        due.sort_unstable();
+        let is_full = due.len() >= want;
+        let due = due.into_iter().map(|(_, group)| group);
+        let mut slow = self.places_for_slow(want);
+        let has_place = |id: &GroupId| {
+            let is_slow = self.groups[id].source != MAIN;
+            let has_place = !is_slow || slow > 0;
+            slow -= usize::from(is_slow && has_place);
+            has_place
         };
-        let rollouts = chosen.iter().flat_map(|id| &self.groups[id].members);
-        let runs = rollouts
-            .filter(|rollout| rollout.may_train())
-            .flat_map(|rollout| rollout.runs.as_slice());
-        let taken: u64 = runs
-            .filter(|run| run.version.number == last_chance)
-            .map(|run| u64::from(run.count))
-            .sum();
-        self.ages.tokens(last_chance) - taken
+        let groups = due.chain(self.ready.later()).filter(has_place);
+        Candidates {
+            groups: groups.take(want).collect(),
+            is_full,
+        }
     }
 
-    /// The version whose tokens train in `step` or never.
+    /// Groups of other windows that a batch of `want` may take. At bound 0 every group of the main sources
+    /// has its only chance in this step, also one that has no token yet: its place is kept.
+    fn places_for_slow(&self, want: usize) -> usize {
+        match self.settings.max_staleness {
+            0 => {
+                let main = self.open.len_of(MAIN) + self.ready_by_source.len_of(MAIN);
+                want.saturating_sub(main)
+            }
+            _ => want,
+        }
+    }
+
+    fn wait_for_late(&self, step: Step) -> WaitReason {
+        let unfinished = |id: &&GroupId| self.groups[*id].unfinished() > 0;
+        let groups = self.late.iter().filter(unfinished);
+        WaitReason::Late {
+            step,
+            rollouts: self.late_unfinished(),
+            groups: groups.copied().take(GROUPS_NAMED).collect(),
+        }
+    }
+
+    /// Tokens at their last chance in `step` that `chosen` leaves behind, and whom waiting could save.
+    fn dying(&self, step: Step, chosen: &Candidates) -> Dying {
+        let Some(last_chance) = self.last_chance(step) else {
+            return Dying::default();
+        };
+        let at_last_chance = |rollout: &Rollout| -> u64 {
+            let runs = rollout.runs.as_slice().iter();
+            runs.filter(|run| run.version.number == last_chance)
+                .map(|run| u64::from(run.count))
+                .sum()
+        };
+        let groups = chosen.groups.iter().map(|id| &self.groups[id]);
+        let scored = groups
+            .filter(|group| group.counts_age())
+            .flat_map(|group| &group.members)
+            .filter(|rollout| rollout.score().is_some());
+        let late = self
+            .late_scored
+            .iter()
+            .map(|member| &self.groups[&member.group]);
+        let late = late
+            .zip(&self.late_scored)
+            .filter(|(group, _)| group.counts_age());
+        let late = late.map(|(group, member)| &group.members[member.index]);
+        let taken: u64 = scored.chain(late).map(at_last_chance).sum();
+        let all = self.ages.tokens(last_chance) - taken;
+        let unfinished = self.ages.unfinished(last_chance).into_iter().flatten();
+        // Where groups at their last chance fill the batch, one more complete group would only push out another.
+        let can_be_saved = |member: &&Member| {
+            !chosen.is_full
+                || self.late.contains(&member.group)
+                || chosen.groups.contains(&member.group)
+        };
+        let unfinished: BTreeSet<Member> = unfinished.filter(can_be_saved).copied().collect();
+        let tokens = if chosen.is_full {
+            let rollout = |member: &Member| &self.groups[&member.group].members[member.index];
+            unfinished.iter().map(rollout).map(at_last_chance).sum()
+        } else {
+            all
+        };
+        Dying {
+            all,
+            tokens,
+            unfinished,
+        }
+    }
+
+    /// The version whose tokens, of main sources, train in `step` or never.
     fn last_chance(&self, step: Step) -> Option<u64> {
         match self.settings.over_age {
             OverAge::Mask | OverAge::Drop => step.0.checked_sub(self.settings.max_staleness),
@@ -265,24 +537,19 @@ impl Ledger {
         }
     }
 
-    /// Whether `step` waits for unfinished rollouts, and for how long it has.
-    ///
-    /// Only tokens of unfinished rollouts can be saved by waiting: those of ready groups that the batch
-    /// leaves behind would be held for without end. Nothing can be saved when the whole batch is at its
-    /// last chance already, and at bound 0 every group is.
-    fn hold(&mut self, now: f64, step: Step, dying: u64) -> Option<WaitReason> {
-        let budget = self.settings.waste_budget;
-        let in_vain = self.ready.due() >= self.settings.groups_per_step;
-        let over_budget = budget < 1.0 && self.waste.exceeds(budget, dying);
-        let unfinished = self
-            .last_chance(step)
-            .and_then(|version| self.ages.unfinished(version));
-        let Some(unfinished) = unfinished.filter(|_| over_budget && !in_vain) else {
+    /// Whether `step` waits for unfinished rollouts, and for how long it has. Only tokens of unfinished
+    /// rollouts can be saved by waiting: those of ready groups that the batch leaves behind would be held
+    /// for without end, and at bound 0 nothing but them is ever left.
+    fn hold(&mut self, now: f64, step: Step, dying: &Dying) -> Option<WaitReason> {
+        let budget = match self.settings.max_staleness {
+            0 => 0.0,
+            _ => self.settings.waste_budget,
+        };
+        let over_budget = budget < 1.0 && self.waste.exceeds(budget, dying.tokens);
+        if dying.unfinished.is_empty() || !over_budget {
             self.end_hold(now);
             return None;
-        };
-        let rollouts = unfinished.len();
-        let groups = first_groups(unfinished);
+        }
         let (since, until) = match &self.hold {
             Some(hold) => (hold.since, hold.until),
             None => self.begin_hold(now),
@@ -294,9 +561,9 @@ impl Ledger {
         }
         let reason = WaitReason::Hold {
             step,
-            rollouts,
-            groups,
-            tokens: dying,
+            rollouts: dying.unfinished.len(),
+            groups: first_groups(&dying.unfinished),
+            tokens: dying.tokens,
             seconds: now - since,
         };
         self.hold = Some(Hold {
@@ -319,12 +586,10 @@ impl Ledger {
         if let Some(hold) = &self.hold {
             return Some(hold.reason.after(now - hold.since));
         }
-        let (ready, want, open) = (
-            self.ready.len(),
-            self.settings.groups_per_step,
-            self.open.len(),
-        );
+        let (want, open) = (self.settings.groups_per_step, self.open.len());
         let step = Step(self.learner.stepped);
+        let filled = self.filled();
+        let ready = filled + self.candidates(step, want - filled).groups.len();
         (ready < want).then_some(WaitReason::Groups {
             step,
             ready,
@@ -348,83 +613,147 @@ impl Ledger {
     }
 
     fn take_groups(&mut self, step: Step, chosen: &[GroupId]) -> StepBatch {
-        let bound = BoundBatch {
-            step,
-            groups: Vec::with_capacity(chosen.len()),
-        };
-        let figures = Figures::default();
-        let mut batch = StepBatch {
-            bound,
-            handed_out: false,
-            dropped: BTreeMap::new(),
-            figures,
-        };
+        let mut batch = self.take_filling(step);
         for id in chosen {
-            let group = self.groups.remove(id).expect("ready groups are held");
-            if let Some(closed) = &group.closed {
-                self.ready.remove(*id, closed.key);
+            if self.open.contains(*id) {
+                self.close_early(*id, &mut batch);
+            } else {
+                self.take_ready(*id, &mut batch);
             }
-            for (index, rollout) in group
-                .members
-                .iter()
-                .enumerate()
-                .filter(|(_, rollout)| rollout.may_train())
-            {
-                self.ages
-                    .remove(Member { group: *id, index }, rollout.runs.as_slice());
-            }
-            let event = batch.take(group, &self.settings);
-            self.tell(|| event);
         }
+        self.take_late(&mut batch);
+        batch.parts.push(batch.bound.groups.len());
+        batch.sum_up();
         batch
+    }
+
+    fn take_ready(&mut self, id: GroupId, batch: &mut StepBatch) {
+        let mut group = self.groups.remove(&id).expect("ready groups are held");
+        self.leave_ready(&group);
+        self.forget_ages(&group);
+        let closed = group.closed.take().expect("a ready group is closed");
+        let (first, members) = (group.first_rollout, std::mem::take(&mut group.members));
+        let numbered = members.into_iter().enumerate();
+        let taken = numbered
+            .zip(&closed.advantages)
+            .map(|((index, rollout), advantage)| {
+                (RolloutId(first + index as u64), rollout, *advantage)
+            })
+            .collect();
+        batch.take(&group, &closed, taken, &self.settings);
     }
 }
 
+/// A member that leaves its group for a batch, with its advantage if it is scored.
+pub(crate) type Taken = (RolloutId, Rollout, Option<f64>);
+
 impl StepBatch {
-    /// Takes a group in, and tells what of it trains.
-    fn take(&mut self, group: Group, settings: &Settings) -> Event {
-        let closed = group.closed.as_ref().expect("a ready group is closed");
-        let (id, prompt, statistics) = (group.id, group.prompt.clone(), closed.statistics);
-        let advantages = closed.advantages.clone();
-        let first = group.first_rollout;
-        let mut rollouts = Vec::with_capacity(group.members.len());
-        let mut left_out = Vec::new();
-        for (index, (rollout, advantage)) in group.members.into_iter().zip(advantages).enumerate() {
-            let tokens = rollout.tokens.len() as u64;
-            match bind_rollout(
-                rollout,
-                RolloutId(first + index as u64),
-                advantage,
-                self.bound.step,
-                settings,
-            ) {
-                Ok(bound) => {
-                    left_out.push((DropReason::Stale, 0, tokens - bound.loss_tokens()));
-                    self.figures.rollout(&bound, self.bound.step, settings);
-                    rollouts.push(bound);
-                }
-                Err(reason) => left_out.push((reason, 1, tokens)),
+    fn new(step: Step, groups: usize) -> Self {
+        let bound = BoundBatch {
+            step,
+            groups: Vec::with_capacity(groups),
+            late: Vec::new(),
+        };
+        Self {
+            bound,
+            handed_out: false,
+            dropped: BTreeMap::new(),
+            parts: Vec::new(),
+            shapes: Vec::new(),
+            trace: Vec::new(),
+            figures: Figures::default(),
+        }
+    }
+
+    /// Members of a group train here, or are dropped here.
+    pub(crate) fn take(
+        &mut self,
+        group: &Group,
+        closed: &Closed,
+        taken: Vec<Taken>,
+        settings: &Settings,
+    ) {
+        let rollouts = taken
+            .into_iter()
+            .filter_map(|member| self.take_member(member, group.source, closed.at, settings))
+            .collect();
+        self.figures.group(&closed.statistics);
+        let (step, statistics) = (self.bound.step, closed.statistics);
+        self.trace.push(Event::Bound {
+            group: group.id,
+            step,
+            scored: statistics.count as u64,
+            mean: statistics.mean,
+            std: statistics.std,
+        });
+        self.bound.groups.push(BoundGroup {
+            group: group.id,
+            source: group.source,
+            prompt: group.prompt.clone(),
+            statistics: closed.statistics,
+            rollouts,
+        });
+    }
+
+    /// A member as the learner gets it, or nothing, and its account either way.
+    pub(crate) fn take_member(
+        &mut self,
+        (id, rollout, advantage): Taken,
+        source: usize,
+        closed_at: u64,
+        settings: &Settings,
+    ) -> Option<BoundRollout> {
+        let (step, tokens) = (self.bound.step, rollout.tokens.len() as u64);
+        let waste = self.figures.waste.of(source);
+        if rollout.score().is_some() {
+            let oldest = settings.oldest_of(source, step.0).unwrap_or(0);
+            self.shapes
+                .push(Shape::new(rollout.runs.as_slice(), oldest));
+            if settings.over_age != OverAge::Train {
+                let e = settings.bound_of(source);
+                waste.aged(rollout.runs.as_slice(), e, closed_at, step.0);
+            }
+        } else {
+            waste.dropped += tokens;
+        }
+        match bind_rollout(rollout, id, advantage, step, source, settings) {
+            Ok(bound) => {
+                self.drop_tokens(DropReason::Stale, 0, tokens - bound.loss_tokens());
+                self.trace.push(Event::Taken {
+                    rollout: id,
+                    step,
+                    tokens,
+                    loss_tokens: bound.loss_tokens(),
+                    advantage: bound.advantage,
+                });
+                self.figures
+                    .rollout(&bound, step, settings.bound_of(source));
+                Some(bound)
+            }
+            Err(reason) => {
+                self.drop_tokens(reason, 1, tokens);
+                self.trace.push(Event::LeftOut {
+                    rollout: id,
+                    step: Some(step),
+                    reason,
+                    tokens,
+                });
+                None
             }
         }
-        left_out.retain(|&(_, rollouts, tokens)| rollouts + tokens > 0);
-        for &(reason, rollouts, tokens) in &left_out {
+    }
+
+    /// All members are here.
+    fn sum_up(&mut self) {
+        let mut shapes = std::mem::take(&mut self.shapes);
+        self.figures.coverages = Coverages::of(&mut shapes);
+    }
+
+    pub(crate) fn drop_tokens(&mut self, reason: DropReason, rollouts: u64, tokens: u64) {
+        if rollouts + tokens > 0 {
             let sums = self.dropped.entry(reason).or_default();
             *sums = (sums.0 + rollouts, sums.1 + tokens);
         }
-        self.figures.group(&statistics);
-        let event = Event::Bound {
-            group: id,
-            step: self.bound.step,
-            rollouts: rollouts.iter().map(TracedRollout::of).collect(),
-            dropped: left_out,
-        };
-        self.bound.groups.push(BoundGroup {
-            group: id,
-            prompt,
-            statistics,
-            rollouts,
-        });
-        event
     }
 }
 
@@ -448,6 +777,7 @@ fn bind_rollout(
     id: RolloutId,
     advantage: Option<f64>,
     step: Step,
+    source: usize,
     settings: &Settings,
 ) -> Result<BoundRollout, DropReason> {
     let score = match rollout.state {
@@ -455,7 +785,7 @@ fn bind_rollout(
         State::Ended(Ended::Abstained(_, reason)) => return Err(reason),
         _ => unreachable!("every member of a closed group has ended"),
     };
-    let oldest = settings.oldest_trainable(step.0).unwrap_or(0);
+    let oldest = settings.oldest_of(source, step.0).unwrap_or(0);
     let runs = rollout.runs.as_slice().to_vec();
     let over_age: Vec<bool> = runs.iter().map(|run| run.version.number < oldest).collect();
     if over_age.iter().all(|over| *over) {

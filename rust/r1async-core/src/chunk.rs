@@ -144,7 +144,11 @@ impl Ledger {
     /// Tokens and whole completions received so far, of whatever purpose: what a chunk changes, if anything.
     pub(crate) fn received(&self) -> (u64, u64, u64) {
         let tokens = self.books.tokens.incoming;
-        (tokens, self.books.evaluation_tokens.incoming, self.finished_so_far)
+        (
+            tokens,
+            self.books.evaluation_tokens.incoming,
+            self.finished_so_far,
+        )
     }
 
     fn check_chunk(&self, lease: Lease, chunk: &ChunkRef<'_>) -> Result<(), ChunkError> {
@@ -215,12 +219,14 @@ impl Ledger {
             .groups
             .get_mut(&member.group)
             .expect("leased rollouts are held");
+        let (source, counts_age) = (group.source, group.counts_age());
         let rollout = &mut group.members[member.index];
+        let lowest = rollout.runs.lowest();
         rollout.tokens.extend_from_slice(new);
         rollout.logprobs.extend_from_slice(&chunk.logprobs[skip..]);
         for run in runs_after(chunk.runs, skip) {
             rollout.runs.push(run);
-            if training {
+            if counts_age {
                 self.ages.add(member, run);
                 let oldest = self.settings.oldest_trainable(next_bind).unwrap_or(0);
                 if run.version.number < oldest {
@@ -228,6 +234,7 @@ impl Ledger {
                 }
             }
         }
+        let is_older = rollout.runs.lowest() != lowest;
         let received = new.len() as u64;
         let rollout = group.rollout_id(member.index);
         if training {
@@ -235,10 +242,18 @@ impl Ledger {
                 rollout,
                 runs: runs_after(chunk.runs, skip),
             });
+        }
+        if counts_age {
             self.waste.generated(received);
+        }
+        if training {
+            self.counters.waste.of(source).generated += received;
             self.books.tokens.incoming += received;
         } else {
             self.books.evaluation_tokens.incoming += received;
+        }
+        if training && is_older {
+            self.ripen(member.group);
         }
         self.news.batch |= self.hold.is_some(); // The budget has grown.
         self.leases

@@ -39,7 +39,10 @@ impl Ledger {
             unscored: self.unscored.len(),
             generating: self.leases.generating(),
             scoring: self.leases.scoring(),
-            training_groups: self.queued.len() + self.open.len() + self.ready.len(),
+            training_groups: self.queued.len()
+                + self.open.len()
+                + self.ready.len()
+                + self.late.len(),
             evaluation_groups: self.evaluations.open_groups(),
             timers: self.timers.set_for_others_than(Timer::Hold),
         };
@@ -47,18 +50,21 @@ impl Ledger {
     }
 
     fn check_group(&self, group: &Group, tally: &mut Tally) -> Result<(), String> {
-        let (queued, open) = (
-            self.queued.contains(&group.id),
-            self.open.contains(&group.id),
-        );
+        let (queued, open) = (self.queued.contains(group.id), self.open.contains(group.id));
         let closed = group.closed.as_ref();
         let ready = closed.is_some_and(|closed| self.ready.contains(group.id, closed.key));
         match &group.purpose {
             Purpose::Training { .. } => {
                 tally.training_groups += 1;
-                let sets = [queued, open, ready].map(usize::from).iter().sum::<usize>();
-                if sets != 1 || closed.is_some() != ready {
-                    return Err(format!("queued {queued}, open {open}, ready {ready}"));
+                let late = self.late.contains(&group.id);
+                let sets = [queued, open, ready, late].map(usize::from);
+                if sets.iter().sum::<usize>() != 1
+                    || closed.is_some() != ready
+                    || group.closed_early.is_some() != late
+                {
+                    return Err(format!(
+                        "queued {queued}, open {open}, ready {ready}, late {late}"
+                    ));
                 }
             }
             Purpose::Evaluation(name) => {

@@ -8,6 +8,7 @@ use crate::audit::DropReason;
 use crate::ids::{GroupId, LeaseId, Member, RolloutId};
 use crate::ready::ReadyKey;
 use crate::settings::{OverAge, Settings};
+use crate::sources::MAIN;
 use crate::staleness::VersionRuns;
 use crate::statistics::{GroupStatistics, advantages, group_statistics};
 
@@ -162,6 +163,18 @@ impl Rollout {
         }
     }
 
+    /// Its tokens with what is known of them; its state stays, without them.
+    pub(crate) fn take_tokens(&mut self) -> Rollout {
+        Rollout {
+            state: self.state.clone(),
+            tokens: std::mem::take(&mut self.tokens),
+            logprobs: std::mem::take(&mut self.logprobs),
+            runs: std::mem::take(&mut self.runs),
+            finish: self.finish,
+            ..Rollout::new()
+        }
+    }
+
     /// Forgets its tokens, to be sampled from the start; answers how many there were.
     pub(crate) fn restart(&mut self) -> u64 {
         let tokens = self.tokens.len() as u64;
@@ -188,6 +201,8 @@ pub(crate) struct Closed {
     /// By member; abstained members have none.
     pub(crate) advantages: Vec<Option<f64>>,
     pub(crate) key: ReadyKey,
+    /// The step that was bound next when the group closed: what aged since aged in the queue.
+    pub(crate) at: u64,
 }
 
 /// A group that is in no batch yet.
@@ -203,6 +218,12 @@ pub(crate) struct Group {
     /// When its timer fires, while one is set.
     pub(crate) deadline: Option<f64>,
     pub(crate) closed: Option<Closed>,
+    /// Its prompt's source (`Settings::windows`).
+    pub(crate) source: usize,
+    /// Its place among the open groups that could close early.
+    pub(crate) ripe: Option<ReadyKey>,
+    /// The step that trained the members scored by then, if the group closed early: the others are late.
+    pub(crate) closed_early: Option<u64>,
 }
 
 impl Group {
@@ -223,6 +244,9 @@ impl Group {
             ended: 0,
             deadline: None,
             closed: None,
+            source: MAIN,
+            ripe: None,
+            closed_early: None,
         }
     }
 
@@ -241,6 +265,16 @@ impl Group {
         self.ended == self.members.len()
     }
 
+    /// Members without an outcome.
+    pub(crate) fn unfinished(&self) -> usize {
+        self.members.len() - self.ended
+    }
+
+    /// Whether the age of its tokens counts for the hold and its budget: those of the main sources.
+    pub(crate) fn counts_age(&self) -> bool {
+        matches!(self.purpose, Purpose::Training { .. }) && self.source == MAIN
+    }
+
     /// A member has its outcome, which is final.
     pub(crate) fn end_member(&mut self, index: usize, ended: Ended) {
         let rollout = &mut self.members[index];
@@ -256,8 +290,34 @@ impl Group {
             .sum()
     }
 
-    /// Statistics, advantages and age over the scored members; `None` if fewer than wanted are scored.
-    pub(crate) fn summarise(&self, settings: &Settings) -> Option<Closed> {
+    /// Where the group stands among those that could close early: by the oldest token of any member that
+    /// may train; `None` if too few are scored, or their rewards agree.
+    pub(crate) fn ripeness(&self, settings: &Settings) -> Option<ReadyKey> {
+        let (mut scored, mut low, mut high) = (0, f64::INFINITY, f64::NEG_INFINITY);
+        let mut useful_to = None;
+        for rollout in &self.members {
+            if let Some(score) = rollout.score() {
+                scored += 1;
+                (low, high) = (low.min(score.total), high.max(score.total));
+                useful_to = useful_to.max(rollout.runs.newest());
+            }
+        }
+        if scored < settings.min_group_size || low >= high {
+            return None;
+        }
+        let may_train = self.members.iter().filter(|rollout| rollout.may_train());
+        Some(ReadyKey {
+            oldest: may_train
+                .filter_map(|rollout| rollout.runs.lowest())
+                .min()?,
+            useful_to: useful_to?,
+            bound: settings.bound_of(self.source),
+        })
+    }
+
+    /// Statistics, advantages and age over the members scored so far; `None` if fewer than wanted are.
+    /// `at` is the step that is bound next.
+    pub(crate) fn summarise(&self, settings: &Settings, at: u64) -> Option<Closed> {
         let scored: Vec<&Rollout> = self
             .members
             .iter()
@@ -274,14 +334,9 @@ impl Group {
         let statistics = group_statistics(&rewards, settings.std, settings.pass_mark)?;
         let mut relative =
             advantages(&rewards, settings.baseline, settings.std, settings.eps).into_iter();
-        let oldest = scored
-            .iter()
-            .filter_map(|rollout| rollout.runs.lowest())
-            .min()?;
-        let newest = scored
-            .iter()
-            .filter_map(|rollout| rollout.runs.newest())
-            .max()?;
+        let versions = || scored.iter().map(|rollout| &rollout.runs);
+        let oldest = versions().filter_map(VersionRuns::lowest).min()?;
+        let newest = versions().filter_map(VersionRuns::newest).max()?;
         let useful_to = match settings.over_age {
             OverAge::Mask => newest,
             OverAge::Drop => oldest,
@@ -295,7 +350,12 @@ impl Group {
         Some(Closed {
             statistics,
             advantages,
-            key: ReadyKey { oldest, useful_to },
+            key: ReadyKey {
+                oldest,
+                useful_to,
+                bound: settings.bound_of(self.source),
+            },
+            at,
         })
     }
 }

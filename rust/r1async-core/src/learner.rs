@@ -108,6 +108,7 @@ impl Ledger {
             batch.handed_out = false;
         }
         self.forget_hold();
+        self.pace.restart();
         self.learner.epoch = Some(epoch);
         self.learner.connected = true;
         self.learner.stepped = step;
@@ -174,6 +175,19 @@ impl Ledger {
     /// # Errors
     /// Another epoch, or a step whose batch was not handed out.
     pub fn stepped(&mut self, epoch: u64, step: Step) -> Result<(), LearnerError> {
+        self.stepped_with(epoch, step, None)
+    }
+
+    /// The same, with the effective sample size of the step's importance weights, as a share of its tokens.
+    ///
+    /// # Errors
+    /// As [`Ledger::stepped`].
+    pub fn stepped_with(
+        &mut self,
+        epoch: u64,
+        step: Step,
+        ess: Option<f64>,
+    ) -> Result<(), LearnerError> {
         self.check_epoch(epoch)?;
         if step.0 < self.learner.stepped {
             return Ok(());
@@ -189,6 +203,7 @@ impl Ledger {
         }
         self.learner.stepped += 1;
         self.tell(|| Event::Stepped { step });
+        self.pace.reported(ess);
         self.news.rollouts = true;
         self.news.batch = true;
         Ok(())
@@ -292,7 +307,11 @@ impl Ledger {
     #[must_use]
     pub fn is_finished(&self) -> bool {
         let all_steps = self.learner.stepped >= self.settings.steps;
-        let nothing_held = self.queued.is_empty() && self.open.is_empty() && self.ready.len() == 0;
+        let nothing_held = self.queued.is_empty()
+            && self.open.is_empty()
+            && self.ready.len() == 0
+            && self.late.is_empty()
+            && self.filling.is_none();
         let nothing_bound = self.learner.stepped == self.next_bind();
         all_steps || (self.prompts_used_up() && nothing_held && nothing_bound)
     }

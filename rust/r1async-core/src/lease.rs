@@ -9,8 +9,9 @@ use crate::group::{Ended, Prompt, Purpose, State};
 use crate::ids::{GroupId, HolderId, LeaseId, Member, PolicyVersion, RolloutId};
 use crate::leases::{Lease, Work};
 use crate::ledger::Ledger;
-use crate::pacing::{LearnerPosition, may_sample};
+use crate::pacing::{LearnerPosition, is_young, may_sample};
 use crate::settings::Sampling;
+use crate::sources::MAIN;
 use crate::timers::Timer;
 use crate::trace::Event;
 
@@ -70,7 +71,9 @@ impl Ledger {
             return leases;
         }
         while leases.len() < free {
-            let Some(&member) = self.waiting.first() else {
+            let young =
+                |member: &&Member| self.is_young(self.groups[&member.group].source, installed);
+            let Some(&member) = self.waiting.iter().find(young) else {
                 break;
             };
             leases.push(self.lend_rollout(now, holder, member));
@@ -101,19 +104,47 @@ impl Ledger {
     fn may_sample(&self, installed: PolicyVersion) -> bool {
         let fresh = self
             .position()
-            .is_some_and(|position| may_sample(&self.settings, position, installed));
+            .is_some_and(|position| may_sample(self.pace.w, position, installed));
         fresh && self.is_known_version(installed)
     }
 
-    /// Opens the next queued group, if there is a place for it and a step that needs it.
+    fn is_young(&self, source: usize, installed: PolicyVersion) -> bool {
+        self.position()
+            .is_some_and(|position| is_young(&self.settings, source, position, installed))
+    }
+
+    /// Whether there is a place for a group of `source`, and a step that needs it.
+    fn may_open(&self, source: usize, installed: PolicyVersion) -> bool {
+        let has_place = if source == MAIN {
+            self.places(installed.number) < self.place_limit()
+        } else if self.only_slow_left() {
+            self.places(installed.number) + self.open.len() < self.place_limit()
+        } else {
+            self.window_places(source, installed.number) < self.settings.window_limit(source)
+        };
+        // Slow groups reserve no step: the main sources alone can fill what is left of the run.
+        let is_needed =
+            ((self.open.len_of(source) + self.ready.len()) as u64) < self.wanted_groups();
+        has_place && is_needed && self.is_young(source, installed)
+    }
+
+    /// Whether no group of the main sources is on its way to the next batches, nor will be: slow ones then take the
+    /// main places, or a window narrower than a batch would wait for groups that never come.
+    fn only_slow_left(&self) -> bool {
+        self.open.len_of(MAIN) == 0
+            && self.queued.len_of(MAIN) == 0
+            && self.wanted_new_prompts() == 0
+    }
+
+    /// Opens the oldest queued group that may be.
     fn open_group(&mut self, now: f64, installed: PolicyVersion) -> Option<GroupId> {
-        let has_place = self.places(installed.number) < self.settings.place_limit();
-        let is_needed = ((self.open.len() + self.ready.len()) as u64) < self.wanted_groups();
-        if !(has_place && is_needed) {
-            return None;
-        }
-        let id = self.queued.pop_first()?;
-        self.open.insert(id);
+        let first = |source| Some((self.queued.first(source)?, source));
+        let heads = (0..self.settings.sources()).filter_map(first);
+        let (id, source) = heads
+            .filter(|&(_, source)| self.may_open(source, installed))
+            .min()?;
+        self.queued.remove(source, id);
+        self.open.insert(source, id);
         let deadline = now + self.settings.group_deadline_s;
         self.timers.set(deadline, Timer::Group(id));
         let group = self.group_mut(id);
@@ -135,21 +166,27 @@ impl Ledger {
 
     /// Tokens of a lost lease are gone on from only if all of them can still train.
     fn restart_if_over_age(&mut self, member: Member) {
-        let oldest_trainable = self.settings.oldest_trainable(self.next_bind());
-        let rollout = &mut self
+        let next = self.next_bind();
+        let group = self
             .groups
             .get_mut(&member.group)
-            .expect("waiting rollouts are held")
-            .members[member.index];
+            .expect("waiting rollouts are held");
+        let (source, counts_age) = (group.source, group.counts_age());
+        let rollout = &mut group.members[member.index];
+        let oldest_trainable = self.settings.oldest_of(source, next);
         let (Some(lowest), Some(oldest)) = (rollout.runs.lowest(), oldest_trainable) else {
             return;
         };
         if lowest < oldest {
-            self.ages.remove(member, rollout.runs.as_slice());
+            if counts_age {
+                self.ages.remove(member, rollout.runs.as_slice());
+            }
             let tokens = rollout.restart();
+            self.counters.waste.of(source).dropped += tokens;
             self.books.tokens.drop(DropReason::Superseded, tokens);
             let rollout = self.groups[&member.group].rollout_id(member.index);
             self.tell(|| Event::Restarted { rollout, tokens });
+            self.ripen(member.group);
         }
     }
 
@@ -374,7 +411,7 @@ impl Ledger {
             group: GroupId(announced.rollout.0 / size),
             index: (announced.rollout.0 % size) as usize,
         };
-        if !self.open.contains(&member.group) {
+        if !self.open.contains(member.group) && !self.late.contains(&member.group) {
             return ChunkAck::Lost;
         }
         let rollout = self.rollout_mut(member);

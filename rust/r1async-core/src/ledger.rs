@@ -6,15 +6,17 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use serde::{Deserialize, Serialize};
 
 use crate::audit::{Books, DropReason};
-use crate::batch::{Hold, StepBatch};
+use crate::batch::{BoundGroup, Hold, StepBatch};
 use crate::evaluation::Evaluations;
 use crate::group::{Ended, Group, Purpose, State};
 use crate::ids::{GroupId, Member};
 use crate::learner::Learner;
 use crate::leases::Leases;
+use crate::pacing::Pace;
 use crate::prompts::Frontier;
 use crate::ready::ReadySet;
 use crate::settings::{OverAge, Settings, SettingsError, ZeroVariance};
+use crate::sources::{BySource, MAIN};
 use crate::stats::{Counters, Figures};
 use crate::timers::{Timer, Timers};
 use crate::trace::Event;
@@ -59,11 +61,21 @@ pub struct Ledger {
     pub(crate) frontier: Frontier,
     /// Groups that are in no batch: queued, open or ready, and those of evaluations.
     pub(crate) groups: HashMap<GroupId, Group>,
-    pub(crate) queued: BTreeSet<GroupId>,
-    pub(crate) open: BTreeSet<GroupId>,
+    pub(crate) queued: BySource,
+    pub(crate) open: BySource,
     pub(crate) ready: ReadySet,
+    /// The ready groups again, by source.
+    pub(crate) ready_by_source: BySource,
+    /// Open groups that could close early, by the age of their oldest token.
+    pub(crate) ripe: ReadySet,
+    /// Groups closed early that have members left.
+    pub(crate) late: BTreeSet<GroupId>,
+    /// Late members that are scored: the next batch takes them.
+    pub(crate) late_scored: BTreeSet<Member>,
     /// Batches that are not trained, by step, without a gap.
     pub(crate) batches: VecDeque<StepBatch>,
+    /// The next batch, if it is bound part by part and not whole yet.
+    pub(crate) filling: Option<StepBatch>,
     /// Members of open groups that wait for a generator, oldest group first.
     pub(crate) waiting: BTreeSet<Member>,
     /// Finished rollouts that wait for a scorer, in the order in which they finished.
@@ -75,6 +87,7 @@ pub struct Ledger {
     pub(crate) hold: Option<Hold>,
     /// Groups of equal rewards dropped for the step that is bound next.
     pub(crate) refills: u64,
+    pub(crate) pace: Pace,
     pub(crate) waste: WasteMeter,
     pub(crate) ages: TokenAges,
     pub(crate) evaluations: Evaluations,
@@ -98,10 +111,15 @@ impl Ledger {
         Ok(Self {
             frontier: Frontier::default(),
             groups: HashMap::new(),
-            queued: BTreeSet::new(),
-            open: BTreeSet::new(),
-            ready: ReadySet::new(settings.max_staleness),
+            queued: BySource::new(settings.sources()),
+            open: BySource::new(settings.sources()),
+            ready: ReadySet::default(),
+            ready_by_source: BySource::new(settings.sources()),
+            ripe: ReadySet::default(),
+            late: BTreeSet::new(),
+            late_scored: BTreeSet::new(),
             batches: VecDeque::new(),
+            filling: None,
             waiting: BTreeSet::new(),
             unscored: BTreeMap::new(),
             finished_so_far: 0,
@@ -110,6 +128,7 @@ impl Ledger {
             learner: Learner::default(),
             hold: None,
             refills: 0,
+            pace: Pace::new(&settings),
             waste: WasteMeter::default(),
             ages: TokenAges::default(),
             evaluations: Evaluations::default(),
@@ -157,17 +176,32 @@ impl Ledger {
         self.timers.next()
     }
 
-    /// Places taken, as seen by a generator that has the weights of version `installed`.
+    /// Places taken of the main sources, as seen by a generator that has the weights of version `installed`.
+    /// Groups of other windows count from the moment they are ready.
     pub(crate) fn places(&self, installed: u64) -> usize {
-        let newest_first = self.batches.iter().rev();
-        let not_installed = newest_first.take_while(|batch| batch.bound.step.0 >= installed);
-        let bound: usize = not_installed.map(|batch| batch.bound.groups.len()).sum();
-        self.open.len() + self.ready.len() + bound
+        let bound = self.bound_groups(installed).count();
+        self.open.len_of(MAIN) + self.ready.len() + bound
+    }
+
+    /// Places taken in the window of `source`, likewise.
+    pub(crate) fn window_places(&self, source: usize, installed: u64) -> usize {
+        let bound = self.bound_groups(installed);
+        let own = bound.filter(|group| group.source == source).count();
+        self.open.len_of(source) + self.ready_by_source.len_of(source) + own
+    }
+
+    /// Groups in batches whose weights `installed` does not have.
+    fn bound_groups(&self, installed: u64) -> impl Iterator<Item = &BoundGroup> {
+        let newest_first = self.filling.iter().chain(self.batches.iter().rev());
+        newest_first
+            .take_while(move |batch| batch.bound.step.0 >= installed)
+            .flat_map(|batch| &batch.bound.groups)
     }
 
     /// Groups that the steps without a batch can train.
     pub(crate) fn wanted_groups(&self) -> u64 {
-        self.settings.steps.saturating_sub(self.next_bind()) * self.settings.groups_per_step as u64
+        let steps = self.settings.steps.saturating_sub(self.next_bind());
+        (steps * self.settings.groups_per_step as u64).saturating_sub(self.filled() as u64)
     }
 
     /// The first step without a batch.
@@ -196,15 +230,14 @@ impl Ledger {
             .groups
             .get_mut(&member.group)
             .expect("the group of a rollout is held");
-        let training = matches!(group.purpose, Purpose::Training { .. });
         let rollout = &group.members[member.index];
-        if training && matches!(ended, Ended::Scored(_)) {
+        if group.counts_age() && matches!(ended, Ended::Scored(_)) {
             self.ages.finish(member, rollout.runs.as_slice());
-        } else if training {
+        } else if group.counts_age() {
             self.ages.remove(member, rollout.runs.as_slice());
         }
         let id = group.rollout_id(member.index);
-        if let (true, Some(trace)) = (training, &mut self.trace) {
+        if let (false, Some(trace)) = (member.group.is_evaluation(), &mut self.trace) {
             trace.push(Event::Ended {
                 rollout: id,
                 outcome: ended.outcome(),
@@ -212,8 +245,12 @@ impl Ledger {
         }
         group.end_member(member.index, ended);
         self.news.batch = true; // A held step may have waited for this rollout alone.
-        if group.has_ended() {
+        if group.closed_early.is_some() {
+            self.end_late(member);
+        } else if group.has_ended() {
             self.close(member.group, DropReason::TooFewScored);
+        } else {
+            self.ripen(member.group);
         }
     }
 
@@ -246,6 +283,9 @@ impl Ledger {
     /// The group's deadline: who is not done abstains, never-leased members too.
     fn close_late(&mut self, id: GroupId) {
         self.group_mut(id).deadline = None;
+        if self.late.contains(&id) {
+            return self.end_late_members(id, &Ended::past_deadline());
+        }
         for index in 0..self.groups[&id].members.len() {
             let member = Member { group: id, index };
             if self.groups[&id].members[index].has_ended() {
@@ -254,8 +294,10 @@ impl Ledger {
             self.set_aside(member);
             self.counters.abstained("deadline");
             let group = self.groups.get_mut(&id).expect("the group is being closed");
-            let rollout = &group.members[index];
-            self.ages.remove(member, rollout.runs.as_slice());
+            if group.counts_age() {
+                let rollout = &group.members[index];
+                self.ages.remove(member, rollout.runs.as_slice());
+            }
             group.end_member(index, Ended::past_deadline());
         }
         self.close(id, DropReason::Deadline);
@@ -268,7 +310,7 @@ impl Ledger {
             let name = name.clone();
             return self.deliver(&name, id);
         }
-        let Some(closed) = group.summarise(&self.settings) else {
+        let Some(closed) = group.summarise(&self.settings, self.next_bind()) else {
             return self.drop_group(id, shortage);
         };
         if closed.statistics.is_constant() {
@@ -279,6 +321,9 @@ impl Ledger {
             }
             self.counters.zero_variance_trained += 1;
         }
+        let source = group.source;
+        self.unripen(id);
+        self.open.remove(source, id);
         let statistics = closed.statistics;
         self.tell(|| Event::Ready {
             group: id,
@@ -286,8 +331,8 @@ impl Ledger {
             mean: statistics.mean,
             std: statistics.std,
         });
-        self.open.remove(&id);
         self.ready.insert(id, closed.key);
+        self.ready_by_source.insert(source, id);
         self.group_mut(id).closed = Some(closed);
         self.retire(id);
         self.news.batch = true;
@@ -315,20 +360,16 @@ impl Ledger {
             self.set_aside(Member { group: id, index });
         }
         self.retire(id);
-        self.open.remove(&id);
+        self.unripen(id);
         let group = self.groups.remove(&id).expect("the group is being dropped");
-        if let Some(closed) = &group.closed {
-            self.ready.remove(id, closed.key);
-        }
-        for (index, rollout) in group
-            .members
-            .iter()
-            .enumerate()
-            .filter(|(_, rollout)| rollout.may_train())
-        {
-            self.ages
-                .remove(Member { group: id, index }, rollout.runs.as_slice());
-        }
+        self.queued.remove(group.source, id);
+        self.open.remove(group.source, id);
+        self.leave_ready(&group);
+        self.forget_ages(&group);
+        let at = self.next_bind();
+        self.counters
+            .waste
+            .drop_group(&group, reason, at, &self.settings);
         self.books.drop_group(&group, reason);
         self.tell(|| Event::Dropped {
             group: id,
@@ -346,6 +387,26 @@ impl Ledger {
         self.readmit(&group, reason);
     }
 
+    /// A group that was ready is in a batch, or dropped.
+    pub(crate) fn leave_ready(&mut self, group: &Group) {
+        if let Some(closed) = &group.closed {
+            self.ready.remove(group.id, closed.key);
+            self.ready_by_source.remove(group.source, group.id);
+        }
+    }
+
+    /// The tokens of a group that leaves are no longer those of a rollout that may train.
+    pub(crate) fn forget_ages(&mut self, group: &Group) {
+        if !group.counts_age() {
+            return;
+        }
+        let members = group.members.iter().enumerate();
+        for (index, rollout) in members.filter(|(_, rollout)| rollout.may_train()) {
+            self.ages
+                .remove(group.member(index), rollout.runs.as_slice());
+        }
+    }
+
     /// The prompt of a group that age dropped whole returns, as a new group.
     fn readmit(&mut self, group: &Group, reason: DropReason) {
         let Purpose::Training { retries } = group.purpose else {
@@ -354,7 +415,8 @@ impl Ledger {
         let by_age = reason == DropReason::Stale && self.settings.over_age == OverAge::Drop;
         if by_age && retries > 0 {
             self.books.prompts.incoming += 1;
-            self.queue_group(group.prompt.clone(), retries - 1);
+            let prompt = group.prompt.clone();
+            self.queue_group(prompt, retries - 1, group.source);
         }
     }
 }

@@ -9,6 +9,8 @@ use crate::audit::DropReason;
 use crate::group::{Group, Prompt, Purpose};
 use crate::ids::GroupId;
 use crate::ledger::{Ledger, News};
+use crate::pacing::MAX_LOOK_AHEAD;
+use crate::sources::MAIN;
 use crate::trace::Event;
 
 /// A prompt that was not asked for.
@@ -25,6 +27,14 @@ pub enum AdmitError {
     /// A prompt without tokens.
     #[error("prompt {0} has no tokens; reject it instead")]
     Empty(u64),
+    /// A source that has no window.
+    #[error("source {got}; want below {sources}: 0 for the main ones, or that of a window")]
+    Source {
+        /// The source named.
+        got: usize,
+        /// How many there are.
+        sources: usize,
+    },
 }
 
 /// How far the prompts have come.
@@ -45,9 +55,12 @@ impl Ledger {
         (next..next + self.wanted_new_prompts()).collect()
     }
 
-    fn wanted_new_prompts(&self) -> u64 {
-        let live = self.queued.len() + self.open.len() + self.ready.len();
-        let room = self.settings.look_ahead().saturating_sub(self.queued.len()) as u64;
+    pub(crate) fn wanted_new_prompts(&self) -> u64 {
+        let ahead = self.queued.len_of(MAIN);
+        let live = ahead + self.open.len_of(MAIN) + self.ready.len();
+        let slow = self.queued.len() - ahead;
+        let room = (self.settings.look_ahead().saturating_sub(ahead))
+            .min(MAX_LOOK_AHEAD.saturating_sub(slow)) as u64;
         let needed = self.wanted_groups().saturating_sub(live as u64);
         let left = self.frontier.end.map_or(u64::MAX, |end| {
             end.saturating_sub(self.frontier.next_ordinal)
@@ -73,7 +86,7 @@ impl Ledger {
         Ok(())
     }
 
-    /// Admits the first of the prompts asked for; answers its group's number.
+    /// Admits the first of the prompts asked for, of the main sources; answers its group's number.
     ///
     /// # Errors
     /// It is not the first one asked for, or has no tokens.
@@ -83,8 +96,29 @@ impl Ledger {
         tokens: Vec<i32>,
         meta: Vec<u8>,
     ) -> Result<GroupId, AdmitError> {
+        self.admit_from(ordinal, tokens, meta, MAIN)
+    }
+
+    /// The same of any source: 0 stands for the main ones, s for `Settings::windows[s - 1]`.
+    ///
+    /// # Errors
+    /// As [`Ledger::admit`], or there is no such source.
+    pub fn admit_from(
+        &mut self,
+        ordinal: u64,
+        tokens: Vec<i32>,
+        meta: Vec<u8>,
+        source: usize,
+    ) -> Result<GroupId, AdmitError> {
         if tokens.is_empty() {
             return Err(AdmitError::Empty(ordinal));
+        }
+        let sources = self.settings.sources();
+        if source >= sources {
+            return Err(AdmitError::Source {
+                got: source,
+                sources,
+            });
         }
         self.take_wanted(ordinal)?;
         let prompt = Arc::new(Prompt {
@@ -92,11 +126,16 @@ impl Ledger {
             tokens,
             meta,
         });
-        Ok(self.queue_group(prompt, self.settings.retries))
+        Ok(self.queue_group(prompt, self.settings.retries, source))
     }
 
     /// Queues a new group for a prompt that is in the books already.
-    pub(crate) fn queue_group(&mut self, prompt: Arc<Prompt>, retries: u32) -> GroupId {
+    pub(crate) fn queue_group(
+        &mut self,
+        prompt: Arc<Prompt>,
+        retries: u32,
+        source: usize,
+    ) -> GroupId {
         let size = self.settings.group_size;
         let number = self.frontier.next_group;
         self.frontier.next_group += 1;
@@ -104,15 +143,11 @@ impl Ledger {
         self.books.rollouts.incoming += size as u64;
         self.books.prompt_tokens.incoming += prompt_tokens;
         let id = GroupId(number);
-        let group = Group::new(
-            id,
-            number * size as u64,
-            size,
-            prompt,
-            Purpose::Training { retries },
-        );
+        let purpose = Purpose::Training { retries };
+        let mut group = Group::new(id, number * size as u64, size, prompt, purpose);
+        group.source = source;
         self.groups.insert(id, group);
-        self.queued.insert(id);
+        self.queued.insert(source, id);
         self.news.rollouts = true;
         self.tell(|| Event::Admitted {
             group: id,

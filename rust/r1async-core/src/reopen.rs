@@ -28,6 +28,20 @@ impl Ledger {
                 got: settings.group_size.to_string(),
             });
         }
+        let names = |settings: &Settings| -> Vec<String> {
+            let windows = settings.windows.iter();
+            windows.map(|window| window.name.clone()).collect()
+        };
+        if names(&settings) != names(&self.settings) {
+            return Err(SettingsError {
+                name: "windows",
+                want: format!(
+                    "of {:?}, as the groups of this run belong to them",
+                    names(&self.settings)
+                ),
+                got: format!("of {:?}", names(&settings)),
+            });
+        }
         self.forget_hold();
         for lease in self.leases.all() {
             if let Some(held) = self.leases.end(lease, &mut self.timers)
@@ -40,10 +54,11 @@ impl Ledger {
             self.cancel_evaluation(&name);
         }
         self.leases = Leases::new(settings.incarnation);
-        self.ready = self.ready_under(&settings);
         self.learner.connected = false;
         self.frontier.end = None;
+        self.pace.reopen(&settings);
         self.settings = settings;
+        self.sort_again();
         self.news = News {
             rollouts: true,
             scoring: true,
@@ -59,16 +74,26 @@ impl Ledger {
         matches!(rollout.state, State::Generating(_) | State::Scoring(..))
     }
 
-    /// The ready groups in the order that another bound asks for.
-    fn ready_under(&self, settings: &Settings) -> ReadySet {
-        let mut ready = ReadySet::new(settings.max_staleness);
-        ready.advance(self.next_bind());
-        let groups: Vec<GroupId> = self.ready.in_order().collect();
-        for id in groups {
-            if let Some(closed) = &self.groups[&id].closed {
-                ready.insert(id, closed.key);
+    /// The ready and the ripe groups, in the order that other bounds ask for.
+    fn sort_again(&mut self) {
+        let step = self.next_bind();
+        self.ready = ReadySet::default();
+        self.ripe = ReadySet::default();
+        self.ready.advance(step);
+        self.ripe.advance(step);
+        let mut ids: Vec<GroupId> = self.groups.keys().copied().collect();
+        ids.sort_unstable();
+        for id in ids {
+            let group = self.groups.get_mut(&id).expect("its own key");
+            let bound = self.settings.bound_of(group.source);
+            if let Some(closed) = &mut group.closed {
+                closed.key.bound = bound;
+                self.ready.insert(id, closed.key);
+            }
+            group.ripe = None;
+            if self.open.contains(id) {
+                self.ripen(id);
             }
         }
-        ready
     }
 }

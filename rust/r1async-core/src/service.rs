@@ -285,8 +285,23 @@ impl Service {
         meta: Vec<u8>,
         now: f64,
     ) -> Result<(), AdmitError> {
+        self.admit_from(ordinal, tokens, meta, 0, now)
+    }
+
+    /// The same of any source (`Ledger::admit_from`).
+    ///
+    /// # Errors
+    /// As [`Service::admit`], or there is no such source.
+    pub fn admit_from(
+        &mut self,
+        ordinal: u64,
+        tokens: Vec<i32>,
+        meta: Vec<u8>,
+        source: usize,
+        now: f64,
+    ) -> Result<(), AdmitError> {
         self.at(now);
-        self.ledger.admit(ordinal, tokens, meta)?;
+        self.ledger.admit_from(ordinal, tokens, meta, source)?;
         self.settle();
         Ok(())
     }

@@ -25,6 +25,27 @@ pub enum ZeroVariance {
     Drop,
 }
 
+/// Whether the pacing moves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum StalenessMode {
+    /// The pacing is `Settings::pacing`.
+    Fixed,
+    /// It moves between 0 and `Settings::pacing`: up when the learner starves, down when groups pile up or
+    /// the effective sample size falls below `Settings::ess_floor`.
+    Adaptive,
+}
+
+/// The window of a source whose verdicts are slow: it paces itself and never holds a step.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Window {
+    /// The source's name.
+    pub name: String,
+    /// e_s: the bound of its tokens, in steps.
+    pub max_staleness: u64,
+    /// Its share of all groups, above 0 and at most 1.
+    pub share: f64,
+}
+
 /// Settings that make the sampled distribution; they travel with every lease.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Sampling {
@@ -67,6 +88,14 @@ pub struct Settings {
     pub max_staleness: u64,
     /// w: admission opens `floor((w + 1) * B * oversample)` places, `w <= e`.
     pub pacing: u64,
+    /// Whether w is fixed, or the most that it moves up to.
+    pub mode: StalenessMode,
+    /// Effective sample size of the importance weights, as a share of the tokens, below which w shrinks.
+    pub ess_floor: f64,
+    /// Whether groups at their last chance train with the members that are scored (`OverAge::Mask`, e > 0).
+    pub close_early: bool,
+    /// Sources with windows of their own; all others share the main one.
+    pub windows: Vec<Window>,
     /// Optimizer steps between two publications of weights, at most `w + 1`.
     pub publish_every: u64,
     /// The fate of tokens older than e.
@@ -124,6 +153,10 @@ impl Default for Settings {
             steps: 100,
             max_staleness: 2,
             pacing: 2,
+            mode: StalenessMode::Fixed,
+            ess_floor: 0.5,
+            close_early: true,
+            windows: Vec::new(),
             publish_every: 1,
             over_age: OverAge::Mask,
             retries: 1,
@@ -236,7 +269,44 @@ impl Settings {
             budget,
             (0.0..=1.0).contains(&budget),
             "0 to 1",
-        )
+        )?;
+        let floor = self.ess_floor;
+        within("ess_floor", floor, (0.0..=1.0).contains(&floor), "0 to 1")?;
+        self.validate_windows()
+    }
+
+    fn validate_windows(&self) -> Result<(), SettingsError> {
+        let mut names = std::collections::BTreeSet::from(["main"]);
+        for window in &self.windows {
+            let name = window.name.as_str();
+            let fits = !name.is_empty() && name.len() <= 256 && names.insert(name);
+            within("windows", name, fits, "named once each, not \"main\"")?;
+            let e = window.max_staleness;
+            within("windows", e, e <= 1 << 20, "of max_staleness at most 2^20")?;
+            let share = window.share;
+            let want = "of a share above 0 and at most 1";
+            within("windows", share, share > 0.0 && share <= 1.0, want)?;
+        }
+        let shares: f64 = self.windows.iter().map(|window| window.share).sum();
+        within(
+            "windows",
+            shares,
+            shares <= 1.0 + 1e-9,
+            "of shares that add up to at most 1",
+        )?;
+        // At bound 0 whatever is over a batch is too old for the next one.
+        let at_zero = (1..self.sources()).filter(|&source| self.bound_of(source) == 0);
+        let slow: Vec<usize> = at_zero.map(|source| self.window_limit(source)).collect();
+        let main = (self.max_staleness == 0).then_some(self.groups_per_step);
+        let (sources, groups) = (
+            slow.len() + usize::from(main.is_some()),
+            slow.iter().sum::<usize>() + main.unwrap_or(0),
+        );
+        let b = self.groups_per_step;
+        let want = format!(
+            "at most groups_per_step = {b} groups of all sources with max_staleness = 0: the surplus would be lost"
+        );
+        within("windows", groups, sources < 2 || groups <= b, want)
     }
 
     fn validate_groups(&self) -> Result<(), SettingsError> {

@@ -8,9 +8,10 @@ use crate::audit::DropReason;
 use crate::batch::BoundRollout;
 use crate::ids::Step;
 use crate::ledger::Ledger;
-use crate::settings::Settings;
+use crate::shape::{Coverage, Coverages};
 use crate::staleness::StalenessHistogram;
 use crate::statistics::GroupStatistics;
+use crate::waste::{Waste, WasteBySource};
 
 /// Abstention statuses counted by name; a scorer that invents more has them counted together.
 const MAX_STATUSES: usize = 64;
@@ -64,6 +65,20 @@ pub struct Stats {
     pub queue_age: f64,
     /// Tokens that died of age, as a share of those generated (decayed by 3 % a step).
     pub waste: f64,
+    /// Tokens of stepped batches and of dropped groups that were not trained, by source and why.
+    pub waste_by_source: Vec<(String, Waste)>,
+    /// The trained share of the first tenth of the longest tenth of each batch's rollouts.
+    pub prefix_coverage: f64,
+    /// The trained share of tokens, from the shortest quarter of each batch's rollouts to the longest.
+    pub length_quarters: [f64; 4],
+    /// Groups that trained before all their members were scored.
+    pub closed_early: u64,
+    /// Members of such groups that were trained later.
+    pub late_members: u64,
+    /// Members of such groups that are still to train.
+    pub late_waiting: usize,
+    /// The pacing w as it is now.
+    pub pacing: f64,
     /// Seconds that steps were held for unfinished rollouts.
     pub held_s: f64,
     /// Steps that were held.
@@ -109,6 +124,9 @@ pub(crate) struct Counters {
     pub(crate) late_chunks: u64,
     pub(crate) gaps: u64,
     pub(crate) invalid: u64,
+    pub(crate) closed_early: u64,
+    /// Tokens received, and those that were never in a batch.
+    pub(crate) waste: WasteBySource,
 }
 
 impl Counters {
@@ -136,10 +154,15 @@ pub(crate) struct Figures {
     groups: u64,
     reward_sum: f64,
     pass_sum: f64,
+    pub(crate) late_members: u64,
+    /// What was bound and not trained; what was never bound is with the counters.
+    pub(crate) waste: WasteBySource,
+    pub(crate) coverages: Coverages,
 }
 
 impl Figures {
-    pub(crate) fn rollout(&mut self, rollout: &BoundRollout, step: Step, settings: &Settings) {
+    /// A rollout that trains, under the bound `e`.
+    pub(crate) fn rollout(&mut self, rollout: &BoundRollout, step: Step, e: u64) {
         let finished = rollout.finish_version.number;
         let mut lowest = finished;
         for (run, _) in rollout
@@ -152,11 +175,7 @@ impl Figures {
             let tokens = u64::from(run.count);
             self.staleness.add(age, tokens);
             self.tokens += tokens;
-            self.over_age_trained += if age > settings.max_staleness {
-                tokens
-            } else {
-                0
-            };
+            self.over_age_trained += if age > e { tokens } else { 0 };
             lowest = lowest.min(run.version.number);
         }
         self.rollouts += 1;
@@ -182,6 +201,9 @@ impl Figures {
         self.groups += other.groups;
         self.reward_sum += other.reward_sum;
         self.pass_sum += other.pass_sum;
+        self.late_members += other.late_members;
+        self.waste.add(&other.waste);
+        self.coverages.add(&other.coverages);
     }
 }
 
@@ -204,18 +226,26 @@ impl Ledger {
             .back()
             .map_or(&self.figures, |batch| &batch.figures);
         let counters = self.counters.clone();
+        let mut waste = counters.waste.clone();
+        waste.add(&figures.waste);
+        let sources = 0..self.settings.sources();
+        let late = self
+            .late
+            .iter()
+            .map(|id| self.late_members(&self.groups[id]));
         Stats {
             places: self.places(
                 self.published_version()
                     .map_or(0, |(version, _)| version.number),
             ),
-            place_limit: self.settings.place_limit(),
+            place_limit: self.place_limit(),
             groups_queued: self.queued.len(),
             groups_open: self.open.len(),
             groups_ready: self.ready.len(),
             groups_bound: self
                 .batches
                 .iter()
+                .chain(&self.filling)
                 .map(|batch| batch.bound.groups.len())
                 .sum(),
             groups_trained: self.books.prompts.trained,
@@ -235,6 +265,20 @@ impl Ledger {
             queue_age: mean(figures.queue_age as f64, figures.rollouts),
             staleness: figures.staleness,
             waste: self.waste.share(),
+            waste_by_source: sources
+                .map(|source| {
+                    (
+                        self.settings.source_name(source).to_owned(),
+                        *waste.of(source),
+                    )
+                })
+                .collect(),
+            prefix_coverage: figures.coverages.prefix.share(),
+            length_quarters: figures.coverages.quarters.map(Coverage::share),
+            closed_early: counters.closed_early,
+            late_members: figures.late_members,
+            late_waiting: late.sum(),
+            pacing: self.pace.w,
             held_s: counters.held_s,
             holds: counters.holds,
             hold_timeouts: counters.hold_timeouts,

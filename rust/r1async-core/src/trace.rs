@@ -4,35 +4,10 @@
 use serde::{Deserialize, Serialize};
 
 use crate::audit::DropReason;
-use crate::batch::BoundRollout;
 use crate::group::{Finish, Outcome};
 use crate::ids::{GroupId, HolderId, LeaseId, PolicyVersion, RolloutId, Step};
 use crate::ledger::Ledger;
 use crate::staleness::VersionRun;
-
-/// A rollout in a batch.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct TracedRollout {
-    /// Which.
-    pub rollout: RolloutId,
-    /// Sampled tokens.
-    pub tokens: u64,
-    /// Those that have a loss.
-    pub loss_tokens: u64,
-    /// Reward relative to the group.
-    pub advantage: f64,
-}
-
-impl TracedRollout {
-    pub(crate) fn of(bound: &BoundRollout) -> Self {
-        Self {
-            rollout: bound.rollout,
-            tokens: bound.tokens.len() as u64,
-            loss_tokens: bound.loss_tokens(),
-            advantage: bound.advantage,
-        }
-    }
-}
 
 /// One thing that happened.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -124,16 +99,42 @@ pub enum Event {
         /// The standard deviation of their rewards.
         std: f64,
     },
-    /// A group is in a batch.
+    /// A group is in a batch, with the members scored by then. Told when the batch is whole, after its members.
     Bound {
         /// Which.
         group: GroupId,
         /// The step that trains it.
         step: Step,
-        /// Members that train.
-        rollouts: Vec<TracedRollout>,
-        /// Rollouts and tokens that do not, by reason.
-        dropped: Vec<(DropReason, u64, u64)>,
+        /// Members with a score.
+        scored: u64,
+        /// Their mean reward.
+        mean: f64,
+        /// The standard deviation of their rewards.
+        std: f64,
+    },
+    /// A rollout is in a batch.
+    Taken {
+        /// Which.
+        rollout: RolloutId,
+        /// The step that trains it.
+        step: Step,
+        /// Its sampled tokens.
+        tokens: u64,
+        /// Those that have a loss.
+        loss_tokens: u64,
+        /// Reward relative to the group.
+        advantage: f64,
+    },
+    /// A rollout of a group that is in a batch does not train.
+    LeftOut {
+        /// Which.
+        rollout: RolloutId,
+        /// The step in whose account it is; `None`: it is dropped at once.
+        step: Option<Step>,
+        /// Why.
+        reason: DropReason,
+        /// Its sampled tokens.
+        tokens: u64,
     },
     /// A group, all its rollouts and tokens, was dropped.
     Dropped {
@@ -179,6 +180,8 @@ impl Event {
             | Event::Finished { rollout, .. }
             | Event::Lost { rollout, .. }
             | Event::Restarted { rollout, .. }
+            | Event::Taken { rollout, .. }
+            | Event::LeftOut { rollout, .. }
             | Event::Scoring { rollout, .. }
             | Event::Ended { rollout, .. } => Some(GroupId(rollout.0 / group_size as u64)),
             Event::Rejected { .. }
@@ -195,9 +198,7 @@ impl Ledger {
     }
 
     pub(crate) fn take_trace(&mut self) -> Vec<Event> {
-        self.trace
-            .as_mut()
-            .map_or_else(Vec::new, std::mem::take)
+        self.trace.as_mut().map_or_else(Vec::new, std::mem::take)
     }
 
     /// Tells an event of training, if anybody listens.

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::ids::{GroupId, Step};
 use crate::ledger::Ledger;
+use crate::sources::MAIN;
 
 /// Why a batch is not there yet.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -20,6 +21,15 @@ pub enum WaitReason {
         want: usize,
         /// Groups that are open.
         open: usize,
+    },
+    /// All prompts are used up, and the last batch waits for late members: nothing else is left to train.
+    Late {
+        /// The step.
+        step: Step,
+        /// Late members that are not scored yet.
+        rollouts: usize,
+        /// Their groups, at most eight of them.
+        groups: Vec<GroupId>,
     },
     /// Enough are ready, but binding now would let too many tokens of unfinished rollouts die of age.
     Hold {
@@ -61,6 +71,17 @@ impl fmt::Display for WaitReason {
                     "groups: {ready} of {want} ready for step {step}, {open} open"
                 )
             }
+            WaitReason::Late {
+                step,
+                rollouts,
+                groups,
+            } => {
+                let names = names(groups);
+                write!(
+                    f,
+                    "late: step {step}, the last, waits for {rollouts} rollouts of groups {names}"
+                )
+            }
             WaitReason::Hold {
                 step,
                 rollouts,
@@ -68,8 +89,7 @@ impl fmt::Display for WaitReason {
                 tokens,
                 seconds,
             } => {
-                let names: Vec<String> = groups.iter().map(ToString::to_string).collect();
-                let names = names.join(", ");
+                let names = names(groups);
                 write!(
                     f,
                     "hold: step {step} waits for {rollouts} rollouts of groups {names} ({tokens} tokens dying), {seconds:.1} s"
@@ -77,6 +97,11 @@ impl fmt::Display for WaitReason {
             }
         }
     }
+}
+
+fn names(groups: &[GroupId]) -> String {
+    let names: Vec<String> = groups.iter().map(ToString::to_string).collect();
+    names.join(", ")
 }
 
 impl Ledger {
@@ -93,10 +118,8 @@ impl Ledger {
         if self.is_finished() {
             return self.evaluation_waits();
         }
-        let mut waits: Vec<String> = [self.learner_wait(now), self.admission_wait()]
-            .into_iter()
-            .flatten()
-            .collect();
+        let mut waits: Vec<String> = self.learner_wait(now).into_iter().collect();
+        waits.extend(self.admission_waits());
         let wanted = self.wanted_prompts().len();
         if wanted > 0 {
             waits.push(format!("prompts: {wanted} wanted"));
@@ -139,11 +162,27 @@ impl Ledger {
     }
 
     /// Why no group is opened.
-    fn admission_wait(&self) -> Option<String> {
-        let (published, _) = self.published_version()?;
-        let (places, limit) = (self.places(published.number), self.settings.place_limit());
-        let full = places >= limit && !self.queued.is_empty();
-        full.then(|| format!("places: {places} of {limit} taken, seen from version {published}"))
+    fn admission_waits(&self) -> Vec<String> {
+        let Some((published, _)) = self.published_version() else {
+            return Vec::new();
+        };
+        let full = |source: usize| {
+            let (places, limit, of) = if source == MAIN {
+                (
+                    self.places(published.number),
+                    self.place_limit(),
+                    String::new(),
+                )
+            } else {
+                let places = self.window_places(source, published.number);
+                let of = format!(" in the window of {:?}", self.settings.source_name(source));
+                (places, self.settings.window_limit(source), of)
+            };
+            let text =
+                format!("places: {places} of {limit} taken{of}, seen from version {published}");
+            (places >= limit && self.queued.len_of(source) > 0).then_some(text)
+        };
+        (0..self.settings.sources()).filter_map(full).collect()
     }
 
     fn evaluation_waits(&self) -> Vec<String> {

@@ -4,7 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
+use crate::audit::DropReason;
+use crate::group::Group;
 use crate::ids::Member;
+use crate::settings::Settings;
 use crate::staleness::VersionRun;
 
 /// What one step leaves of the sums of the steps before.
@@ -42,6 +45,100 @@ impl WasteMeter {
             self.dead / self.generated
         } else {
             0.0
+        }
+    }
+}
+
+/// Tokens of one source that were not trained, by why.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Waste {
+    /// Received; what follows is part of it.
+    pub generated: u64,
+    /// Too old when their own rollout ended: it outlasted the bound.
+    pub own_length: u64,
+    /// Too old when the last sibling had its verdict.
+    pub siblings: u64,
+    /// Too old when the group's turn came.
+    pub queue: u64,
+    /// Given up for another reason than age, or young and dropped with their group.
+    pub dropped: u64,
+}
+
+impl Waste {
+    /// Tokens that died of age.
+    #[must_use]
+    pub fn of_age(&self) -> u64 {
+        self.own_length + self.siblings + self.queue
+    }
+
+    pub(crate) fn add(&mut self, other: &Self) {
+        self.generated += other.generated;
+        self.own_length += other.own_length;
+        self.siblings += other.siblings;
+        self.queue += other.queue;
+        self.dropped += other.dropped;
+    }
+
+    /// The tokens of a rollout under the bound `e` that are too old for `step`; the young ones are its answer.
+    /// Its group closed when step `closed_at` was bound next.
+    pub(crate) fn aged(&mut self, runs: &[VersionRun], e: u64, closed_at: u64, step: u64) -> u64 {
+        let finished = runs.last().map_or(0, |run| run.version.number);
+        let mut young = 0;
+        for run in runs {
+            let (last_use, count) = (run.version.number + e, u64::from(run.count));
+            *if last_use < finished {
+                &mut self.own_length
+            } else if last_use < closed_at {
+                &mut self.siblings
+            } else if last_use < step {
+                &mut self.queue
+            } else {
+                &mut young
+            } += count;
+        }
+        young
+    }
+}
+
+/// Waste by source.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct WasteBySource(Vec<Waste>);
+
+impl WasteBySource {
+    pub(crate) fn of(&mut self, source: usize) -> &mut Waste {
+        if self.0.len() <= source {
+            self.0.resize(source + 1, Waste::default());
+        }
+        &mut self.0[source]
+    }
+
+    pub(crate) fn add(&mut self, other: &Self) {
+        for (source, waste) in other.0.iter().enumerate() {
+            self.of(source).add(waste);
+        }
+    }
+
+    /// A group that is in no batch is dropped while `step` is bound next.
+    pub(crate) fn drop_group(
+        &mut self,
+        group: &Group,
+        reason: DropReason,
+        step: u64,
+        settings: &Settings,
+    ) {
+        if group.id.is_evaluation() {
+            return;
+        }
+        let e = settings.bound_of(group.source);
+        let waste = self.of(group.source);
+        for rollout in &group.members {
+            let given_up = match &group.closed {
+                Some(closed) if reason == DropReason::Stale && rollout.may_train() => {
+                    waste.aged(rollout.runs.as_slice(), e, closed.at, step)
+                }
+                _ => rollout.tokens.len() as u64,
+            };
+            waste.dropped += given_up;
         }
     }
 }
@@ -127,6 +224,17 @@ mod tests {
         assert!((meter.share() - 0.03).abs() < 1e-12);
         assert!(!meter.exceeds(0.05, 19)); // 48.1 <= 48.5
         assert!(meter.exceeds(0.05, 20));
+    }
+
+    #[test]
+    fn a_token_dies_of_its_own_length_of_its_siblings_or_in_the_queue() {
+        // Bound 2, last token of version 5, last verdict before step 6 was bound, trained by step 7.
+        let mut waste = Waste::default();
+        let runs = [run(1, 10), run(2, 20), run(3, 40), run(4, 80), run(5, 160)];
+        assert_eq!(waste.aged(&runs, 2, 6, 7), 160);
+        let got = (waste.own_length, waste.siblings, waste.queue);
+        assert_eq!(got, (10 + 20, 40, 80)); // 2 + 2 < 5; 3 + 2 < 6; 4 + 2 < 7.
+        assert_eq!(waste.of_age(), 150);
     }
 
     #[test]

@@ -213,7 +213,11 @@ fn a_reopened_ledger_has_everything_but_the_loans() {
         .iter()
         .map(|lease| (lease.rollout.0, lease.resume.len()))
         .collect();
-    assert_eq!(lent, [(8, 2), (9, 0)], "the tokens received are gone on from");
+    assert_eq!(
+        lent,
+        [(8, 2), (9, 0)],
+        "the tokens received are gone on from"
+    );
     assert_eq!(
         again[0].lease.0 >> 40,
         5,

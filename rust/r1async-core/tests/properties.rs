@@ -7,10 +7,10 @@ mod common {
 
 use common::world::{Act, KINDS, World};
 use proptest::prelude::*;
-use r1async_core::{Baseline, OverAge, Settings, ZeroVariance};
+use r1async_core::{Baseline, OverAge, Settings, StalenessMode, Window, ZeroVariance};
 
 fn settings() -> impl Strategy<Value = Settings> {
-    let sizes = (1usize..4, 1usize..4, 1u64..6, 1usize..4);
+    let sizes = (1usize..5, 1usize..4, 1u64..6, 1usize..4);
     let pacing = (0u64..4, 0u64..4, 0u64..4);
     let rules = (
         0..3usize,
@@ -23,12 +23,27 @@ fn settings() -> impl Strategy<Value = Settings> {
         0u64..4,
         prop::sample::select(vec![1.0, 1.5, 2.0]),
         1u32..4,
+        any::<bool>(),
+        prop::option::of((1u64..8, 0.1f64..1.0)),
+        any::<bool>(),
     );
     (sizes, pacing, rules, more).prop_map(|(sizes, pacing, rules, more)| {
         let (group_size, groups_per_step, steps, min) = sizes;
         let max_staleness = pacing.0;
         let w = pacing.1.min(max_staleness);
+        let slow = more.5.map(|(max_staleness, share)| Window {
+            name: "slow".to_owned(),
+            max_staleness,
+            share,
+        });
         Settings {
+            close_early: more.4,
+            windows: slow.into_iter().collect(),
+            mode: if more.6 {
+                StalenessMode::Adaptive
+            } else {
+                StalenessMode::Fixed
+            },
             group_size,
             min_group_size: min.min(group_size),
             groups_per_step,

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use r1async_core::{Account, DropReason, Event, GroupId, RolloutId};
+use r1async_core::{Account, DropReason, Event, GroupId, RolloutId, Step};
 use serde::Serialize;
 
 use crate::error::JournalError;
@@ -32,22 +32,27 @@ impl Fate {
     }
 }
 
-/// A live group as far as it has come.
-#[derive(Debug, Default)]
-struct LiveGroup {
-    rollouts: u64,
+/// A rollout that is not accounted for.
+#[derive(Debug, Clone, Copy, Default)]
+struct Live {
     tokens: u64,
-    /// Its finished rollouts and their lengths.
-    finished: BTreeMap<RolloutId, u64>,
-    /// Rollouts and tokens that train, once it is in a batch; the rest by reason.
-    bound: Option<Bound>,
+    finished: bool,
 }
 
-#[derive(Debug, Clone, Default)]
-struct Bound {
-    rollouts: Vec<RolloutId>,
-    loss_tokens: u64,
-    dropped: Vec<(DropReason, u64, u64)>,
+/// What a step accounts for when it is trained.
+#[derive(Debug)]
+enum Item {
+    Group(GroupId),
+    Taken {
+        rollout: RolloutId,
+        tokens: u64,
+        loss_tokens: u64,
+    },
+    LeftOut {
+        rollout: RolloutId,
+        reason: DropReason,
+        tokens: u64,
+    },
 }
 
 /// The account of a run.
@@ -78,7 +83,9 @@ pub struct RunAudit {
     /// What does not add up.
     pub differences: Vec<String>,
     group_size: u64,
-    live: BTreeMap<GroupId, LiveGroup>,
+    groups: BTreeSet<GroupId>,
+    live: BTreeMap<RolloutId, Live>,
+    bound: BTreeMap<u64, Vec<Item>>,
     trained_groups: BTreeSet<GroupId>,
 }
 
@@ -115,9 +122,11 @@ impl RunAudit {
             } => {
                 self.prompts.incoming += 1;
                 self.rollouts.incoming += rollouts;
-                let rollouts = *rollouts;
-                let group = self.live.entry(*group).or_default();
-                group.rollouts += rollouts;
+                self.groups.insert(*group);
+                let first = group.0 * self.group_size;
+                for rollout in first..first + rollouts {
+                    self.live.insert(RolloutId(rollout), Live::default());
+                }
             }
             Event::Rejected { .. } => {
                 self.prompts.incoming += 1;
@@ -126,38 +135,57 @@ impl RunAudit {
             Event::Tokens { rollout, runs } => {
                 let count = runs.iter().map(|run| u64::from(run.count)).sum::<u64>();
                 self.tokens.incoming += count;
-                self.group_of(*rollout).tokens += count;
+                self.live.entry(*rollout).or_default().tokens += count;
             }
-            Event::Finished {
-                rollout, tokens, ..
-            } => {
-                self.generated.add(*tokens);
-                self.group_of(*rollout).finished.insert(*rollout, *tokens);
+            Event::Finished { rollout, .. } => {
+                let held = self.live.entry(*rollout).or_default();
+                held.finished = true;
+                self.generated.add(held.tokens);
             }
             Event::Restarted { rollout, tokens } => {
                 self.tokens.dropped[DropReason::Superseded as usize] += tokens;
-                self.group_of(*rollout).tokens -= tokens;
+                self.live.entry(*rollout).or_default().tokens -= tokens;
             }
-            Event::Bound {
-                group,
-                rollouts,
-                dropped,
+            Event::Bound { group, step, .. } => self.hold(*step, Item::Group(*group)),
+            Event::Taken {
+                rollout,
+                step,
+                tokens,
+                loss_tokens,
                 ..
             } => {
-                let bound = Bound {
-                    rollouts: rollouts.iter().map(|it| it.rollout).collect(),
-                    loss_tokens: rollouts.iter().map(|it| it.loss_tokens).sum(),
-                    dropped: dropped.clone(),
+                let (rollout, tokens, loss_tokens) = (*rollout, *tokens, *loss_tokens);
+                let item = Item::Taken {
+                    rollout,
+                    tokens,
+                    loss_tokens,
                 };
-                self.live.entry(*group).or_default().bound = Some(bound);
+                self.hold(*step, item);
             }
+            Event::LeftOut {
+                rollout,
+                step,
+                reason,
+                tokens,
+            } => match step {
+                Some(step) => {
+                    let (rollout, reason, tokens) = (*rollout, *reason, *tokens);
+                    let item = Item::LeftOut {
+                        rollout,
+                        reason,
+                        tokens,
+                    };
+                    self.hold(*step, item);
+                }
+                None => self.drop_rollout(*rollout, *reason, Some(*tokens)),
+            },
             Event::Dropped {
                 group,
                 reason,
                 rollouts,
                 tokens,
             } => self.drop_group(*group, *reason, *rollouts, *tokens),
-            Event::Trained { groups, .. } => groups.iter().for_each(|group| self.train(*group)),
+            Event::Trained { step, .. } => self.train(*step),
             Event::Leased { .. }
             | Event::Lost { .. }
             | Event::Scoring { .. }
@@ -168,65 +196,91 @@ impl RunAudit {
         }
     }
 
-    fn group_of(&mut self, rollout: RolloutId) -> &mut LiveGroup {
-        let group = GroupId(rollout.0 / self.group_size);
-        self.live.entry(group).or_default()
+    fn hold(&mut self, step: Step, item: Item) {
+        self.bound.entry(step.0).or_default().push(item);
     }
 
-    fn drop_group(&mut self, group: GroupId, reason: DropReason, rollouts: u64, tokens: u64) {
-        let held = self.live.remove(&group).unwrap_or_default();
-        if (held.rollouts, held.tokens) != (rollouts, tokens) {
-            self.differences.push(format!(
-                "group {group} was dropped with {rollouts} rollouts and {tokens} tokens, but had {} and {}",
-                held.rollouts, held.tokens
-            ));
-        }
-        self.prompts.dropped[reason as usize] += 1;
-        self.rollouts.dropped[reason as usize] += held.rollouts;
-        self.tokens.dropped[reason as usize] += held.tokens;
-        for length in held.finished.values() {
-            self.dropped.entry(reason.name()).or_default().add(*length);
-        }
-    }
-
-    fn train(&mut self, group: GroupId) {
-        if !self.trained_groups.insert(group) {
-            self.trained_twice += 1;
-        }
-        let held = self.live.remove(&group).unwrap_or_default();
-        let Some(bound) = &held.bound else {
-            self.differences
-                .push(format!("group {group} was trained without a batch"));
-            return;
-        };
-        self.prompts.trained += 1;
-        self.rollouts.trained += bound.rollouts.len() as u64;
-        self.tokens.trained += bound.loss_tokens;
-        let (mut rollouts, mut tokens) = (bound.rollouts.len() as u64, bound.loss_tokens);
-        for &(reason, left, masked) in &bound.dropped {
-            self.rollouts.dropped[reason as usize] += left;
-            self.tokens.dropped[reason as usize] += masked;
-            (rollouts, tokens) = (rollouts + left, tokens + masked);
-        }
-        if (rollouts, tokens) != (held.rollouts, held.tokens) {
-            self.differences.push(format!(
-                "group {group} was trained with {rollouts} rollouts and {tokens} tokens, but had {} and {}",
-                held.rollouts, held.tokens
-            ));
-        }
-        for (rollout, length) in &held.finished {
-            if bound.rollouts.contains(rollout) {
-                self.trained.add(*length);
-            } else {
-                self.dropped.entry("left_out").or_default().add(*length);
+    fn train(&mut self, step: Step) {
+        for item in self.bound.remove(&step.0).unwrap_or_default() {
+            match item {
+                Item::Group(group) => {
+                    if !self.trained_groups.insert(group) {
+                        self.trained_twice += 1;
+                    }
+                    self.prompts.trained += 1;
+                    self.groups.remove(&group);
+                }
+                Item::Taken {
+                    rollout,
+                    tokens,
+                    loss_tokens,
+                } => {
+                    let held = self.account(rollout, Some(tokens));
+                    self.rollouts.trained += 1;
+                    self.tokens.trained += loss_tokens;
+                    self.tokens.dropped[DropReason::Stale as usize] += held.tokens - loss_tokens;
+                    self.trained.add(held.tokens);
+                }
+                Item::LeftOut {
+                    rollout,
+                    reason,
+                    tokens,
+                } => self.drop_rollout(rollout, reason, Some(tokens)),
             }
         }
     }
 
+    /// A rollout leaves what is live, once; `tokens`: what the ledger says it had.
+    fn account(&mut self, rollout: RolloutId, tokens: Option<u64>) -> Live {
+        let Some(held) = self.live.remove(&rollout) else {
+            self.differences
+                .push(format!("rollout {rollout} ended twice, or was never there"));
+            return Live::default();
+        };
+        if let Some(tokens) = tokens.filter(|tokens| *tokens != held.tokens) {
+            self.differences.push(format!(
+                "rollout {rollout} ended with {tokens} tokens, {} had been received",
+                held.tokens
+            ));
+        }
+        held
+    }
+
+    fn drop_rollout(&mut self, rollout: RolloutId, reason: DropReason, tokens: Option<u64>) {
+        let held = self.account(rollout, tokens);
+        self.rollouts.dropped[reason as usize] += 1;
+        self.tokens.dropped[reason as usize] += held.tokens;
+        if held.finished {
+            self.dropped
+                .entry(reason.name())
+                .or_default()
+                .add(held.tokens);
+        }
+    }
+
+    fn drop_group(&mut self, group: GroupId, reason: DropReason, rollouts: u64, tokens: u64) {
+        let first = group.0 * self.group_size;
+        let before = self.tokens.dropped[reason as usize];
+        for rollout in first..first + rollouts {
+            self.drop_rollout(RolloutId(rollout), reason, None);
+        }
+        let dropped = self.tokens.dropped[reason as usize] - before;
+        if dropped != tokens {
+            self.differences.push(format!(
+                "group {group} was dropped with {tokens} tokens, {dropped} had been received"
+            ));
+        }
+        self.prompts.dropped[reason as usize] += 1;
+        if !self.groups.remove(&group) {
+            self.differences
+                .push(format!("group {group} ended twice, or was never there"));
+        }
+    }
+
     fn count_live(&mut self) {
-        self.prompts.live = self.live.len() as u64;
-        self.rollouts.live = self.live.values().map(|group| group.rollouts).sum();
-        self.tokens.live = self.live.values().map(|group| group.tokens).sum();
+        self.prompts.live = self.groups.len() as u64;
+        self.rollouts.live = self.live.len() as u64;
+        self.tokens.live = self.live.values().map(|held| held.tokens).sum();
     }
 
     /// The ledger's own books, led on the way, must come to the same.
@@ -242,8 +296,9 @@ impl RunAudit {
             ("tokens", &self.tokens, &books.tokens),
         ] {
             if !ours.is_balanced() || ours != theirs {
-                self.differences
-                    .push(format!("{name}: {ours:?} by the events, {theirs:?} by the ledger"));
+                self.differences.push(format!(
+                    "{name}: {ours:?} by the events, {theirs:?} by the ledger"
+                ));
             }
         }
         if self.trained_twice > 0 {

@@ -34,7 +34,11 @@ impl Identity {
                 was.group_size.to_string(),
                 self.group_size.to_string(),
             ),
-            ("the data's fingerprint", was.data.clone(), self.data.clone()),
+            (
+                "the data's fingerprint",
+                was.data.clone(),
+                self.data.clone(),
+            ),
         ];
         for (name, was, is) in pairs {
             if was != is {

@@ -97,8 +97,7 @@ impl History {
     pub fn whole(folder: &Path) -> Result<Self, JournalError> {
         if !exists(&files::payload(folder, 0)) {
             let path = files::payload(folder, 0);
-            let text =
-                "the payload of groups that ended is gone; a run that is to be replayed keeps it with journal.keep=all";
+            let text = "the payload of groups that ended is gone; a run that is to be replayed keeps it with journal.keep=all";
             let text = text.to_owned();
             return Err(JournalError::Parts { path, text });
         }
@@ -139,12 +138,7 @@ impl History {
         Ok(Self::of(replay, header, events, payload))
     }
 
-    fn of(
-        replay: Replay,
-        header: Header,
-        events: Records,
-        payload: Option<Payloads>,
-    ) -> Self {
+    fn of(replay: Replay, header: Header, events: Records, payload: Option<Payloads>) -> Self {
         Self {
             replay,
             identity: header.identity,
@@ -162,7 +156,10 @@ impl History {
     ///
     /// # Errors
     /// The journal is damaged, or this build decides otherwise than the one that wrote it.
-    #[allow(clippy::should_implement_trait, reason = "it can fail, and lends nothing")]
+    #[allow(
+        clippy::should_implement_trait,
+        reason = "it can fail, and lends nothing"
+    )]
     pub fn next(&mut self) -> Result<Option<Told>, JournalError> {
         match self.events.next(&mut self.event)? {
             Some(Kind::Event) => {}

@@ -134,9 +134,7 @@ fn flush((state, wake): &(Mutex<Unsynced>, Condvar), interval: Duration) {
             if state_now.ending {
                 return;
             }
-            state_now = wake
-                .wait(state_now)
-                .unwrap_or_else(PoisonError::into_inner);
+            state_now = wake.wait(state_now).unwrap_or_else(PoisonError::into_inner);
             continue;
         };
         let left = interval.saturating_sub(since.elapsed());

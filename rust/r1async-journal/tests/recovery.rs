@@ -38,7 +38,11 @@ fn a_killed_buffer_goes_on_where_it_was() {
     assert_eq!(after.ledger.audit().tokens, audit.tokens);
     assert_eq!(after.ledger.committed_steps(), 3);
     let again = after.ledger.bind_batch(100.0, Step(3)).unwrap();
-    assert_eq!(again, Bind::Ready(&batch), "the same batch, to the last bit");
+    assert_eq!(
+        again,
+        Bind::Ready(&batch),
+        "the same batch, to the last bit"
+    );
     after.train(3);
     after.train(4);
     after.commit(5);
@@ -52,7 +56,10 @@ fn a_killed_buffer_goes_on_where_it_was() {
 fn a_file_cut_anywhere_is_cut_to_what_is_whole() {
     let source = tempfile::tempdir().unwrap();
     drop(run(source.path(), options()).journal);
-    let (events, payload) = (source.path().join("events"), source.path().join("payload-000000"));
+    let (events, payload) = (
+        source.path().join("events"),
+        source.path().join("payload-000000"),
+    );
     let target = tempfile::tempdir().unwrap();
     let mut totals = std::collections::BTreeSet::new();
     for (file, other) in [(&events, &payload), (&payload, &events)] {
@@ -74,7 +81,11 @@ fn a_file_cut_anywhere_is_cut_to_what_is_whole() {
             assert_eq!((again.audit(), recovery.torn), (ledger.audit(), 0));
         }
     }
-    assert!(totals.len() > 20, "the cuts fell on {} events", totals.len());
+    assert!(
+        totals.len() > 20,
+        "the cuts fell on {} events",
+        totals.len()
+    );
 }
 
 #[test]
@@ -155,7 +166,10 @@ fn payload_on_disk_is_bounded_by_what_is_live() {
             .sum();
         largest = largest.max(held);
     }
-    assert!(written > 250_000 && largest < 30_000, "{largest} of {written}");
+    assert!(
+        written > 250_000 && largest < 30_000,
+        "{largest} of {written}"
+    );
     drop(buffer.journal);
     let after = Buffer::open(folder.path(), small);
     assert_eq!(after.ledger.committed_steps(), 40);
@@ -209,7 +223,12 @@ fn a_run_goes_on_only_with_what_it_began_with() {
         options(),
         settings(),
     );
-    assert!(missing.unwrap_err().to_string().ends_with("holds no journal"));
+    assert!(
+        missing
+            .unwrap_err()
+            .to_string()
+            .ends_with("holds no journal")
+    );
 }
 
 #[test]

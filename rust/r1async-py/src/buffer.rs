@@ -274,7 +274,9 @@ impl Buffer {
         self.detached(py, |service| service.wanted_prompts())
     }
 
-    /// Opens a group for a prompt that was wanted. `meta` is what a scorer needs to know of it.
+    /// Opens a group for a prompt that was wanted. `meta` is what a scorer needs to know of it; `source` is 0
+    /// for the main sources, or one above the place of its window in the settings.
+    #[pyo3(signature = (ordinal, token_ids, meta, now, source=0))]
     fn admit(
         &self,
         py: Python<'_>,
@@ -282,10 +284,11 @@ impl Buffer {
         token_ids: PyReadonlyArray1<'_, i32>,
         meta: &[u8],
         now: f64,
+        source: usize,
     ) -> PyResult<()> {
         let (now, tokens) = (time(now)?, token_ids.as_array().to_vec());
         self.detached(py, |service| {
-            service.admit(ordinal, tokens, meta.to_vec(), now)
+            service.admit_from(ordinal, tokens, meta.to_vec(), source, now)
         })
         .map_err(wrong)
     }

@@ -103,7 +103,10 @@ impl JournalEvents {
                 return Ok(());
             };
             let save = |item: Result<Vec<u8>, rmp_serde::encode::Error>| {
-                (told.at, item.expect("numbers and strings can always be written"))
+                (
+                    told.at,
+                    item.expect("numbers and strings can always be written"),
+                )
             };
             if told.call == "open" {
                 let item = std::collections::BTreeMap::from([("what", "opened")]);
@@ -162,7 +165,9 @@ impl JournalBatches {
 }
 
 impl JournalBatches {
-    fn next_batch(&mut self) -> Result<Option<(u64, usize, Vec<u8>)>, r1async_journal::JournalError> {
+    fn next_batch(
+        &mut self,
+    ) -> Result<Option<(u64, usize, Vec<u8>)>, r1async_journal::JournalError> {
         while let Some(told) = self.history.next()? {
             let Some((step, bound)) = told.bound else {
                 continue;

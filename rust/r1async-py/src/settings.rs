@@ -3,7 +3,7 @@
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use r1async_core::service::ServiceSettings;
-use r1async_core::{Baseline, OverAge, StdKind, ZeroVariance};
+use r1async_core::{Baseline, OverAge, StalenessMode, StdKind, Window, ZeroVariance};
 
 /// Every number the buffer decides by; times in seconds. Names and meanings are those of `r1async.config`.
 #[pyclass(module = "r1async._core", frozen)]
@@ -13,8 +13,8 @@ pub struct Settings(pub ServiceSettings);
 impl Settings {
     #[new]
     #[pyo3(signature = (
-        *, run, seed, steps, group_size, min_group_size, groups_per_step, max_staleness, pacing, publish_every,
-        over_age, retries, waste_budget, hold_deadline_s, baseline, std, eps, pass_mark, zero_variance, oversample,
+        *, run, seed, steps, group_size, min_group_size, groups_per_step, max_staleness, pacing, mode,
+        ess_floor, close_early, windows, publish_every, over_age, retries, waste_budget, hold_deadline_s, baseline, std, eps, pass_mark, zero_variance, oversample,
         max_refills, drop_truncated, rollout_deadline_s, lease_s, group_deadline_s, scoring_deadline_s,
         score_retries, max_attempts, max_tokens, temperature, incarnation, micro_batch_tokens, peer_deadline_s,
         max_message_bytes, interval_s,
@@ -29,6 +29,10 @@ impl Settings {
         groups_per_step: usize,
         max_staleness: u64,
         pacing: u64,
+        mode: &str,
+        ess_floor: f64,
+        close_early: bool,
+        windows: Vec<(String, u64, f64)>,
         publish_every: u64,
         over_age: &str,
         retries: u32,
@@ -63,6 +67,17 @@ impl Settings {
             steps,
             max_staleness,
             pacing,
+            mode: staleness_mode(mode)?,
+            ess_floor,
+            close_early,
+            windows: windows
+                .into_iter()
+                .map(|(name, max_staleness, share)| Window {
+                    name,
+                    max_staleness,
+                    share,
+                })
+                .collect(),
             publish_every,
             over_age: self::over_age(over_age)?,
             retries,
@@ -134,6 +149,14 @@ fn over_age(name: &str) -> PyResult<OverAge> {
             ("train", OverAge::Train),
         ],
     )
+}
+
+fn staleness_mode(name: &str) -> PyResult<StalenessMode> {
+    let values = [
+        ("fixed", StalenessMode::Fixed),
+        ("adaptive", StalenessMode::Adaptive),
+    ];
+    named("mode", name, values)
 }
 
 fn zero_variance(name: &str) -> PyResult<ZeroVariance> {

@@ -38,6 +38,8 @@ pub enum Command<'a> {
         tokens: usize,
         /// Bytes.
         meta: usize,
+        /// Where it comes from.
+        source: usize,
     },
     /// A prompt is refused.
     Reject {
@@ -140,6 +142,8 @@ pub enum Command<'a> {
         epoch: u64,
         /// Which.
         step: Step,
+        /// Effective sample size of its importance weights, as a share.
+        ess: Option<f64>,
     },
     /// Weights can be had.
     Published {
@@ -202,7 +206,7 @@ impl Bound {
     #[must_use]
     pub fn of(batch: &BoundBatch) -> Self {
         let (mut members, mut content) = (crc32fast::Hasher::new(), crc32fast::Hasher::new());
-        for group in &batch.groups {
+        for group in batch.groups.iter().chain(&batch.late) {
             number(&mut members, group.group.0);
             content.update(bytemuck::cast_slice(&group.prompt.tokens));
             for rollout in &group.rollouts {
@@ -212,7 +216,10 @@ impl Bound {
                 for (run, over_age) in rollout.runs.iter().zip(&rollout.over_age) {
                     number(&mut members, run.version.epoch);
                     number(&mut members, run.version.number);
-                    number(&mut members, u64::from(run.count) << 1 | u64::from(*over_age));
+                    number(
+                        &mut members,
+                        u64::from(run.count) << 1 | u64::from(*over_age),
+                    );
                 }
                 content.update(bytemuck::cast_slice(&rollout.tokens));
                 content.update(bytemuck::cast_slice(&rollout.logprobs));

@@ -217,15 +217,16 @@ impl Recorded {
         }
     }
 
-    /// See [`Ledger::admit`].
+    /// See [`Ledger::admit_from`].
     ///
     /// # Errors
     /// As there.
-    pub fn admit(
+    pub fn admit_from(
         &mut self,
         ordinal: u64,
         tokens: Vec<i32>,
         meta: Vec<u8>,
+        source: usize,
     ) -> Result<GroupId, AdmitError> {
         let (tokens_len, meta_len) = (tokens.len(), meta.len());
         let body = self.pending.is_some().then(|| {
@@ -233,12 +234,13 @@ impl Recorded {
             body.extend_from_slice(&meta);
             body
         });
-        let group = self.ledger.admit(ordinal, tokens, meta)?;
+        let group = self.ledger.admit_from(ordinal, tokens, meta, source)?;
         self.payload(|out| out.extend(body.unwrap_or_default()));
         self.record(&Command::Admit {
             ordinal,
             tokens: tokens_len,
             meta: meta_len,
+            source,
         });
         Ok(group)
     }
@@ -422,13 +424,18 @@ impl Recorded {
         self.record(&Command::LearnerLost);
     }
 
-    /// See [`Ledger::stepped`].
+    /// See [`Ledger::stepped_with`].
     ///
     /// # Errors
     /// As there.
-    pub fn stepped(&mut self, epoch: u64, step: Step) -> Result<(), LearnerError> {
-        self.ledger.stepped(epoch, step)?;
-        self.record(&Command::Stepped { epoch, step });
+    pub fn stepped_with(
+        &mut self,
+        epoch: u64,
+        step: Step,
+        ess: Option<f64>,
+    ) -> Result<(), LearnerError> {
+        self.ledger.stepped_with(epoch, step, ess)?;
+        self.record(&Command::Stepped { epoch, step, ess });
         Ok(())
     }
 

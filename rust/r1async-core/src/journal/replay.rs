@@ -66,7 +66,7 @@ pub enum ReplayError {
 /// use r1async_core::journal::{Recorded, Replay};
 /// use r1async_core::Settings;
 /// let mut recorded = Recorded::new(Settings::default(), true)?;
-/// recorded.admit(0, vec![7], Vec::new())?;
+/// recorded.admit_from(0, vec![7], Vec::new(), 0)?;
 /// let mut again = Replay::load(&recorded.snapshot())?.resume(Settings::default())?;
 /// assert_eq!(again.wanted_prompts()[0], 1);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
@@ -136,12 +136,7 @@ impl Replay {
         let ledger = self
             .ledger
             .ok_or_else(|| ReplayError::NotOpen("nothing".to_owned()))?;
-        Ok(Recorded::resume(
-            ledger,
-            settings,
-            self.now,
-            self.holders,
-        )?)
+        Ok(Recorded::resume(ledger, settings, self.now, self.holders)?)
     }
 
     /// Reads the body of an event record.
@@ -275,9 +270,11 @@ fn tell(
             ordinal,
             tokens,
             meta,
+            source,
         } => {
             let tokens = columns.take(*tokens);
-            ledger.admit(*ordinal, tokens, columns.take(*meta)).is_ok()
+            let meta = columns.take(*meta);
+            ledger.admit_from(*ordinal, tokens, meta, *source).is_ok()
         }
         Command::Reject { ordinal } => ledger.reject_prompt(*ordinal).is_ok(),
         Command::EndOfPrompts { ordinal } => {
@@ -344,7 +341,7 @@ fn tell(
             ledger.learner_lost();
             true
         }
-        Command::Stepped { epoch, step } => ledger.stepped(*epoch, *step).is_ok(),
+        Command::Stepped { epoch, step, ess } => ledger.stepped_with(*epoch, *step, *ess).is_ok(),
         Command::Published { version, hash } => ledger.published(*version, hash).is_ok(),
         Command::Committed { epoch, step } => ledger.committed(*epoch, *step).is_ok(),
         Command::Bind { step, bound } => return bind(ledger, now, *step, *bound, payload),
@@ -355,8 +352,10 @@ fn tell(
             sampling,
             prompts,
         } => {
-            let tokens: Vec<Vec<i32>> =
-                prompts.iter().map(|(_, tokens, _)| columns.take(*tokens)).collect();
+            let tokens: Vec<Vec<i32>> = prompts
+                .iter()
+                .map(|(_, tokens, _)| columns.take(*tokens))
+                .collect();
             let prompts = prompts.iter().zip(tokens);
             let prompts = prompts.map(|(&(ordinal, _, meta), tokens)| Prompt {
                 ordinal,

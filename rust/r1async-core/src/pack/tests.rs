@@ -36,6 +36,7 @@ fn rollout(number: u64, tokens: &[i32], runs: &[(u64, u32, bool)], part: &str) -
 fn batch() -> BoundBatch {
     let group = |group: u64, prompt: &[i32], rollouts: Vec<BoundRollout>| BoundGroup {
         group: GroupId(group),
+        source: 0,
         prompt: Arc::new(Prompt {
             ordinal: group,
             tokens: prompt.to_vec(),
@@ -52,6 +53,7 @@ fn batch() -> BoundBatch {
     BoundBatch {
         step: Step(5),
         groups: vec![group(0, &[1, 2], first), group(1, &[3], second)],
+        late: Vec::new(),
     }
 }
 

@@ -129,7 +129,7 @@ impl Service {
         let oldest = self
             .ledger
             .steps_done()
-            .saturating_sub(self.settings.ledger.pacing);
+            .saturating_sub(self.ledger.pacing().ceil() as u64);
         for (_, peer) in self.peers.iter() {
             if let RoleState::Generator(generator) = &peer.state
                 && let Some(installed) = generator
@@ -246,7 +246,21 @@ fn stats_figures(stats: &crate::stats::Stats) -> Vec<(String, Figure)> {
         .groups_dropped
         .iter()
         .map(|(reason, count)| (reason.name(), *count));
-    let figures: [(&str, Figure); 36] = [
+    let of_source = |waste: &crate::waste::Waste| {
+        Figure::map([
+            ("generated", waste.generated),
+            ("own_length", waste.own_length),
+            ("siblings", waste.siblings),
+            ("queue", waste.queue),
+            ("dropped", waste.dropped),
+        ])
+    };
+    let waste = stats
+        .waste_by_source
+        .iter()
+        .map(|(source, waste)| (source.clone(), of_source(waste)));
+    let quarters = stats.length_quarters.map(Figure::Float);
+    let figures: [(&str, Figure); 43] = [
         ("places", stats.places.into()),
         ("place_limit", stats.place_limit.into()),
         ("groups_queued", stats.groups_queued.into()),
@@ -270,6 +284,13 @@ fn stats_figures(stats: &crate::stats::Stats) -> Vec<(String, Figure)> {
         ("generation_age", stats.generation_age.into()),
         ("queue_age", stats.queue_age.into()),
         ("waste", stats.waste.into()),
+        ("waste_by_source", Figure::map(waste)),
+        ("prefix_coverage", stats.prefix_coverage.into()),
+        ("length_quarters", Figure::List(quarters.into())),
+        ("closed_early", stats.closed_early.into()),
+        ("late_members", stats.late_members.into()),
+        ("late_waiting", stats.late_waiting.into()),
+        ("pacing", stats.pacing.into()),
         ("held_s", stats.held_s.into()),
         ("holds", stats.holds.into()),
         ("hold_timeouts", stats.hold_timeouts.into()),

@@ -14,6 +14,9 @@ use crate::pack::{pack, shares};
 use crate::service::{Outgoing, Socket};
 use crate::waits::WaitReason;
 
+/// The learner's name for the effective sample size of its importance weights, as a share of the tokens.
+const ESS: &str = "is/ess";
+
 /// What is known of the learner as a whole.
 #[derive(Debug, Default)]
 pub(super) struct Learners {
@@ -84,8 +87,8 @@ impl Service {
         // After a start of the buffer alone nobody is known: no other learner can have the number of the life that
         // counts, as each takes one that no buffer of this run has seen.
         let rank_zero = self.learners.rank_zero.as_deref();
-        let same_life = self.ledger.epoch() == Some(epoch)
-            && rank_zero.is_none_or(|known| known == identity);
+        let same_life =
+            self.ledger.epoch() == Some(epoch) && rank_zero.is_none_or(|known| known == identity);
         if same_life {
             self.ledger.reconnect_learner(epoch)?;
         } else {
@@ -333,7 +336,14 @@ impl Service {
         metrics: &[(&str, Value<'_>)],
     ) -> Result<(), Refusal> {
         self.check_rank_zero(holder, epoch, "stepped")?;
-        self.ledger.stepped(epoch as u64, Step(step as u64))?;
+        let reported = metrics.iter().find(|(name, _)| *name == ESS);
+        let ess = reported.and_then(|(_, value)| match value {
+            Value::Float(ess) => Some(*ess),
+            Value::Int(ess) => Some(*ess as f64),
+            _ => None,
+        });
+        self.ledger
+            .stepped_with(epoch as u64, Step(step as u64), ess)?;
         self.news.batch = true;
         self.answer(holder, "ok", |head| {
             head.str("about", "stepped").int("step", step)

@@ -11,8 +11,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use r1async_core::journal::{Kind as RecordKind, Payload, Recorded, Replay, first};
 use r1async_core::{
-    Bind, BoundBatch, EvaluationRequest, Finish, HolderId, LeaseId, OverAge, PolicyVersion,
-    Prompt, RolloutId, Sampling, Settings, Step, Verdict,
+    Bind, BoundBatch, EvaluationRequest, Finish, HolderId, LeaseId, OverAge, PolicyVersion, Prompt,
+    RolloutId, Sampling, Settings, Step, Verdict,
 };
 
 /// What may happen next.
@@ -224,13 +224,17 @@ impl World {
         assert_eq!(self.ledger.contradiction(), None);
         let stats = self.ledger.stats();
         if self.settings.over_age != OverAge::Train {
+            let widest = (0..self.settings.sources()).map(|source| self.bound_of(source));
             assert!(
-                stats.staleness.max() <= self.settings.max_staleness,
+                stats.staleness.max() <= widest.max().unwrap(),
                 "{:?}",
                 stats.staleness
             );
         }
-        assert!(stats.places <= self.settings.place_limit() + stats.groups_bound);
+        let slow: usize = (1..self.settings.sources())
+            .map(|source| self.settings.window_limit(source))
+            .sum();
+        assert!(stats.places <= self.settings.place_limit() + slow + stats.groups_bound);
         let next = self.ledger.next_deadline();
         assert!(
             next.is_none_or(|at| at > self.now),
@@ -246,6 +250,13 @@ impl World {
         );
     }
 
+    fn bound_of(&self, source: usize) -> u64 {
+        match source {
+            0 => self.settings.max_staleness,
+            slow => self.settings.windows[slow - 1].max_staleness,
+        }
+    }
+
     fn admit(&mut self, reject_first: bool) {
         let mut reject = reject_first;
         for ordinal in self.ledger.wanted_prompts() {
@@ -254,7 +265,12 @@ impl World {
                 self.ledger.reject_prompt(ordinal).unwrap();
             } else {
                 self.ledger
-                    .admit(ordinal, vec![1; 1 + ordinal as usize % 3], Vec::new())
+                    .admit_from(
+                        ordinal,
+                        vec![1; 1 + ordinal as usize % 3],
+                        Vec::new(),
+                        ordinal as usize % self.settings.sources(),
+                    )
                     .unwrap();
             }
         }
@@ -284,6 +300,16 @@ impl World {
             .flat_map(|other| other.rollouts().map(|(_, rollout)| rollout.rollout));
         let mut seen: BTreeSet<RolloutId> = trained.collect();
         assert!(batch.groups.len() <= self.settings.groups_per_step);
+        let earlier = |late: u64| {
+            self.batches
+                .values()
+                .any(|other| other.groups.iter().any(|group| group.group.0 == late))
+        };
+        assert!(
+            batch.late.iter().all(|late| earlier(late.group.0)),
+            "late members are of groups in earlier batches"
+        );
+        assert!(batch.late.is_empty() || self.settings.close_early);
         for (group, rollout) in batch.rollouts() {
             assert!(
                 seen.insert(rollout.rollout),
@@ -306,7 +332,7 @@ impl World {
                     .0
                     .checked_sub(run.version.number)
                     .expect("no token is newer than its step");
-                let too_old = age > self.settings.max_staleness;
+                let too_old = age > self.bound_of(group.source);
                 assert_eq!(over_age, too_old && self.settings.over_age == OverAge::Mask);
                 assert!(!(too_old && self.settings.over_age == OverAge::Drop));
             }
@@ -314,8 +340,12 @@ impl World {
     }
 
     fn step(&mut self) {
-        self.ledger.stepped(self.epoch, Step(self.stepped)).unwrap();
-        self.ledger.stepped(self.epoch, Step(self.stepped)).unwrap();
+        self.ledger
+            .stepped_with(self.epoch, Step(self.stepped), None)
+            .unwrap();
+        self.ledger
+            .stepped_with(self.epoch, Step(self.stepped), None)
+            .unwrap();
         self.stepped += 1;
         if self.stepped.is_multiple_of(self.settings.publish_every) {
             self.publish(self.stepped);
@@ -337,7 +367,7 @@ impl World {
         self.ledger.connect_learner(self.epoch, step).unwrap();
         self.stepped = step;
         assert!(self.ledger.connect_learner(old, step).is_err());
-        assert!(self.ledger.stepped(old, Step(step)).is_err());
+        assert!(self.ledger.stepped_with(old, Step(step), None).is_err());
         assert!(self.ledger.committed(old, step).is_err());
         self.publish(step);
     }
@@ -442,9 +472,7 @@ impl World {
             if command.has_payload() {
                 (_, bytes, payload) = first(payload).unwrap().unwrap();
             }
-            replay
-                .apply(now, &command, Payload::Bytes(bytes))
-                .unwrap();
+            replay.apply(now, &command, Payload::Bytes(bytes)).unwrap();
         }
         assert!(payload.is_empty());
         replay

@@ -9,9 +9,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use r1async_core::journal::Recorded;
-use r1async_core::{
-    Bind, ChunkRef, Finish, PolicyVersion, Settings, Step, Verdict, VersionRun,
-};
+use r1async_core::{Bind, ChunkRef, Finish, PolicyVersion, Settings, Step, Verdict, VersionRun};
 use r1async_journal::{Durability, Identity, Journal, Options};
 
 pub fn settings() -> Settings {
@@ -93,7 +91,7 @@ impl Buffer {
     pub fn sample(&mut self, step: u64, tokens: usize) {
         for ordinal in self.ledger.wanted_prompts() {
             self.ledger
-                .admit(ordinal, vec![ordinal as i32; 3], vec![1, 2])
+                .admit_from(ordinal, vec![ordinal as i32; 3], vec![1, 2], 0)
                 .unwrap();
         }
         let generator = self.ledger.new_holder("generator", "generator-0");
@@ -102,7 +100,9 @@ impl Buffer {
         let now = self.ledger.now() + 1.0;
         for lease in self.ledger.lease_rollouts(now, generator, version, 4, 4) {
             let done = lease.resume.len();
-            let ids: Vec<i32> = (0..tokens as i32).map(|at| at + lease.rollout.0 as i32).collect();
+            let ids: Vec<i32> = (0..tokens as i32)
+                .map(|at| at + lease.rollout.0 as i32)
+                .collect();
             let chunk = ChunkRef {
                 lease: lease.lease,
                 offset: done,
@@ -130,7 +130,9 @@ impl Buffer {
         let now = self.ledger.now() + 1.0;
         let bound = self.ledger.bind_batch(now, Step(step)).unwrap();
         assert!(matches!(bound, Bind::Ready(_)), "{bound:?}");
-        self.ledger.stepped(self.epoch, Step(step)).unwrap();
+        self.ledger
+            .stepped_with(self.epoch, Step(step), None)
+            .unwrap();
         let version = PolicyVersion::new(self.epoch, step + 1);
         self.ledger.published(version, "hash").unwrap();
         self.write();

@@ -1,0 +1,163 @@
+//! A batch handed out part by part while it fills: the learner accumulates gradients meanwhile.
+
+mod common;
+
+use common::{GENERATOR, Run, settings, with_bound};
+use r1async_core::{BatchPart, BindPart, BoundBatch, Settings, Step, WaitReason};
+
+/// B = 3, e = 1, groups of 2.
+fn rule() -> Settings {
+    with_bound(
+        1,
+        Settings {
+            groups_per_step: 3,
+            ..settings()
+        },
+    )
+}
+
+/// The groups of one part, whether it is the last, and the batch as far as it goes.
+fn part(run: &mut Run, step: u64, part: usize) -> (Vec<u64>, bool, BoundBatch) {
+    match run.ledger.bind_part(run.now, Step(step), part).unwrap() {
+        BindPart::Ready(batch, BatchPart { groups, last }) => {
+            let ids = batch.groups[groups].iter().map(|group| group.group.0);
+            (ids.collect(), last, batch.clone())
+        }
+        other => panic!("no part {part} of step {step}: {other:?}"),
+    }
+}
+
+fn wait(run: &mut Run, step: u64, part: usize) -> WaitReason {
+    match run.ledger.bind_part(run.now, Step(step), part).unwrap() {
+        BindPart::Wait(reason) => reason,
+        other => panic!("part {part} of step {step} does not wait: {other:?}"),
+    }
+}
+
+fn complete(run: &mut Run, version: u64) -> u64 {
+    run.complete_group(version, 4, &[0.0, 1.0])
+}
+
+#[test]
+fn what_is_ready_is_handed_out_and_the_last_part_binds_the_rest() {
+    let mut run = Run::new(rule());
+    assert!(matches!(
+        wait(&mut run, 0, 0),
+        WaitReason::Groups { ready: 0, .. }
+    ));
+    complete(&mut run, 0);
+    assert_eq!(part(&mut run, 0, 0).0, [0]);
+    assert!(matches!(
+        wait(&mut run, 0, 1),
+        WaitReason::Groups {
+            ready: 1,
+            want: 3,
+            ..
+        }
+    ));
+    complete(&mut run, 0);
+    complete(&mut run, 0);
+    let (groups, last, batch) = part(&mut run, 0, 1);
+    assert_eq!((groups, last, batch.groups.len()), (vec![1, 2], true, 3));
+    run.step(0);
+    run.commit(1);
+    let audit = run.ledger.audit();
+    assert_eq!((audit.prompts.trained, audit.difference()), (3, None));
+}
+
+#[test]
+fn groups_of_a_batch_that_fills_keep_their_places_and_their_account() {
+    let mut run = Run::new(rule());
+    complete(&mut run, 0);
+    let before = run.ledger.stats().places;
+    part(&mut run, 0, 0);
+    let stats = run.ledger.stats();
+    assert_eq!(
+        (stats.places, stats.groups_bound, stats.groups_ready),
+        (before, 1, 0)
+    );
+    let audit = run.ledger.audit();
+    assert_eq!((audit.difference(), audit.tokens.live), (None, 8));
+}
+
+#[test]
+fn places_are_kept_for_groups_at_their_last_chance() {
+    let mut run = Run::new(rule());
+    for _ in 0..3 {
+        complete(&mut run, 0);
+    }
+    run.admit();
+    let installed = run.version(0);
+    let old = run.ledger.lease_rollouts(0.0, GENERATOR, installed, 4, 4);
+    for lease in &old {
+        run.send(lease.lease, 0, &[(0, 1)]); // Groups 3 and 4, of version 0: their last step is 1.
+    }
+    run.batch(0);
+    run.step(0);
+    complete(&mut run, 1);
+    complete(&mut run, 1);
+    let (groups, last, _) = part(&mut run, 1, 0);
+    assert_eq!(
+        (groups, last),
+        (vec![5], false),
+        "one place of three, two are kept"
+    );
+    for lease in &old {
+        run.finish(lease.lease, 1, &[(1, 1)]);
+    }
+    run.score(&[0.0, 1.0, 0.0, 1.0]);
+    let (groups, last, _) = part(&mut run, 1, 1);
+    assert_eq!((groups, last), (vec![3, 4], true));
+}
+
+#[test]
+fn a_restarted_learner_gets_the_same_parts_or_the_whole_batch() {
+    let mut run = Run::new(rule());
+    complete(&mut run, 0);
+    let first = part(&mut run, 0, 0);
+    run.restart_learner(0);
+    assert_eq!(part(&mut run, 0, 0), first);
+    complete(&mut run, 0);
+    complete(&mut run, 0);
+    let whole = run.batch(0);
+    let ids: Vec<u64> = whole.groups.iter().map(|group| group.group.0).collect();
+    assert_eq!(ids, [0, 1, 2]);
+    run.restart_learner(0);
+    assert_eq!(part(&mut run, 0, 0).0, [0]);
+    assert_eq!(part(&mut run, 0, 1), (vec![1, 2], true, whole));
+    let error = run.ledger.bind_part(0.0, Step(0), 2).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "part 2 of step 0; want at most 2, the parts handed out"
+    );
+}
+
+#[test]
+fn at_bound_0_every_open_group_keeps_its_place() {
+    let mut run = Run::new(with_bound(0, rule()));
+    complete(&mut run, 0);
+    run.lease(0, 4); // Groups 1 and 2, without a token yet.
+    assert_eq!(part(&mut run, 0, 0).0, [0]);
+    assert!(matches!(
+        wait(&mut run, 0, 1),
+        WaitReason::Groups {
+            ready: 1,
+            open: 2,
+            ..
+        }
+    ));
+}
+
+#[test]
+fn the_last_batch_of_the_prompts_closes_short_part_by_part() {
+    let mut run = Run::with_prompts(2, rule());
+    complete(&mut run, 0);
+    assert_eq!(part(&mut run, 0, 0).0, [0]);
+    assert!(!run.ledger.is_finished());
+    complete(&mut run, 0);
+    assert_eq!(part(&mut run, 0, 1).0, [1]);
+    run.step(0);
+    run.commit(1);
+    assert!(run.ledger.is_finished());
+    assert_eq!(run.ledger.audit().prompts.live, 0);
+}
