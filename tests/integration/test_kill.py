@@ -32,6 +32,8 @@ WAIT_S = 240.0
 class Run:
     """`r1async run` in a process of its own, watched over the buffer's events."""
 
+    program: tuple[str, ...] = ("-m", "r1async", "run")
+
     def __init__(self, root: Path, model: Path, *overrides: str) -> None:
         settings = {
             "name": "kill", "runs_dir": root, "model.path": model, "data.task": "chain-mod", "steps": STEPS,
@@ -50,7 +52,7 @@ class Run:
         self._events.subscribe(b"")
         self._events.connect(self.config.endpoint("events"))
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "r1async", "run", str(self.config_path), *arguments],
+            [sys.executable, *self.program, str(self.config_path), *arguments],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

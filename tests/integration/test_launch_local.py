@@ -272,7 +272,7 @@ def test_role_that_does_not_end_is_killed_after_its_deadline(tmp_path):
 def test_standstill_is_said_and_then_ends_the_run(tmp_path):
     waits = ["buffer.connect_", "group.rollout_", "reward.", "staleness.hold_", "weights."]
     short = [f"{each}deadline_s=0.2" for each in waits]
-    run = Run(tmp_path, {**HEALTHY, "learner-0": SAVES}, "monitor.stall_s=0.5", "group.lease_s=0.1", *short)
+    run = Run(tmp_path, {**HEALTHY, "learner-0": SAVES}, "progress.limit_s=0.5", "group.lease_s=0.1", *short)
     code, printed = run.end()
     assert (code, run.outcome) == (3, "stalled")
     assert "nothing moved for" in printed

@@ -10,7 +10,7 @@ from rich.console import Console
 
 FIELDS = {
     "name", "seed", "wall_s", "cold_start", "before", "after", "steps", "completions_trained", "policy_version",
-    "staleness", "tokens", "role_busy_fraction", "audit",
+    "staleness", "tokens", "role_busy_fraction", "audit", "incidents", "quarantined", "stall",
 }  # fmt: skip
 
 

@@ -166,6 +166,22 @@ class Supervisor:
             if name in self._running:
                 _signal_group(self._running[name][1].pid, signal.SIGKILL)
 
+    def is_stopped(self, name: str) -> bool:
+        """Whether somebody has stopped the role's process (SIGSTOP, a debugger)."""
+        if name not in self._running:
+            return False
+        try:
+            status = Path(f"/proc/{self._running[name][1].pid}/stat").read_text()
+        except FileNotFoundError:
+            return False  # no /proc here, or it ended
+        # "pid (name) state …": a name may hold spaces and brackets.
+        return status.rpartition(")")[2].split()[0] in "Tt"
+
+    def go_on(self, name: str) -> None:
+        """Lets a stopped process run again."""
+        if name in self._running:
+            os.kill(self._running[name][1].pid, signal.SIGCONT)
+
     def tail(self, role: Role) -> str:
         """The last lines of the role's log."""
         path = self.log(role)

@@ -7,11 +7,12 @@ use crate::audit::{Books, DropReason};
 use crate::group::{Group, Purpose};
 use crate::ledger::Ledger;
 use crate::prompts::LiveGroup;
+use crate::quarantine::Quarantine;
 use crate::settings::Settings;
 use crate::stats::{Counters, Figures};
 
 /// Layout of what is saved.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 
 /// A saved ledger that this one cannot go on from.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
@@ -59,6 +60,7 @@ struct Saved {
     books: Books,
     counters: Counters,
     figures: Figures,
+    quarantine: Quarantine,
 }
 
 impl Ledger {
@@ -94,6 +96,7 @@ impl Ledger {
             books: self.books.clone(),
             counters: self.counters.clone(),
             figures: self.figures.clone(),
+            quarantine: self.quarantine.clone(),
         };
         rmp_serde::to_vec_named(&saved).expect("numbers, strings and maps can always be saved")
     }
@@ -147,6 +150,7 @@ impl Ledger {
         self.evaluations.rollouts_made = saved.evaluation_rollouts;
         self.counters = saved.counters;
         self.figures = saved.figures;
+        self.quarantine = saved.quarantine;
         self.news.prompts = true;
     }
 }

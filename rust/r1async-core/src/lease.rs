@@ -67,10 +67,13 @@ impl Ledger {
             return leases;
         }
         while leases.len() < free {
-            let Some(&member) = self.waiting.first() else {
+            let Some(member) = self.next_waiting(holder) else {
                 break;
             };
             leases.push(self.lend_rollout(now, holder, member));
+        }
+        if self.keeps_free(holder) {
+            return leases;
         }
         let size = self.settings.group_size;
         let idle_but_small = leases.is_empty() && capacity < size && free >= capacity;
@@ -211,7 +214,29 @@ impl Ledger {
                 return self.leases.renew(id, until, &mut self.timers);
             }
         }
+        self.name_expired(now, lease);
         self.lose_lease(id);
+    }
+
+    fn name_expired(&mut self, now: f64, lease: Lease) {
+        let (settings, rollout) = (
+            &self.settings,
+            &self.groups[&lease.member.group].members[lease.member.index],
+        );
+        let (name, deadline_s, is_last) = match lease.work {
+            Work::Generate => {
+                let is_last = rollout.attempts + 1 >= settings.max_attempts;
+                ("lost_rollout", settings.lease_s, is_last)
+            }
+            _ => {
+                let is_last = rollout.score_attempts + 1 > settings.score_retries;
+                ("hung_scorer", settings.scoring_lease_s(), is_last)
+            }
+        };
+        let act = if is_last { "given up" } else { "requeued" };
+        let after_s = deadline_s + now - lease.until;
+        let holder = Some(lease.holder);
+        self.overdue((name, act), holder, lease.member, (deadline_s, after_s));
     }
 
     /// The lease is lost through no wish of its holder: an attempt is counted.
@@ -307,6 +332,7 @@ impl Ledger {
 
     /// `holder` is gone: its leases are lost.
     pub fn holder_lost(&mut self, holder: HolderId) {
+        self.suspect_groups_of(holder);
         for lease in self.leases.of(holder) {
             self.lose_lease(lease);
         }

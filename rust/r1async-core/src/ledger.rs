@@ -8,9 +8,11 @@ use crate::batch::{Hold, StepBatch};
 use crate::evaluation::Evaluations;
 use crate::group::{Ended, Group, Purpose, State};
 use crate::ids::{GroupId, Member};
+use crate::incident::Incidents;
 use crate::learner::Learner;
 use crate::leases::Leases;
 use crate::prompts::Frontier;
+use crate::quarantine::{Filtered, Quarantine};
 use crate::ready::ReadySet;
 use crate::settings::{OverAge, Settings, SettingsError, ZeroVariance};
 use crate::stats::{Counters, Figures};
@@ -80,6 +82,11 @@ pub struct Ledger {
     /// Of trained steps; those of steps not trained yet are with their batches.
     pub(crate) figures: Figures,
     pub(crate) news: News,
+    pub(crate) quarantine: Quarantine,
+    /// Groups that may have brought down their generators, on their last try.
+    pub(crate) suspects: BTreeSet<GroupId>,
+    pub(crate) filtered: Filtered,
+    pub(crate) incidents: Incidents,
 }
 
 impl Ledger {
@@ -110,6 +117,10 @@ impl Ledger {
             books: Books::default(),
             counters: Counters::default(),
             figures: Figures::default(),
+            quarantine: Quarantine::default(),
+            suspects: BTreeSet::new(),
+            filtered: Filtered::default(),
+            incidents: Incidents::default(),
             news: News {
                 prompts: true,
                 ..News::default()
@@ -134,11 +145,8 @@ impl Ledger {
         while let Some(timer) = self.timers.pop_due(now) {
             match timer {
                 Timer::Lease(lease) => self.expire_lease(now, lease),
-                Timer::Rollout(member) => {
-                    self.rollout_mut(member).deadline = None;
-                    self.end_rollout(member, Ended::past_deadline());
-                }
-                Timer::Group(group) => self.close_late(group),
+                Timer::Rollout(member) => self.end_late(now, member),
+                Timer::Group(group) => self.close_late(now, group),
                 Timer::Hold => self.news.batch = true,
             }
         }
@@ -229,14 +237,28 @@ impl Ledger {
         }
     }
 
+    /// A rollout's deadline: it abstains.
+    fn end_late(&mut self, now: f64, member: Member) {
+        let deadline_s = self.settings.rollout_deadline_s;
+        let due = self.rollout_mut(member).deadline.take();
+        let after_s = due.map_or(deadline_s, |due| now - due + deadline_s);
+        let what = ("late_rollout", "closed without it");
+        self.overdue(what, None, member, (deadline_s, after_s));
+        self.end_rollout(member, Ended::past_deadline());
+    }
+
     /// The group's deadline: who is not done abstains, never-leased members too.
-    fn close_late(&mut self, id: GroupId) {
-        self.group_mut(id).deadline = None;
+    fn close_late(&mut self, now: f64, id: GroupId) {
+        let deadline_s = self.settings.group_deadline_s;
+        let due = self.group_mut(id).deadline.take();
+        let after_s = due.map_or(deadline_s, |due| now - due + deadline_s);
         for index in 0..self.groups[&id].members.len() {
             let member = Member { group: id, index };
             if self.groups[&id].members[index].has_ended() {
                 continue;
             }
+            let what = ("late_group", "closed without them");
+            self.overdue(what, None, member, (deadline_s, after_s));
             self.set_aside(member);
             self.counters.abstained("deadline");
             let group = self.groups.get_mut(&id).expect("the group is being closed");
@@ -255,7 +277,7 @@ impl Ledger {
             return self.deliver(&name, id);
         }
         let Some(closed) = group.summarise(&self.settings) else {
-            return self.drop_group(id, shortage);
+            return self.fail_group(id, shortage);
         };
         if closed.statistics.is_constant() {
             let drops = self.settings.zero_variance == ZeroVariance::Drop;
@@ -265,6 +287,7 @@ impl Ledger {
             }
             self.counters.zero_variance_trained += 1;
         }
+        self.passed();
         self.open.remove(&id);
         self.ready.insert(id, closed.key);
         self.group_mut(id).closed = Some(closed);
@@ -281,6 +304,7 @@ impl Ledger {
         if let Some(at) = group.deadline.take() {
             self.timers.clear(at, Timer::Group(id));
         }
+        self.suspects.remove(&id);
         for rollout in &group.members {
             if let Some(lease) = rollout.last_lease {
                 self.leases.end(lease, &mut self.timers);
@@ -310,6 +334,7 @@ impl Ledger {
         }
         self.books.drop_group(&group, reason);
         self.counters.group_dropped(reason);
+        self.took(id, reason);
         self.news = News {
             rollouts: true,
             batch: true,

@@ -95,7 +95,7 @@ impl Ledger {
         Ok(live)
     }
 
-    /// Admits the first of the prompts asked for; answers its group's number.
+    /// Admits the first of the prompts asked for; answers its group's number, or `None` if it is quarantined.
     ///
     /// # Errors
     /// It is not the first one asked for, or has no tokens.
@@ -104,9 +104,14 @@ impl Ledger {
         ordinal: u64,
         tokens: Vec<i32>,
         meta: Vec<u8>,
-    ) -> Result<GroupId, AdmitError> {
+    ) -> Result<Option<GroupId>, AdmitError> {
         if tokens.is_empty() {
             return Err(AdmitError::Empty(ordinal));
+        }
+        if self.quarantine.holds(&tokens, &meta) {
+            return self
+                .refuse_prompt(ordinal, DropReason::Quarantined)
+                .map(|()| None);
         }
         let live = self.take_wanted(ordinal)?;
         let prompt = Arc::new(Prompt {
@@ -114,13 +119,14 @@ impl Ledger {
             tokens,
             meta,
         });
-        match live {
-            Some(live) => Ok(self.queue_group(Some(live.group), prompt, live.retries)),
+        let group = match live {
+            Some(live) => self.queue_group(Some(live.group), prompt, live.retries),
             None => {
                 self.books.prompts.incoming += 1;
-                Ok(self.queue_group(None, prompt, self.settings.retries))
+                self.queue_group(None, prompt, self.settings.retries)
             }
-        }
+        };
+        Ok(Some(group))
     }
 
     /// Queues a group: a restored one under its number, whose rollouts are in the books already, or a new one.
@@ -157,11 +163,15 @@ impl Ledger {
     /// # Errors
     /// It is not the first one asked for.
     pub fn reject_prompt(&mut self, ordinal: u64) -> Result<(), AdmitError> {
+        self.refuse_prompt(ordinal, DropReason::Invalid)
+    }
+
+    fn refuse_prompt(&mut self, ordinal: u64, reason: DropReason) -> Result<(), AdmitError> {
         match self.take_wanted(ordinal)? {
-            Some(live) => self.reject_restored(live),
+            Some(live) => self.reject_restored(live, reason),
             None => {
                 self.books.prompts.incoming += 1;
-                self.books.prompts.drop(DropReason::Invalid, 1);
+                self.books.prompts.drop(reason, 1);
             }
         }
         self.news = crate::ledger::News {
@@ -172,11 +182,11 @@ impl Ledger {
         Ok(())
     }
 
-    fn reject_restored(&mut self, live: LiveGroup) {
-        self.books.prompts.drop(DropReason::Invalid, 1);
+    fn reject_restored(&mut self, live: LiveGroup, reason: DropReason) {
+        self.books.prompts.drop(reason, 1);
         self.books
             .rollouts
-            .drop(DropReason::Invalid, self.settings.group_size as u64);
+            .drop(reason, self.settings.group_size as u64);
         self.books.group_ended(GroupId(live.group));
     }
 
@@ -188,7 +198,7 @@ impl Ledger {
             .partition(|live| live.ordinal < ordinal);
         self.frontier.restored = kept;
         for live in gone {
-            self.reject_restored(live);
+            self.reject_restored(live, DropReason::Invalid);
         }
         self.news.batch = true;
     }

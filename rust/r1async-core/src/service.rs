@@ -8,6 +8,7 @@
 mod connections;
 mod evaluations;
 mod events;
+mod incidents;
 mod learners;
 mod offers;
 mod peers;
@@ -87,6 +88,8 @@ pub struct Service {
     /// The latest `now` of any call: time never goes back.
     now: f64,
     next_figures: f64,
+    /// Since when filters have taken every group, while they do; whether it was named.
+    filtered_since: Option<(f64, bool)>,
     /// What the last `state` event said.
     told: Option<events::StateLine>,
     stopping: bool,
@@ -103,6 +106,8 @@ struct Counters {
     rejected: BTreeMap<String, u64>,
     peers_lost: u64,
     batches_sent: u64,
+    /// Faults by name.
+    incidents: BTreeMap<String, u64>,
 }
 
 impl Service {
@@ -123,6 +128,7 @@ impl Service {
             counters: Counters::default(),
             now: f64::NEG_INFINITY,
             next_figures: f64::INFINITY,
+            filtered_since: None,
             told: None,
             stopping: false,
             settings,
@@ -175,6 +181,7 @@ impl Service {
                 self.answer(holder, "gone", |head| head);
                 self.leave(holder, false);
             }
+            Message::Incident(reported) => self.reported(holder, &reported),
             Message::GeneratorReady(ready) => self.generator_ready(holder, &ready)?,
             Message::ScorerReady(ready) => self.scorer_ready(holder, ready)?,
             Message::Chunks(chunks) => self.chunks(holder, about, &chunks),
@@ -213,7 +220,7 @@ impl Service {
     pub fn peer_lost(&mut self, socket: Socket, identity: &[u8], now: f64) {
         self.at(now);
         if let Some((holder, _)) = self.peers.find(socket, identity) {
-            self.leave(holder, true);
+            self.lose(holder, "it cannot be sent to: gone, or it does not read");
         }
         self.settle();
     }
@@ -223,7 +230,10 @@ impl Service {
         let now = self.at(now);
         self.ledger.tick(now);
         for holder in self.peers.silent(now) {
-            self.leave(holder, true);
+            self.lose(
+                holder,
+                "it is silent: hung, stopped, or its connection is half open",
+            );
         }
         self.settle();
         self.publish_figures();
@@ -292,6 +302,7 @@ impl Service {
     /// There are no prompts from `ordinal` on.
     pub fn end_of_prompts(&mut self, ordinal: u64) {
         self.ledger.end_of_prompts(ordinal);
+        self.name_end_of_data(ordinal);
         self.settle();
     }
 
@@ -354,6 +365,7 @@ impl Service {
         }
         self.answer_readies();
         self.tell_state();
+        self.tell_incidents();
     }
 
     fn refuse(&mut self, socket: Socket, identity: &[u8], about: &str, refusal: &Refusal) {

@@ -107,6 +107,8 @@ pub struct Settings {
     pub max_attempts: u32,
     /// Completion tokens of a training rollout at most.
     pub max_tokens: u32,
+    /// Groups of a prompt in which every member may abstain before the prompt is set aside.
+    pub quarantine_after: u32,
     /// Temperature of training rollouts.
     pub temperature: f64,
     /// Below 2^20 and another in each life of the buffer (chosen at random, say): it begins every lease's
@@ -144,6 +146,7 @@ impl Default for Settings {
             score_retries: 1,
             max_attempts: 3,
             max_tokens: 1024,
+            quarantine_after: 3,
             temperature: 1.0,
             incarnation: 0,
         }

@@ -228,7 +228,11 @@ impl World {
                 self.ledger.reject_prompt(ordinal).unwrap();
             } else {
                 self.ledger
-                    .admit(ordinal, vec![1; 1 + ordinal as usize % 3], Vec::new())
+                    .admit(
+                        ordinal,
+                        vec![1; 1 + ordinal as usize % 3],
+                        ordinal.to_le_bytes().to_vec(),
+                    )
                     .unwrap();
             }
         }
