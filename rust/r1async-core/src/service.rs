@@ -232,7 +232,7 @@ impl Service {
         for holder in self.peers.silent(now) {
             self.lose(
                 holder,
-                "it is silent: hung, stopped, or its connection is half open",
+                "it is silent: gone, hung, stopped, or its connection is half open",
             );
         }
         self.settle();
