@@ -291,13 +291,13 @@ def test_role_that_cannot_write_ends_the_run_by_the_name_of_a_full_disk(tmp_path
 
 
 def test_stopped_role_is_named_and_started_again_when_the_buffer_has_lost_it(tmp_path):
-    stops_once = (
-        READY
-        + "import os\nif not (folder / 'stopped').exists(): (folder / 'stopped').touch(); os.kill(os.getpid(), signal.SIGSTOP)\n"
-    )  # noqa: E501  (a program)
+    stops = (
+        "\nif not (folder / 'stopped').exists(): (folder / 'stopped').touch(); signal.raise_signal(signal.SIGSTOP)\n"
+    )
+    stops_once = READY + stops
     loses = TELLS.split("for moves")[0].replace("TELLS", "") + (
         "while not (folder / 'stopped').exists(): time.sleep(0.02)\n"
-        "lost = {'name': 'lost_peer', 'act': 'its work is requeued', 'role': 'generator-0', 'named_after_s': 20.1}\n"
+        "lost = {'name': 'lost_peer', 'act': 'its work is requeued', 'role': 'generator-0', 'named_after_s': 0.0}\n"
         "while True:\n"
         "    if not (folder / 'told').exists(): events.send(pack({'t': 'incident', 'incident': lost}))\n"
         "    (folder / 'told').touch()\n"
@@ -311,6 +311,20 @@ def test_stopped_role_is_named_and_started_again_when_the_buffer_has_lost_it(tmp
     assert "frozen_role: generator-0 is stopped by a signal" in printed
     incidents = [json.loads(line) for line in (run.run_dir / "metrics" / "launcher.jsonl").read_text().splitlines()]
     assert [each["name"] for each in incidents] == ["frozen_role", "dead_role"]
+
+
+def test_role_that_is_still_loading_is_not_taken_for_its_former_life(tmp_path):
+    loses = TELLS.split("for moves")[0] + (
+        "lost = {'name': 'lost_peer', 'act': 'its work is requeued', 'role': 'generator-0', 'named_after_s': 1e4}\n"
+        "events.send(pack({'t': 'incident', 'incident': lost}))\n"
+        "time.sleep(2.0); (folder / 'told').touch(); signal.pause()\n"
+    )
+    evaluator = ONCE_TOLD + DONE.removeprefix(START)
+    run = Run(tmp_path, {**HEALTHY, "buffer": loses, "evaluator": evaluator}, "progress.role_s=0.1")
+    code, printed = run.end()
+    assert code == 0, printed
+    assert "lost_peer" in printed
+    assert "lost_role" not in printed
 
 
 def test_second_launcher_in_the_folder_is_refused(tmp_path):

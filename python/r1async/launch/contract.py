@@ -40,7 +40,9 @@ class Contract:
         self._lost: dict[str, tuple[float, str]] = {}
         """Roles that the buffer lost while their process lives: since when, and what it said."""
         self._tried: set[str] = set()
-        """What was tried in this standstill: each thing once."""
+        """Roles that were started again in this standstill: each once."""
+        self._named: set[str] = set()
+        """Waits that were named in this standstill; later they are only said again."""
         self._began = now
         self.counts: Counter[str] = Counter()
         """Incidents by name and act."""
@@ -54,7 +56,10 @@ class Contract:
         """Takes one of the buffer's, which has written it down."""
         self._remember(fields)
         role = str(fields.get("role", ""))
-        if fields["name"] == "lost_peer" and role in self._supervisor.running:
+        if fields["name"] != "lost_peer" or role not in self._supervisor.running:
+            return
+        # A process that started after that was heard last is the next life, still loading: not the one that is lost.
+        if self._supervisor.started(role) < now - fields["named_after_s"]:
             self._lost[role] = (now, str(fields.get("text", "")))
 
     def own(
@@ -107,6 +112,7 @@ class Contract:
 
     def moved(self) -> None:
         self._tried.clear()
+        self._named.clear()
 
     def stalled(self, now: float) -> tuple[Diagnosis, str | None]:
         """Nothing has moved for the limit: what blocks, and which role to start again for it, if one."""
@@ -120,7 +126,11 @@ class Contract:
             act, role = "told to go on", None
         elif role is not None:
             act = "started again"
-        self.own(found.name, act, found.text, role=found.role, after_s=after_s, allowed_s=allowed_s)
+        if found.name in self._named and act == "waits":
+            self._note(found.text)
+        else:
+            self._named.add(found.name)
+            self.own(found.name, act, found.text, role=found.role, after_s=after_s, allowed_s=allowed_s)
         self.write_stall(found, now, ended=False)
         return found, role
 
