@@ -50,6 +50,8 @@ DEFAULTS: dict[str, Any] = {
     "micro_batch_tokens": 4096,
     "peer_deadline_s": 20.0,
     "max_message_bytes": 1 << 20,
+    "quarantine_after": 3,
+    "filtered_batches": 4,
     "interval_s": 1.0,
 }
 

@@ -67,6 +67,8 @@ class Settings:
         peer_deadline_s: float,
         max_message_bytes: int,
         interval_s: float,
+        quarantine_after: int,
+        filtered_batches: int,
     ) -> Settings: ...
 
 @final
@@ -156,8 +158,8 @@ class Buffer:
         """Prompts, rollouts and tokens: in = trained + dropped by reason + live, and whether that is so."""
     def stats(self) -> dict[str, Any]:
         """Figures to show; docs/protocol.md names them."""
-    def waits(self, now: float) -> list[str]:
-        """What the run waits for, in words, the most important first."""
+    def waits(self, now: float) -> list[dict[str, Any]]:
+        """What the run waits for, the most important first; docs/protocol.md names the fields."""
     def stop(self, now: float) -> None:
         """Leases nothing more and lets the learner's next question end it."""
 

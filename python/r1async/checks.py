@@ -127,7 +127,11 @@ RANGES: dict[str, Range] = {
     "eval.top_p": Range(0, 1, above=True),
     "eval.deadline_s": SECONDS,
     "monitor.interval_s": Range(0.05, 3600),
-    "monitor.stall_s": SECONDS,
+    "progress.limit_s": SECONDS,
+    "progress.end_s": Range(0, 30 * 86400),
+    "progress.role_s": SECONDS,
+    "progress.quarantine_after": Range(1, 1000),
+    "progress.filtered_batches": COUNT,
 }
 
 
@@ -148,6 +152,7 @@ def problems(config: Config) -> list[str]:
         *_window_problems(config),
         *_learning_problems(config),
         *_endpoint_problems(config),
+        *_progress_problems(config),
     ]
 
 
@@ -282,6 +287,11 @@ def _window_problems(config: Config) -> list[str]:
             found.append(f"{key}: must be named after a source of prompts, got {name!r}")
         if not 0 <= window.max_staleness <= MAX_STALENESS:
             found.append(f"{key}.max_staleness: must be 0 to {MAX_STALENESS}, got {window.max_staleness}")
+        elif window.max_staleness + 1 < config.weights.publish_every:
+            found.append(
+                f"{key}.max_staleness: must be at least weights.publish_every - 1 = {config.weights.publish_every - 1},"
+                f" got {window.max_staleness}: between two publications its groups could not train"
+            )
         if not 0 < window.share <= 1:
             found.append(f"{key}.share: must be above 0 and at most 1, got {window.share:g}")
     if found:
@@ -335,6 +345,16 @@ def _endpoint_problems(config: Config) -> list[str]:
             found.append(f"{key}: {address} is also endpoints.{seen[address]}; each socket needs its own")
         seen[address] = name
     return found
+
+
+def _progress_problems(config: Config) -> list[str]:
+    limit_s, end_s = config.progress.limit_s, config.progress.end_s
+    if end_s and end_s < limit_s:
+        return [
+            f"progress.end_s: {end_s:g} would end the run before progress.limit_s={limit_s:g} says what blocks it; "
+            "set it higher, or to 0"
+        ]
+    return []
 
 
 def _address_problem(address: str, *, has_keys: bool) -> str | None:
@@ -417,9 +437,9 @@ def warnings(config: Config) -> list[str]:
             "reward.weights has no accuracy: evaluation knows no accuracy, pass@k or cons@k then; "
             "a weight of 0 measures accuracy without rewarding it"
         )
-    if config.monitor.stall_s < config.reward.deadline_s:
+    if config.progress.limit_s < config.reward.deadline_s:
         found.append(
-            f"monitor.stall_s={config.monitor.stall_s:g}: one verdict may take reward.deadline_s="
+            f"progress.limit_s={config.progress.limit_s:g}: one verdict may take reward.deadline_s="
             f"{config.reward.deadline_s:g}, so a healthy run may say that nothing moved"
         )
     return found

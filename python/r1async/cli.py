@@ -17,6 +17,8 @@ from pathlib import Path
 
 from r1async.checks import implications, missing_files
 from r1async.config import Config, ConfigError, load_config
+from r1async.disk import EXIT_CODE as DISK_FULL
+from r1async.disk import is_full
 from r1async.inbox import Stopped
 from r1async.settings import to_yaml
 
@@ -24,7 +26,7 @@ EXIT_CODES = """exit codes:
   0    done
   1    a process failed, or broke more often than it may be restarted; the message names it and its log
   2    a mistake in the settings, the files or the command line; the message names it
-  3    the run stalled and was ended with its state saved
+  3    the run stalled (the message names what blocked it) and was ended with its state saved
   130  ended by Ctrl-C (143: by SIGTERM) with its state saved; the same command goes on from there
 """
 
@@ -77,7 +79,7 @@ loopback is refused. To let in one more machine under a key of its own, add its 
 ROLE_HELP = """Start one role by itself. Roles of one run share the config and its endpoints, and may be started in any
 order. Without `endpoints.*` they meet at sockets of this machine that belong to the run's folder.
 
-exit codes: 0 ended well, 1 failed, 2 a mistake in the settings or files"""
+exit codes: 0 ended well, 1 failed, 2 a mistake in the settings or files, 4 the disk is full"""
 
 
 class UsageError(ValueError):
@@ -288,6 +290,11 @@ def _role(options: argparse.Namespace, start: Callable[[Config], None]) -> int:
         return _mistake(error)
     except Stopped:
         return 0
+    except Exception as error:
+        if not is_full(error, config.run_dir):
+            raise
+        logging.getLogger(__name__).exception("the disk is full")
+        return DISK_FULL
     return 0
 
 

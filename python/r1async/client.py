@@ -176,6 +176,22 @@ class Connection:
             wait = f"room to send {header.get('t')!r}"
             raise DeadlineExceeded(wait, self._send_deadline_s, self._worker.describe()) from None
 
+    def tell_incident(
+        self,
+        name: str,
+        act: str,
+        text: str,
+        *,
+        deadline_s: float,
+        named_after_s: float,
+        groups: Sequence[int] = (),
+        rollouts: Sequence[int] = (),
+    ) -> None:
+        """Name a fault that this role noticed and what it does about it (docs/progress.md); raises like `send`."""
+        ids = {"groups": list(groups), "rollouts": list(rollouts)}
+        seconds = {"deadline_s": deadline_s, "named_after_s": named_after_s}
+        self.send({"t": "incident", "name": name, "act": act, "text": text[:80], **ids, **seconds})
+
     def close(self) -> None:
         """Say bye, give the buffer a moment to answer, end the thread. Again: nothing."""
         if self._context.closed:

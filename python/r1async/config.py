@@ -342,8 +342,25 @@ class MonitorConfig:
     """Seconds between two publications of the buffer's and the roles' figures."""
     tensorboard: bool = True
     """Write TensorBoard event files into the run's folder."""
-    stall_s: float = 120.0
-    """Seconds without any progress after which the run says what it waits for."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ProgressConfig:
+    limit_s: float = 120.0
+    """Seconds in which no token, verdict, batch, step, commit, install or evaluation came, after which the run says
+    what blocks it and acts."""
+    end_s: float = 0.0
+    """Seconds without progress after which the run ends with exit code 3, its state saved. 0: five limits, or one
+    more than the longest wait that has a deadline of its own."""
+    role_s: float = 60.0
+    """Seconds a role that the buffer lost may take to come back while its process lives; then it is started again.
+    A process that somebody stopped (SIGSTOP) is started again at once."""
+    quarantine_after: int = 3
+    """Groups of one prompt in which every rollout abstains before the prompt is set aside as `quarantined`. One that
+    brings down group.max_attempts generators is set aside at once."""
+    filtered_batches: int = 4
+    """Batches' worth of groups, dropped one after the other, after which the run says that filters take everything.
+    It ends if that has gone on for limit_s."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -376,6 +393,7 @@ class Config:
     endpoints: EndpointsConfig = field(default_factory=EndpointsConfig)
     security: SecurityConfig = field(default_factory=SecurityConfig)
     monitor: MonitorConfig = field(default_factory=MonitorConfig)
+    progress: ProgressConfig = field(default_factory=ProgressConfig)
 
     @property
     def run_dir(self) -> Path:

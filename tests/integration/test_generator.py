@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from r1async.config import BufferConfig, Config, MonitorConfig
+from r1async.config import BufferConfig, Config, ProgressConfig
 from r1async.generator.generator import run
 from r1async.inbox import DeadlineExceeded, Inbox
 from r1async.types import PolicyVersion
@@ -36,7 +36,7 @@ def config(run_root: Path) -> Config:
         name="run",
         runs_dir=str(run_root),
         endpoints=EndpointsConfig(rollouts=f"ipc://{run_root}/rollouts", weights=f"ipc://{run_root}/weights"),
-        monitor=MonitorConfig(stall_s=WAIT_MS / 1000),
+        progress=ProgressConfig(limit_s=WAIT_MS / 1000),
         buffer=BufferConfig(connect_deadline_s=WAIT_MS / 1000),
     )
 

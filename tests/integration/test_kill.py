@@ -34,6 +34,9 @@ WAIT_S = 240.0
 class Run:
     """`r1async run` in a process of its own, watched over the buffer's events."""
 
+    program: tuple[str, ...] = ("-m", "r1async", "run")
+    wait_s = WAIT_S
+
     def __init__(self, root: Path, model: Path, *overrides: str) -> None:
         settings = {
             "name": "kill", "runs_dir": root, "model.path": model, "data.task": "chain-mod", "steps": STEPS,
@@ -52,7 +55,7 @@ class Run:
         self._events.subscribe(b"")
         self._events.connect(self.config.endpoint("events"))
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "r1async", "run", str(self.config_path), *arguments],
+            [sys.executable, *self.program, str(self.config_path), *arguments],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -68,7 +71,7 @@ class Run:
 
     def end(self) -> tuple[int, str]:
         """Exit code and all that was printed."""
-        printed, _ = self.process.communicate(timeout=WAIT_S)
+        printed, _ = self.process.communicate(timeout=self.wait_s)
         return self.process.returncode, printed
 
     def await_step(self, number: int) -> None:
@@ -79,7 +82,7 @@ class Run:
         poller = zmq.Poller()
         poller.register(self._events, zmq.POLLIN)
         poller.register(self._ended, zmq.POLLIN)
-        deadline, last = time.monotonic() + WAIT_S, {}
+        deadline, last = time.monotonic() + self.wait_s, {}
         while (left := deadline - time.monotonic()) > 0:
             ready = dict(poller.poll(int(left * 1000) + 1))
             if self._events in ready:
@@ -89,7 +92,7 @@ class Run:
                 last = header if header["t"] == "stats" else last
             elif self._ended in ready:
                 pytest.fail(f"waited for {what}, but the run ended: {self.process.communicate()[0]}")
-        pytest.fail(f"{what} did not happen within {WAIT_S:.0f} s; the buffer said last: {last}")
+        pytest.fail(f"{what} did not happen within {self.wait_s:.0f} s; the buffer said last: {last}")
 
     def role(self, command: str) -> psutil.Process:
         """The newest process of the role that this command starts."""

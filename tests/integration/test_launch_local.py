@@ -18,7 +18,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-WAIT_S = 30.0
+WAIT_S = 120.0
 
 DRIVER = """
 import json, sys
@@ -272,12 +272,59 @@ def test_role_that_does_not_end_is_killed_after_its_deadline(tmp_path):
 def test_standstill_is_said_and_then_ends_the_run(tmp_path):
     waits = ["buffer.connect_", "group.rollout_", "reward.", "staleness.hold_", "weights."]
     short = [f"{each}deadline_s=0.2" for each in waits]
-    run = Run(tmp_path, {**HEALTHY, "learner-0": SAVES}, "monitor.stall_s=0.5", "group.lease_s=0.1", *short)
+    run = Run(tmp_path, {**HEALTHY, "learner-0": SAVES}, "progress.limit_s=0.5", "group.lease_s=0.1", *short)
     code, printed = run.end()
     assert (code, run.outcome) == (3, "stalled")
     assert "nothing moved for" in printed
     assert "no word from the buffer" in printed
     assert (run.run_dir / "saved").exists()
+
+
+def test_role_that_cannot_write_ends_the_run_by_the_name_of_a_full_disk(tmp_path):
+    run = Run(tmp_path, {**HEALTHY, "learner-0": READY + "sys.exit(4)"})
+    code, printed = run.end()
+    assert (code, run.outcome) == (3, "stalled")
+    assert f"disk_full: learner-0 could not write to {run.run_dir}" in printed
+    assert "starting it again" not in printed
+    stall = json.loads((run.run_dir / "stall.json").read_text())
+    assert (stall["name"], stall["role"], stall["ended"]) == ("disk_full", "learner-0", True)
+
+
+def test_stopped_role_is_named_and_started_again_when_the_buffer_has_lost_it(tmp_path):
+    stops = (
+        "\nif not (folder / 'stopped').exists(): (folder / 'stopped').touch(); signal.raise_signal(signal.SIGSTOP)\n"
+    )
+    stops_once = READY + stops
+    loses = TELLS.split("for moves")[0].replace("TELLS", "") + (
+        "while not (folder / 'stopped').exists(): time.sleep(0.02)\n"
+        "lost = {'name': 'lost_peer', 'act': 'its work is requeued', 'role': 'generator-0', 'named_after_s': 0.0}\n"
+        "while True:\n"
+        "    if not (folder / 'told').exists(): events.send(pack({'t': 'incident', 'incident': lost}))\n"
+        "    (folder / 'told').touch()\n"
+        "    time.sleep(0.02)\n"
+    )
+    run = Run(tmp_path, {**HEALTHY, "buffer": loses, "generator-0": stops_once + "signal.pause()"})
+    run.await_line("generator-0", "--- ", times=2)
+    run.process.send_signal(signal.SIGTERM)
+    code, printed = run.end()
+    assert code == 143
+    assert "frozen_role: generator-0 is stopped by a signal" in printed
+    incidents = [json.loads(line) for line in (run.run_dir / "metrics" / "launcher.jsonl").read_text().splitlines()]
+    assert [each["name"] for each in incidents] == ["frozen_role", "dead_role"]
+
+
+def test_role_that_is_still_loading_is_not_taken_for_its_former_life(tmp_path):
+    loses = TELLS.split("for moves")[0] + (
+        "lost = {'name': 'lost_peer', 'act': 'its work is requeued', 'role': 'generator-0', 'named_after_s': 1e4}\n"
+        "events.send(pack({'t': 'incident', 'incident': lost}))\n"
+        "time.sleep(2.0); (folder / 'told').touch(); signal.pause()\n"
+    )
+    evaluator = ONCE_TOLD + DONE.removeprefix(START)
+    run = Run(tmp_path, {**HEALTHY, "buffer": loses, "evaluator": evaluator}, "progress.role_s=0.1")
+    code, printed = run.end()
+    assert code == 0, printed
+    assert "lost_peer" in printed
+    assert "lost_role" not in printed
 
 
 def test_second_launcher_in_the_folder_is_refused(tmp_path):

@@ -58,7 +58,7 @@ def test_dry_run_says_what_the_settings_imply(overrides, line):
         (("staleness.over_age=train",), "staleness.over_age=train"),
         (("staleness.max_staleness=0", "group.oversample=2"), "group.oversample=2"),
         (("generator.slots=4",), "generator.slots"),
-        (("monitor.stall_s=5",), "monitor.stall_s=5"),
+        (("progress.limit_s=5",), "progress.limit_s=5"),
         (("generator.slots=512",), "staleness.max_staleness=2"),
     ],
 )

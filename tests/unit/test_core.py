@@ -351,7 +351,7 @@ def test_events_tell_state_steps_and_figures():
 
 def test_run_without_peers_says_whom_it_waits_for():
     run = Run()
-    waits = run.buffer.waits(0.0)
+    waits = [wait["text"] for wait in run.buffer.waits(0.0)]
     assert waits[:3] == ["no learner is connected", "no generator is connected", "no scorer is connected"]
 
 

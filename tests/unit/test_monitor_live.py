@@ -23,7 +23,13 @@ def peer(name: str, waits_for: str = "", **stats: float) -> dict:
 
 
 def stats(*peers: dict, waits: tuple[str, ...] = (), audit: dict | None = None) -> dict:
-    return {"t": "stats", "peers": list(peers), "waits": list(waits), "audit": audit, "published": 3}
+    return {
+        "t": "stats",
+        "peers": list(peers),
+        "waits": [{"name": "groups", "text": text} for text in waits],
+        "audit": audit,
+        "published": 3,
+    }
 
 
 def step(number: int, **metrics: float) -> dict:

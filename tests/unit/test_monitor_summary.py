@@ -11,7 +11,7 @@ from rich.console import Console
 
 FIELDS = {
     "name", "seed", "wall_s", "cold_start", "before", "after", "steps", "completions_trained", "policy_version",
-    "staleness", "waste", "tokens", "role_busy_fraction", "audit",
+    "staleness", "waste", "tokens", "role_busy_fraction", "audit", "incidents", "quarantined", "stall",
 }  # fmt: skip
 
 

@@ -14,10 +14,14 @@ def write_atomic(path: Path, data: bytes) -> None:
     """Replaces a file by a whole new one that is on the disk when this returns."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError:
+        temporary.unlink(missing_ok=True)  # half a file would only fill the disk further
+        raise
     temporary.replace(path)
     folder = os.open(path.parent, os.O_RDONLY)
     try:

@@ -255,10 +255,14 @@ class Server:
         return outgoing
 
     def _publish(self, frame: bytes) -> None:
+        """Events; figures and incidents are kept in the run's folder as well, because events may be lost."""
         self._events.send(frame, zmq.NOBLOCK)
         message = unpack(frame)
         if message.type == "stats":
             self._metrics.write("stats", {key: value for key, value in message.header.items() if key != "t"})
+        elif message.type == "incident":
+            log.warning("%s: %s", message.header["incident"]["name"], message.header["incident"])
+            self._metrics.write("incident", message.header["incident"])
 
     def _close_pipe(self) -> None:
         write_end, self._wake_write = self._wake_write, -1
@@ -348,4 +352,6 @@ def core_settings(config: Config) -> Settings:
         peer_deadline_s=config.buffer.peer_deadline_s,
         max_message_bytes=config.buffer.max_message_bytes,
         interval_s=config.monitor.interval_s,
+        quarantine_after=config.progress.quarantine_after,
+        filtered_batches=config.progress.filtered_batches,
     )

@@ -125,7 +125,7 @@ class Evaluator:
         """Training takes as long as it takes: a missed deadline is said, and the wait goes on. The connection
         itself fails if the buffer is gone."""
         try:
-            self._next_item("a version", f"{self.schedule.describe()} to evaluate", self._config.monitor.stall_s)
+            self._next_item("a version", f"{self.schedule.describe()} to evaluate", self._config.progress.limit_s)
         except DeadlineExceeded as late:
             log.info("%s", late)
 

@@ -89,10 +89,17 @@ def run(config: Config, name: str, make: Callable[[], Engine], inbox: Inbox) -> 
                 # A manifest or a chunk: a chunk's header is small, a manifest has a line for each tensor.
                 max_message_bytes=max(config.buffer.max_message_bytes, 2 * config.weights.chunk_bytes),
                 keys=client_keys(config, "weights", "generator"),
+                stuck=lambda version, waited_s: buffer.tell_incident(
+                    "weight_push",
+                    "asked again",
+                    f"no chunk of version {version} for {waited_s:.1f} s",
+                    deadline_s=config.weights.deadline_s,
+                    named_after_s=waited_s,
+                ),
             ) as receiver,
         ):
             figures.receiver = receiver
-            loop = Generator(engine, buffer, receiver, inbox, timeline, figures, stall_s=config.monitor.stall_s)
+            loop = Generator(engine, buffer, receiver, inbox, timeline, figures, stall_s=config.progress.limit_s)
             loop.run(config.buffer.connect_deadline_s)
         engine.close()
     finally:

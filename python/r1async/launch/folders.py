@@ -211,5 +211,12 @@ def is_done(config: Config) -> bool:
         return False
     ours, theirs = flat(config), flat(load_config(former))
     own_model = {"model.path", "cold_start.enabled"} if config.cold_start.enabled else set()
-    harmless = own_model | {"resume", "security.keys", "monitor.terminal", "monitor.interval_s", "monitor.stall_s"}
+    harmless = own_model | {
+        "resume",
+        "security.keys",
+        "monitor.terminal",
+        "monitor.interval_s",
+        "progress.limit_s",
+        "progress.end_s",
+    }
     return all(ours[key] == theirs[key] for key in ours if key not in harmless)

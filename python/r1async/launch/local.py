@@ -16,9 +16,11 @@ from pathlib import Path
 
 import zmq
 
+from r1async import disk
 from r1async.config import Config
 from r1async.evaluation.schedule import settled_numbers
 from r1async.keys import client_keys
+from r1async.launch.contract import Contract
 from r1async.launch.folders import (
     FolderLock,
     Outcome,
@@ -39,7 +41,7 @@ from r1async.launch.roles import (
     learner_roles,
     scorer_roles,
 )
-from r1async.launch.stall import StallWatch, longest_wait_s
+from r1async.launch.stall import Diagnosis, StallWatch, end_s
 from r1async.launch.start_model import with_start_model
 from r1async.launch.supervise import Exit, Role, Signals, Supervisor
 from r1async.monitor.live import LiveView
@@ -72,16 +74,21 @@ def run(config: Config) -> int:
             )
             return 0
         start = prepare(config)
-        (config.run_dir / "outcome.json").unlink(missing_ok=True)
+        for former in ("outcome.json", "stall.json"):
+            (config.run_dir / former).unlink(missing_ok=True)
         make_ipc_dir(config)
         with Signals() as signals:
             try:
                 outcome = Launcher(config, start, signals).run()
             finally:
                 remove_ipc_dir(config)
-        write_outcome(config, outcome)
         if outcome.message:
             print(f"r1async: {outcome.message}", file=sys.stderr, flush=True)
+        try:
+            write_outcome(config, outcome)
+        except OSError as error:
+            if not disk.is_full(error, config.run_dir):
+                raise
         return outcome.exit_code
     finally:
         lock.close()
@@ -119,7 +126,12 @@ class Launcher:
             self._lifeline.close()
         if outcome.kind != "mistake":
             # Who pressed Ctrl-C waits for the prompt; drawing takes seconds, and the resumed run will do it.
-            self._report(None if self._start.resumed else time.time() - started, draw=outcome.kind != "interrupted")
+            try:
+                self._report(None if self._start.resumed else time.time() - started, draw=outcome.kind != "interrupted")
+            except OSError as error:
+                if not disk.is_full(error, self._config.run_dir):
+                    raise
+                print(f"r1async: no room for the summary in {self._config.run_dir}", file=sys.stderr)
         return outcome
 
     def _cold_start(self) -> Outcome | None:
@@ -208,30 +220,71 @@ class Launcher:
 
     def _watch(self, events: zmq.Socket[bytes], view: LiveView) -> Outcome:
         """The loop of a healthy run: returns how it should end."""
-        watch = StallWatch(self._config.monitor.stall_s, time.monotonic(), longest_wait_s(self._config))
-        while True:
-            self._wait(events, min(watch.deadline, time.monotonic() + view.interval_s))
-            now = time.monotonic()
-            exits = self._supervisor.reap()
-            # After the reaping: what the run said before a role ended decides what its end means.
-            for header in self._received(events):
-                view.event(header)
-                self._note_versions(header)
-                if header["t"] == "stats":
-                    watch.saw(header, now)
-            for each in exits:
-                watch.moved(f"{each} {now}", now)
-                outcome = self._on_exit(each, view)
+        config, now = self._config, time.monotonic()
+        watch = StallWatch(config.progress.limit_s, now, end_s(config))
+        self._contract = contract = Contract(config, self._supervisor, watch, view.note, now)
+        try:
+            while True:
+                self._wait(events, min(watch.deadline, contract.deadline, time.monotonic() + view.interval_s))
+                now = time.monotonic()
+                exits = self._supervisor.reap()
+                # After the reaping: what the run said before a role ended decides what its end means.
+                self._hear(events, view, watch, now)
+                for each in exits:
+                    watch.moved(now)
+                    contract.ended(each.role.name)
+                    outcome = self._on_exit(each, view)
+                    if outcome is not None:
+                        return outcome
+                if self._signals.requests:
+                    return self._interrupted(view)
+                self._supervisor.kill(contract.overdue(now))
+                outcome = self._standstill(watch, now)
                 if outcome is not None:
                     return outcome
-            if self._signals.requests:
-                return self._interrupted(view)
-            verdict = watch.check(now)
-            if verdict != "fine":
-                view.note(watch.describe(now))
-            if verdict == "end":
-                return Outcome("stalled", 3, f"{watch.describe(now)}; logs in {self._config.run_dir / 'logs'}")
-            view.refresh(now)
+                view.refresh(now)
+        finally:
+            contract.close()
+
+    def _hear(self, events: zmq.Socket[bytes], view: LiveView, watch: StallWatch, now: float) -> None:
+        for header in self._received(events):
+            view.event(header)
+            self._note_versions(header)
+            if header["t"] == "stats":
+                if watch.saw(header, now):
+                    self._contract.moved()
+                self._contract.figures(header)
+            elif header["t"] == "incident":
+                self._contract.incident(header["incident"], now)
+                if header["incident"]["name"] == "poison_prompt":
+                    # The generators fell by it, and it is set aside: they may fall as often by another.
+                    self._died = {kind: died for kind, died in self._died.items() if "generator" not in kind}
+
+    def _standstill(self, watch: StallWatch, now: float) -> Outcome | None:
+        """Says what blocks a run that stands still, acts, and ends it when nothing has helped."""
+        contract, limit_s = self._contract, self._config.progress.limit_s
+        filtered_s = watch.filtered_s()
+        if filtered_s >= limit_s:
+            return self._stalled(watch.diagnose(now), now)
+        verdict = watch.check(now)
+        if verdict == "fine":
+            return None
+        found, role = contract.stalled(now)
+        if role is not None:
+            self._supervisor.kill([role])
+            return None
+        return self._stalled(found, now) if verdict == "end" else None
+
+    def _stalled(self, found: Diagnosis, now: float) -> Outcome:
+        self._contract.write_stall(found, now, ended=True)
+        return Outcome("stalled", 3, f"{found.name}: {found.text}; logs in {self._config.run_dir / 'logs'}")
+
+    def _disk_full(self, ended: Exit) -> Outcome:
+        run_dir = self._config.run_dir
+        text = f"{ended.role.name} could not write to {run_dir}: its disk is full"
+        found = Diagnosis(name="disk_full", text=text, role=ended.role.name)
+        self._contract.write_stall(found, time.monotonic(), ended=True)
+        return Outcome("stalled", 3, f"disk_full: {text}; make room, then the same command goes on (resume=auto)")
 
     def _wait(self, events: zmq.Socket[bytes], until: float) -> None:
         """Until a signal, a child's end, an event, or the deadline on the monotonic clock."""
@@ -295,6 +348,8 @@ class Launcher:
             return None
         if ended.code == 2:
             return Outcome("mistake", 2, self._supervisor.mistake(role))
+        if ended.code == disk.EXIT_CODE:
+            return self._disk_full(ended)
         if role.name in self._supervisor.running:
             return None  # ended at the same moment as another of its kind; all of them were started again
         if self._finished_well(ended):
@@ -309,7 +364,8 @@ class Launcher:
                 1,
                 f"{how}, after {role.restarts} restarts; the end of {log}:\n{self._supervisor.tail(role)}",
             )
-        view.note(f"{how}; starting it again ({deaths} of {role.restarts}), see {log}")
+        again = f"starting it again ({deaths} of {role.restarts}), see {log}"
+        self._contract.own("dead_role", again, how, role=role.name)
         self._restarting.add(role.kind)
         self._supervisor.kill(name for name, other in self._supervisor.running.items() if other.kind == role.kind)
         self._start_again(role.kind)

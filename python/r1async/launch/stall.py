@@ -1,59 +1,97 @@
-"""Notices that a run stands still, and says what for (DESIGN 1: no silent stall)."""
+"""Notices that a run stands still, and says what blocks it (docs/progress.md)."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from r1async.config import Config
 
 END_AFTER = 5
-"""Stall times without progress after which the run is ended, unless a wait within its own deadline may take longer."""
+"""Limits without progress after which the run is ended, unless a wait within its own deadline may take longer."""
+
+CAUSES = (
+    "role", "learner", "weights", "fenced", "scoring", "generating", "train", "filters", "hold", "end_of_data",
+    "prompts", "scorer", "generator", "evaluation", "places", "groups",
+)  # fmt: skip
+"""Waits of the buffer, those that explain others first: a learner that waits for groups does so because a scorer is
+busy, never the other way round."""
+
+PEER_COUNTERS = ("tokens", "verdicts", "evaluations", "installs", "weights_bytes")
+"""What a role counts when it gets on; a heartbeat without one of them says only that its process lives."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Diagnosis:
+    """What blocks a run."""
+
+    name: str
+    """As in docs/progress.md."""
+    text: str
+    role: str = ""
+    """Whom it is about; empty if it is about nobody alone."""
+    groups: Sequence[int] = ()
+    """The first groups that it is about."""
+    rollouts: Sequence[int] = ()
+    seconds: float | None = None
+    """For how long, if the wait has a beginning of its own."""
+
+    def record(self) -> dict[str, Any]:
+        return asdict(self)
 
 
 class StallWatch:
-    """Progress is any change of the ledger's accounts or of a role's counters.
+    """Progress is any growth of a counter that only work makes grow (`progress_of`).
 
     A learner at work is no progress, so the run says what it does, but nobody ends a run in a long optimizer step.
 
     Args:
-        stall_s: seconds without progress after which the run says what it waits for.
+        limit_s: seconds without progress after which the run says what blocks it.
         now: seconds on the caller's clock.
-        longest_wait_s: the run is not ended before one more stall time than this has passed (`longest_wait_s`).
+        end_s: seconds without progress after which the run ends.
     """
 
-    def __init__(self, stall_s: float, now: float, longest_wait_s: float = 0.0) -> None:
-        self._stall_s = stall_s
-        self._end_s = max(END_AFTER * stall_s, longest_wait_s + stall_s)
-        self._progress = ""
+    def __init__(self, limit_s: float, now: float, end_s: float) -> None:
+        self._limit_s = limit_s
+        self._end_s = end_s
+        self._counters: dict[str, float] = {}
         self._since = now
         self._said = 0
-        self._waits: tuple[str, ...] = ()
+        self._stats: Mapping[str, Any] = {}
         self._busy: dict[str, dict[str, float]] = {}
         """By learner rank, the seconds of each of its activities."""
         self._works: tuple[str, ...] = ()
         """What learner ranks did since the last figures, in words."""
         self._worked_at = now
 
-    def saw(self, stats: Mapping[str, Any], now: float) -> None:
-        """Takes a `stats` event of the buffer."""
-        self._waits = waits(stats)
+    def saw(self, stats: Mapping[str, Any], now: float) -> bool:
+        """Takes a `stats` event of the buffer; True if something has moved since the last one."""
+        self._stats = stats
         busy = busy_seconds(stats)
         self._works = tuple(works(self._busy, busy))
         self._busy = busy
         if self._works:
             self._worked_at = now
-        self.moved(progress_of(stats), now)
+        counters = progress_of(stats)
+        grew = any(value > self._counters.get(name, 0.0) for name, value in counters.items())
+        # Not the highest ever seen: a role that starts again counts from zero, and its first token is progress.
+        self._counters |= counters
+        if grew:
+            self.moved(now)
+        return grew
 
-    def moved(self, progress: str, now: float) -> None:
-        if progress != self._progress:
-            self._progress, self._since, self._said = progress, now, 0
+    def moved(self, now: float) -> None:
+        self._since, self._said = now, 0
 
     @property
     def deadline(self) -> float:
         """When `check` has something to say if nothing moves."""
-        return min(self._since + self._stall_s * (self._said + 1), self._end_at)
+        return min(self._since + self._limit_s * (self._said + 1), self._end_at)
+
+    @property
+    def learner_works(self) -> bool:
+        return bool(self._works)
 
     @property
     def _end_at(self) -> float:
@@ -62,12 +100,39 @@ class StallWatch:
     def check(self, now: float) -> Literal["fine", "say", "end"]:
         if now < self.deadline:
             return "fine"
-        self._said = int((now - self._since) / self._stall_s)
+        self._said = int((now - self._since) / self._limit_s)
         return "end" if now >= self._end_at else "say"
 
-    def describe(self, now: float) -> str:
-        what = "; ".join((*self._waits, *self._works)) or "no word from the buffer"
-        return f"nothing moved for {now - self._since:.0f} s: {what}"
+    def still_s(self, now: float) -> float:
+        """Seconds since something moved."""
+        return now - self._since
+
+    def filtered_s(self) -> float:
+        """Seconds for which filters have taken every group, once there were enough of them to say so."""
+        return max((wait.get("seconds", 0.0) for wait in waits(self._stats) if wait["name"] == "filters"), default=0.0)
+
+    def diagnose(self, now: float) -> Diagnosis:
+        """What blocks: the wait that explains the others, with the text of all of them."""
+        found = sorted(waits(self._stats), key=lambda wait: CAUSES.index(wait["name"]))
+        peers = self._stats.get("peers", [])
+        roles = [f"{peer.get('name')} waits for {peer['waits_for']}" for peer in peers if peer.get("waits_for")]
+        texts = [*(str(wait["text"]) for wait in found), *roles, *self._works]
+        what = "; ".join(texts) or "no word from the buffer"
+        first = found[0] if found else {"name": "buffer"}
+        return Diagnosis(
+            name=first["name"],
+            text=f"nothing moved for {self.still_s(now):.0f} s: {what}",
+            role=first.get("role", ""),
+            groups=tuple(first.get("groups", ())),
+            rollouts=tuple(first.get("rollouts", ())),
+            seconds=first.get("seconds"),
+        )
+
+
+def end_s(config: Config) -> float:
+    """Seconds without progress after which a run ends."""
+    limit_s = config.progress.limit_s
+    return config.progress.end_s or max(END_AFTER * limit_s, longest_wait_s(config) + limit_s)
 
 
 def longest_wait_s(config: Config) -> float:
@@ -84,27 +149,26 @@ def longest_wait_s(config: Config) -> float:
     )
 
 
-def progress_of(stats: Mapping[str, Any]) -> str:
-    """The part of a `stats` event that only progress changes."""
-    counters = {
-        str(peer.get("name")): {
-            name: value
-            for name, value in sorted(peer.get("stats", {}).items())
-            if name in ("tokens", "verdicts", "evaluations")
-        }
-        for peer in stats.get("peers", [])
+def waits(stats: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The buffer's waits in a `stats` event."""
+    return list(stats.get("waits", []))
+
+
+def progress_of(stats: Mapping[str, Any]) -> dict[str, float]:
+    """Counters that only work makes grow: versions, commits, tokens and prompts received, and what roles count."""
+    audit, buffer = stats.get("audit") or {}, stats.get("buffer") or {}
+    counters: dict[str, float] = {
+        "version": stats.get("version", 0),
+        "published": stats.get("published", 0),
+        "committed": buffer.get("committed", 0),
     }
-    accounts = [stats.get("version"), stats.get("published"), stats.get("audit"), counters]
-    return json.dumps(accounts, sort_keys=True, default=str)
-
-
-def waits(stats: Mapping[str, Any]) -> tuple[str, ...]:
-    """What each part of the run waits for, by name."""
-    own = [str(each) for each in stats.get("waits", [])]
-    peers = [
-        f"{peer.get('name')} waits for {peer['waits_for']}" for peer in stats.get("peers", []) if peer.get("waits_for")
-    ]
-    return (*own, *peers)
+    for account in ("prompts", "tokens", "evaluation_tokens"):
+        counters[account] = (audit.get(account) or {}).get("in", 0)
+    for peer in stats.get("peers", []):
+        for name, value in peer.get("stats", {}).items():
+            if name in PEER_COUNTERS:
+                counters[f"{peer.get('name')} {name}"] = value
+    return counters
 
 
 def busy_seconds(stats: Mapping[str, Any]) -> dict[str, dict[str, float]]:

@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -108,6 +109,7 @@ class Supervisor:
         self._lifeline = lifeline
         self._logs = logs
         self._running: dict[str, tuple[Role, subprocess.Popen[bytes]]] = {}
+        self._started: dict[str, float] = {}
         logs.mkdir(parents=True, exist_ok=True)
 
     @property
@@ -140,6 +142,7 @@ class Supervisor:
                 process_group=0,
             )
         self._running[role.name] = (role, process)
+        self._started[role.name] = time.monotonic()
 
     def reap(self) -> list[Exit]:
         """The roles that have ended since the last call. What they left in their process group is killed."""
@@ -165,6 +168,26 @@ class Supervisor:
         for name in names:
             if name in self._running:
                 _signal_group(self._running[name][1].pid, signal.SIGKILL)
+
+    def started(self, name: str) -> float:
+        """When the role's process was started last, on the monotonic clock."""
+        return self._started[name]
+
+    def is_stopped(self, name: str) -> bool:
+        """Whether somebody has stopped the role's process (SIGSTOP, a debugger)."""
+        if name not in self._running:
+            return False
+        try:
+            status = Path(f"/proc/{self._running[name][1].pid}/stat").read_text()
+        except FileNotFoundError:
+            return False  # no /proc here, or it ended
+        # "pid (name) state …": a name may hold spaces and brackets.
+        return status.rpartition(")")[2].split()[0] in "Tt"
+
+    def go_on(self, name: str) -> None:
+        """Lets a stopped process run again."""
+        if name in self._running:
+            os.kill(self._running[name][1].pid, signal.SIGCONT)
 
     def tail(self, role: Role) -> str:
         """The last lines of the role's log."""

@@ -28,6 +28,7 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 from transformers import PreTrainedModel
 
+from r1async.disk import full_error, is_full
 from r1async.learner.core import LearnerCore
 from r1async.models.loading import state_tensors
 
@@ -113,8 +114,15 @@ def save_checkpoint(folder: Path, core: LearnerCore, epoch: int) -> Path:
         shutil.rmtree(staging, ignore_errors=True)
         staging.mkdir()
     ranks.meet()  # nobody writes before the folder is there
-    with _quiet():
-        save(_tensors(core), storage_writer=FileSystemWriter(staging), no_dist=_alone(core))
+    try:
+        with _quiet():
+            save(_tensors(core), storage_writer=FileSystemWriter(staging), no_dist=_alone(core))
+    except (CheckpointException, OSError, RuntimeError) as error:
+        full = is_full(error, folder)
+        shutil.rmtree(staging, ignore_errors=True)  # half a checkpoint only takes the room that a whole one needs
+        if full:
+            raise full_error(folder) from error
+        raise
     ranks.meet()  # and nobody renames before all have written
     if ranks.first:
         marker = Marker(

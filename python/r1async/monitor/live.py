@@ -162,7 +162,7 @@ class LiveView:
 
     def waits(self) -> list[str]:
         """What the run itself waits for, by name."""
-        return [str(wait) for wait in self._stats.get("waits", [])]
+        return [str(wait["text"]) for wait in self._stats.get("waits", [])]
 
     def seconds_left(self) -> float | None:
         """Until the last step at the pace since the first one seen; None before two steps were seen."""

@@ -37,6 +37,10 @@ class RunData:
     """Time line bins by process."""
     buffer: Sequence[Record]
     """The buffer's own figures over time."""
+    incidents: Sequence[Record]
+    """Faults that were named and what was done about each, in order of time."""
+    stall: Record | None
+    """The newest diagnosis of a standstill."""
     audit: Record | None
     cold_start: Record | None
 
@@ -105,6 +109,10 @@ def load_run(run_dir: Path) -> RunData:
             name: bins for name, lines in records.items() if (bins := [r for r in lines if r.get("kind") == "timeline"])
         },
         buffer=[r for r in records.get("buffer", []) if r.get("kind") == "stats"],
+        incidents=sorted(
+            (r for lines in records.values() for r in lines if r.get("kind") == "incident"), key=lambda r: r["time"]
+        ),
+        stall=_json(run_dir / "stall.json"),
         audit=_json(run_dir / "audit.json"),
         cold_start=_json(run_dir / "cold_start.json"),
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -58,6 +59,9 @@ def summarize(run: RunData, wall_s: float | None = None) -> Record:
             "dropped_by_reason": tokens.get("dropped") or {},
         },
         "role_busy_fraction": busy_fractions(run.bins, *training_window(run.steps)),
+        "incidents": incident_counts(run.incidents),
+        "quarantined": quarantined(run.incidents),
+        "stall": run.stall,
         "audit": run.audit,
     }
 
@@ -81,6 +85,21 @@ def waste_line(waste: Record) -> str:
         f"{reasons}; prefix coverage {percent(waste['prefix_coverage'])}; {waste['late_members']:,} late members; "
         f"held {duration(waste['held_s'])}"
     )
+
+
+def incident_counts(incidents: Sequence[Record]) -> dict[str, int]:
+    """Faults by name and by what was done, the most frequent first."""
+    return dict(Counter(f"{each['name']}: {each['act']}" for each in incidents).most_common())
+
+
+def quarantined(incidents: Sequence[Record]) -> list[Record]:
+    """Prompts that were set aside: their place in the source, their group, and why."""
+    return [
+        {"prompt": prompt, "groups": each["groups"], "why": each["text"]}
+        for each in incidents
+        if each["name"] == "poison_prompt"
+        for prompt in each["prompts"]
+    ]
 
 
 def training_window(steps: Sequence[Record]) -> tuple[float, float]:
@@ -201,5 +220,13 @@ def _figures(summary: Record) -> Table:
         )
     busy = ", ".join(f"{role} {percent(share)}" for role, share in summary["role_busy_fraction"].items())
     table.add_row("busy", busy or "–")
+    faults = ", ".join(f"{count} {name}" for name, count in summary["incidents"].items())
+    if faults:
+        table.add_row("faults", faults)
+    if summary["quarantined"]:
+        table.add_row("quarantined", "; ".join(str(each["why"]) for each in summary["quarantined"]))
+    if summary["stall"]:
+        ended = "ended by" if summary["stall"]["ended"] else "newest standstill:"
+        table.add_row("stall", f"{ended} {summary['stall']['name']}: {summary['stall']['text']}")
     table.add_row("audit", audit_line(summary["audit"]))
     return table

@@ -57,6 +57,19 @@ class Settled(NamedTuple):
     verdict: Verdict
 
 
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """A worker that a job took down."""
+
+    key: int
+    status: str
+    """`timeout` or `worker_lost`."""
+    waited_s: float
+    """Since its last sign of work."""
+    again: bool
+    """The job is tried on another worker."""
+
+
 class PoolError(RuntimeError):
     """Workers cannot be started."""
 
@@ -144,6 +157,7 @@ class WorkerPool:
         self._failed_starts = 0
         self.counts: Counter[str] = Counter()
         """Workers killed at a deadline or lost, by name."""
+        self._faults: list[Fault] = []
 
     def start(self) -> None:
         """Start the workers. From the main thread: they end with the thread that started them."""
@@ -186,6 +200,11 @@ class WorkerPool:
                 settled.append(Settled(key, Verdict(total=total, parts=parts, status=status)))
         self._dispatch()
         return settled
+
+    def take_faults(self) -> list[Fault]:
+        """Workers that jobs took down since the last call."""
+        faults, self._faults = self._faults, []
+        return faults
 
     def next_deadline(self) -> float:
         """Monotonic time at which `expire` has something to do; infinite while nobody works."""
@@ -245,11 +264,12 @@ class WorkerPool:
             return []
         culprit, *innocent = worker.jobs.values()
         self._queue.extendleft(reversed(innocent))
-        return self._blame(culprit, status, why)
+        return self._blame(culprit, status, why, time.monotonic() - worker.progress_at)
 
-    def _blame(self, job: Job, status: str, why: str) -> list[Settled]:
+    def _blame(self, job: Job, status: str, why: str, waited_s: float) -> list[Settled]:
         job.tries += 1
         again = job.tries <= self._settings.retries
+        self._faults.append(Fault(job.key, status, waited_s, again))
         log.warning("grading took a worker down (%s), try %d%s", why, job.tries, ", trying again" if again else "")
         if again:
             # Last in the queue: what took one worker down shall not keep the others waiting.

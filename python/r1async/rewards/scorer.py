@@ -47,7 +47,7 @@ def main(config: Config, index: int = 0) -> None:
         config.reward, workers=config.scorer.workers, memory_mb=config.scorer.worker_memory_mb, inbox=inbox
     )
     detokenizer = _detokenizer(config.model.path, config.sampling.stop)
-    scorer = Scorer(detokenizer, pool, inbox, timeline, queue=config.scorer.queue)
+    scorer = Scorer(detokenizer, pool, inbox, timeline, queue=config.scorer.queue, deadline_s=config.reward.deadline_s)
     connection = None
     try:
         with stop_on_signals(inbox):
@@ -81,13 +81,23 @@ class Scorer:
     """The loop: receive, detokenize, have graded, send."""
 
     def __init__(
-        self, detokenizer: Detokenizer, pool: WorkerPool, inbox: Inbox, timeline: Timeline, *, queue: int
+        self,
+        detokenizer: Detokenizer,
+        pool: WorkerPool,
+        inbox: Inbox,
+        timeline: Timeline,
+        *,
+        queue: int,
+        deadline_s: float,
     ) -> None:
         self._detokenizer, self._pool, self._inbox, self._timeline = detokenizer, pool, inbox, timeline
         self._queue = queue
+        self._deadline_s = deadline_s
         self._connection: Connection | None = None
         self._leases: dict[int, int | None] = {}
         """Lease of each job that has no verdict yet; None of one from before the session, whose verdict is dropped."""
+        self._places: dict[int, tuple[int, int]] = {}
+        """Group and rollout of each job."""
         self._keys = count()
         self._leases_seen = 0
         self._credits = 0
@@ -101,6 +111,7 @@ class Scorer:
             with self._timeline.busy("score"):
                 settled = [each for arrival in arrivals for each in self._take(arrival)]
                 settled += self._pool.expire(time.monotonic())
+                self._tell_faults()
                 self._send(settled)
 
     def stats(self) -> dict[str, float]:
@@ -153,9 +164,10 @@ class Scorer:
         completions = [tokens[end - item[4] : end] for item, end in zip(items, ends, strict=True)]
         texts = self._texts(completions, [item[5] == "stop" for item in items])
         jobs, settled = [], []
-        for (lease, _, _, prompt, length, finish), text in zip(items, texts, strict=True):
+        for (lease, rollout, group, prompt, length, finish), text in zip(items, texts, strict=True):
             key = next(self._keys)
             self._leases[key] = lease
+            self._places[key] = (group, rollout)
             if text is None:
                 settled.append(Settled(key, Verdict.abstain("error")))
             else:
@@ -175,9 +187,27 @@ class Scorer:
         pairs = zip(completions, stopped, strict=True)
         return [text for completion, stop in pairs for text in self._texts([completion], [stop])]
 
+    def _tell_faults(self) -> None:
+        for fault in self._pool.take_faults():
+            if self._connection is None or fault.key not in self._places:
+                continue
+            group, rollout = self._places[fault.key]
+            name = "hung_worker" if fault.status == "timeout" else "lost_worker"
+            self._connection.tell_incident(
+                name,
+                "tried on another worker" if fault.again else "gave the verdict that reward.timeout_is says",
+                f"busy {fault.waited_s:.1f} s on group {group} (rollout {rollout})",
+                deadline_s=self._deadline_s,
+                named_after_s=fault.waited_s,
+                groups=[group],
+                rollouts=[rollout],
+            )
+
     def _send(self, settled: Sequence[Settled]) -> None:
         if settled and self._connection is not None:
             graded = [(self._leases.pop(key), verdict) for key, verdict in settled]
+            for key, _ in settled:
+                del self._places[key]
             items = [
                 [lease, verdict.total, dict(verdict.parts), verdict.status]
                 for lease, verdict in graded

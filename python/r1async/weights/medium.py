@@ -42,6 +42,10 @@ class Sink(Protocol):
         """The publisher does not have (any more) what was asked for by name."""
         ...
 
+    def stuck(self, version: PolicyVersion, waited_s: float) -> None:
+        """Chunks of this version stopped coming so many seconds ago; it is asked for again."""
+        ...
+
     def failed(self, error: BaseException) -> None:
         """The medium has ended."""
         ...

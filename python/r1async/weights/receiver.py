@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
@@ -60,6 +60,7 @@ class Receiver:
         max_message_bytes: a larger message is refused before anything is allocated for it.
         newest: False: fetch pinned versions only.
         keys: ours for this socket; None where it needs none.
+        stuck: told, in the medium's thread, of a version whose chunks stopped coming and for how many seconds.
     """
 
     def __init__(
@@ -73,11 +74,13 @@ class Receiver:
         max_message_bytes: int = 256 * 2**20,
         newest: bool = True,
         keys: ClientKeys | None = None,
+        stuck: Callable[[PolicyVersion, float], None] | None = None,
     ) -> None:
         self._inbox = inbox
         self._lock = threading.Lock()
         self._epoch = 0
         self._fenced = 0
+        self._stuck = stuck
         self._medium = ZmqReceiver(
             endpoint, self, run=run, name=name, deadline_s=deadline_s, max_message_bytes=max_message_bytes, keys=keys
         )
@@ -130,6 +133,11 @@ class Receiver:
     def missing(self, version: PolicyVersion, newest: PolicyVersion | None) -> None:
         """Called by the medium's thread."""
         self._inbox.put(WeightsMissing(version, newest))
+
+    def stuck(self, version: PolicyVersion, waited_s: float) -> None:
+        """Called by the medium's thread."""
+        if self._stuck is not None:
+            self._stuck(version, waited_s)
 
     def failed(self, error: BaseException) -> None:
         """Called by the medium's thread."""

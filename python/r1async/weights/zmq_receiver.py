@@ -321,6 +321,7 @@ class ZmqReceiver:
             if want.active and now >= want.moved + self._deadline_s:
                 if want.transfer is not None:
                     log.warning("%s moves no more; asking again", self.describe())
+                    self._sink.stuck(want.transfer.manifest.version, now - want.moved)
                 self._ask(want)
 
     def _send(self, header: Mapping) -> None:

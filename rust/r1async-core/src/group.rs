@@ -215,6 +215,8 @@ pub(crate) struct Group {
     pub(crate) members: Vec<Rollout>,
     /// Members that have ended.
     ended: usize,
+    /// Generators that fell while they worked on it.
+    pub(crate) died: u32,
     /// When its timer fires, while one is set.
     pub(crate) deadline: Option<f64>,
     pub(crate) closed: Option<Closed>,
@@ -242,6 +244,7 @@ impl Group {
             prompt,
             members,
             ended: 0,
+            died: 0,
             deadline: None,
             closed: None,
             source: MAIN,

@@ -71,12 +71,13 @@ impl Ledger {
             return leases;
         }
         while leases.len() < free {
-            let young =
-                |member: &&Member| self.is_young(self.groups[&member.group].source, installed);
-            let Some(&member) = self.waiting.iter().find(young) else {
+            let Some(member) = self.next_waiting(holder, installed) else {
                 break;
             };
             leases.push(self.lend_rollout(now, holder, member));
+        }
+        if self.keeps_free(holder) {
+            return leases;
         }
         let size = self.settings.group_size;
         let idle_but_small = leases.is_empty() && capacity < size && free >= capacity;
@@ -108,7 +109,7 @@ impl Ledger {
         fresh && self.is_known_version(installed)
     }
 
-    fn is_young(&self, source: usize, installed: PolicyVersion) -> bool {
+    pub(crate) fn is_young(&self, source: usize, installed: PolicyVersion) -> bool {
         self.position()
             .is_some_and(|position| is_young(&self.settings, source, position, installed))
     }
@@ -261,7 +262,28 @@ impl Ledger {
                 return self.leases.renew(id, until, &mut self.timers);
             }
         }
+        self.name_expired(now, lease);
         self.lose_lease(id);
+    }
+
+    fn name_expired(&mut self, now: f64, lease: Lease) {
+        let (settings, rollout) = (
+            &self.settings,
+            &self.groups[&lease.member.group].members[lease.member.index],
+        );
+        let (name, deadline_s, is_last) = match lease.work {
+            Work::Generate => {
+                let is_last = rollout.attempts + 1 >= settings.max_attempts;
+                ("lost_rollout", settings.lease_s, is_last)
+            }
+            _ => {
+                let is_last = rollout.score_attempts + 1 > settings.score_retries;
+                ("hung_scorer", settings.scoring_lease_s(), is_last)
+            }
+        };
+        let act = if is_last { "given up" } else { "requeued" };
+        let after_s = deadline_s + now - lease.until;
+        self.overdue((name, act), lease.holder, lease.member, (deadline_s, after_s));
     }
 
     /// The lease is lost through no wish of its holder: an attempt is counted.
@@ -367,6 +389,7 @@ impl Ledger {
     /// `holder` is gone: its leases are lost. A rollout on its last attempt is nobody else's any more, so its
     /// lease runs on, and the holder may come back for it until the lease runs out.
     pub fn holder_lost(&mut self, holder: HolderId) {
+        self.suspect_groups_of(holder);
         for id in self.leases.of(holder) {
             match self.leases.get(id) {
                 Some(lease) if self.is_last_attempt(lease) => {

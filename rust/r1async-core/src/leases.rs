@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, HashMap};
 
 use serde::{Deserialize, Serialize};
 
-use crate::ids::{HolderId, LeaseId, Member, PolicyVersion};
+use crate::ids::{GroupId, HolderId, LeaseId, Member, PolicyVersion};
 use crate::timers::{Timer, Timers};
 
 /// What a lease is for.
@@ -187,6 +187,23 @@ impl Leases {
         self.holders
             .get(&holder)
             .map_or_else(Vec::new, |holder| holder.leases.iter().copied().collect())
+    }
+
+    /// Groups of rollouts that `holder` generates.
+    pub(crate) fn generating_groups(&self, holder: HolderId) -> BTreeSet<GroupId> {
+        let leases = self.holders.get(&holder).map(|holder| &holder.leases);
+        leases
+            .into_iter()
+            .flatten()
+            .filter_map(|id| self.table.get(id))
+            .filter(|lease| lease.work == Work::Generate)
+            .map(|lease| lease.member.group)
+            .collect()
+    }
+
+    /// Every lease that somebody works under, in no order.
+    pub(crate) fn at_work(&self) -> impl Iterator<Item = &Lease> {
+        self.table.values().filter(|lease| lease.work != Work::Sent)
     }
 
     pub(crate) fn forget(&mut self, holder: HolderId) {

@@ -10,10 +10,12 @@ use crate::batch::{BoundGroup, Hold, StepBatch};
 use crate::evaluation::Evaluations;
 use crate::group::{Ended, Group, Purpose, State};
 use crate::ids::{GroupId, Member};
+use crate::incident::Incidents;
 use crate::learner::Learner;
 use crate::leases::Leases;
 use crate::pacing::Pace;
 use crate::prompts::Frontier;
+use crate::quarantine::{Filtered, Quarantine};
 use crate::ready::ReadySet;
 use crate::settings::{OverAge, Settings, SettingsError, ZeroVariance};
 use crate::sources::{BySource, MAIN};
@@ -96,6 +98,12 @@ pub struct Ledger {
     /// Of trained steps; those of steps not trained yet are with their batches.
     pub(crate) figures: Figures,
     pub(crate) news: News,
+    pub(crate) quarantine: Quarantine,
+    /// Groups that may have brought down their generators, on their last try.
+    pub(crate) suspects: BTreeSet<GroupId>,
+    pub(crate) filtered: Filtered,
+    #[serde(skip)]
+    pub(crate) incidents: Incidents,
     /// What happened since it was last taken, if anybody listens.
     #[serde(skip)]
     pub(crate) trace: Option<Vec<Event>>,
@@ -135,6 +143,10 @@ impl Ledger {
             books: Books::default(),
             counters: Counters::default(),
             figures: Figures::default(),
+            quarantine: Quarantine::default(),
+            suspects: BTreeSet::new(),
+            filtered: Filtered::default(),
+            incidents: Incidents::default(),
             news: News {
                 prompts: true,
                 ..News::default()
@@ -160,11 +172,8 @@ impl Ledger {
         while let Some(timer) = self.timers.pop_due(now) {
             match timer {
                 Timer::Lease(lease) => self.expire_lease(now, lease),
-                Timer::Rollout(member) => {
-                    self.rollout_mut(member).deadline = None;
-                    self.end_rollout(member, Ended::past_deadline());
-                }
-                Timer::Group(group) => self.close_late(group),
+                Timer::Rollout(member) => self.end_overdue(now, member),
+                Timer::Group(group) => self.close_late(now, group),
                 Timer::Hold => self.news.batch = true,
             }
         }
@@ -280,9 +289,21 @@ impl Ledger {
         }
     }
 
+    /// A rollout's deadline: it abstains.
+    fn end_overdue(&mut self, now: f64, member: Member) {
+        let deadline_s = self.settings.rollout_deadline_s;
+        let due = self.rollout_mut(member).deadline.take();
+        let after_s = due.map_or(deadline_s, |due| now - due + deadline_s);
+        let what = ("late_rollout", "closed without it");
+        self.overdue(what, None, member, (deadline_s, after_s));
+        self.end_rollout(member, Ended::past_deadline());
+    }
+
     /// The group's deadline: who is not done abstains, never-leased members too.
-    fn close_late(&mut self, id: GroupId) {
-        self.group_mut(id).deadline = None;
+    fn close_late(&mut self, now: f64, id: GroupId) {
+        let deadline_s = self.settings.group_deadline_s;
+        let due = self.group_mut(id).deadline.take();
+        let after_s = due.map_or(deadline_s, |due| now - due + deadline_s);
         if self.late.contains(&id) {
             return self.end_late_members(id, &Ended::past_deadline());
         }
@@ -291,6 +312,8 @@ impl Ledger {
             if self.groups[&id].members[index].has_ended() {
                 continue;
             }
+            let what = ("late_group", "closed without them");
+            self.overdue(what, None, member, (deadline_s, after_s));
             self.set_aside(member);
             self.counters.abstained("deadline");
             let group = self.groups.get_mut(&id).expect("the group is being closed");
@@ -311,7 +334,7 @@ impl Ledger {
             return self.deliver(&name, id);
         }
         let Some(closed) = group.summarise(&self.settings, self.next_bind()) else {
-            return self.drop_group(id, shortage);
+            return self.fail_group(id, shortage);
         };
         if closed.statistics.is_constant() {
             let drops = self.settings.zero_variance == ZeroVariance::Drop;
@@ -331,6 +354,7 @@ impl Ledger {
             mean: statistics.mean,
             std: statistics.std,
         });
+        self.passed();
         self.ready.insert(id, closed.key);
         self.ready_by_source.insert(source, id);
         self.group_mut(id).closed = Some(closed);
@@ -347,6 +371,7 @@ impl Ledger {
         if let Some(at) = group.deadline.take() {
             self.timers.clear(at, Timer::Group(id));
         }
+        self.suspects.remove(&id);
         for rollout in &group.members {
             if let Some(lease) = rollout.last_lease {
                 self.leases.end(lease, &mut self.timers);
@@ -378,6 +403,7 @@ impl Ledger {
             tokens: group.tokens(),
         });
         self.counters.group_dropped(reason);
+        self.took(id, reason);
         self.news = News {
             rollouts: true,
             batch: true,

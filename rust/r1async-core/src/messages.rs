@@ -164,6 +164,25 @@ pub struct Evaluate<'a> {
     pub prompts: Vec<std::ops::Range<usize>>,
 }
 
+/// A fault that a client noticed.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Reported<'a> {
+    /// What went wrong.
+    pub name: &'a str,
+    /// What was done about it.
+    pub act: &'a str,
+    /// Groups it hit.
+    pub groups: Vec<i64>,
+    /// Rollouts it hit.
+    pub rollouts: Vec<i64>,
+    /// Seconds that were allowed.
+    pub deadline_s: f64,
+    /// Seconds from the last good sign to the naming.
+    pub named_after_s: f64,
+    /// More about it, in words.
+    pub text: &'a str,
+}
+
 /// Any message of a client but `hello`.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Message<'a> {
@@ -171,6 +190,8 @@ pub enum Message<'a> {
     Heartbeat(Vec<(&'a str, f64)>),
     /// Leaves; its leases are free.
     Bye,
+    /// A fault that the client noticed, and what it did about it.
+    Incident(Reported<'a>),
     /// Room for rollouts.
     GeneratorReady(GeneratorReady<'a>),
     /// Room for verdicts.
@@ -242,6 +263,7 @@ impl<'a> Message<'a> {
         match (frame.kind, role) {
             ("heartbeat", _) => Ok(Self::Heartbeat(fields.get("stats")?.numbers()?)),
             ("bye", _) => Ok(Self::Bye),
+            ("incident", _) => reported(&fields),
             ("ready", Role::Generator) => generator_ready(&fields),
             ("ready", Role::Scorer) => scorer_ready(&fields),
             ("chunks", Role::Generator) => chunks(&fields),
@@ -280,6 +302,18 @@ const KINDS: [&str; 7] = [
     "evaluate",
     "cancel_evaluation",
 ];
+
+fn reported<'a>(fields: &Fields<'_, 'a>) -> Result<Message<'a>, MessageError> {
+    Ok(Message::Incident(Reported {
+        name: fields.get("name")?.name()?,
+        act: fields.get("act")?.name()?,
+        groups: fields.get("groups")?.each(|id| id.count())?,
+        rollouts: fields.get("rollouts")?.each(|id| id.count())?,
+        deadline_s: fields.get("deadline_s")?.number()?,
+        named_after_s: fields.get("named_after_s")?.number()?,
+        text: fields.get("text")?.name()?,
+    }))
+}
 
 fn generator_ready<'a>(fields: &Fields<'_, 'a>) -> Result<Message<'a>, MessageError> {
     Ok(Message::GeneratorReady(GeneratorReady {

@@ -86,7 +86,8 @@ impl Ledger {
         Ok(())
     }
 
-    /// Admits the first of the prompts asked for, of the main sources; answers its group's number.
+    /// Admits the first of the prompts asked for, of the main sources; answers its group's number, or `None` if the
+    /// prompt is quarantined.
     ///
     /// # Errors
     /// It is not the first one asked for, or has no tokens.
@@ -95,7 +96,7 @@ impl Ledger {
         ordinal: u64,
         tokens: Vec<i32>,
         meta: Vec<u8>,
-    ) -> Result<GroupId, AdmitError> {
+    ) -> Result<Option<GroupId>, AdmitError> {
         self.admit_from(ordinal, tokens, meta, MAIN)
     }
 
@@ -109,7 +110,7 @@ impl Ledger {
         tokens: Vec<i32>,
         meta: Vec<u8>,
         source: usize,
-    ) -> Result<GroupId, AdmitError> {
+    ) -> Result<Option<GroupId>, AdmitError> {
         if tokens.is_empty() {
             return Err(AdmitError::Empty(ordinal));
         }
@@ -120,13 +121,18 @@ impl Ledger {
                 sources,
             });
         }
+        if self.quarantine.holds(&tokens, &meta) {
+            return self
+                .refuse_prompt(ordinal, DropReason::Quarantined)
+                .map(|()| None);
+        }
         self.take_wanted(ordinal)?;
         let prompt = Arc::new(Prompt {
             ordinal,
             tokens,
             meta,
         });
-        Ok(self.queue_group(prompt, self.settings.retries, source))
+        Ok(Some(self.queue_group(prompt, self.settings.retries, source)))
     }
 
     /// Queues a new group for a prompt that is in the books already.
@@ -163,9 +169,13 @@ impl Ledger {
     /// # Errors
     /// It is not the first one asked for.
     pub fn reject_prompt(&mut self, ordinal: u64) -> Result<(), AdmitError> {
+        self.refuse_prompt(ordinal, DropReason::Invalid)
+    }
+
+    fn refuse_prompt(&mut self, ordinal: u64, reason: DropReason) -> Result<(), AdmitError> {
         self.take_wanted(ordinal)?;
-        self.books.prompts.drop(DropReason::Invalid, 1);
-        self.tell(|| Event::Rejected { ordinal });
+        self.books.prompts.drop(reason, 1);
+        self.tell(|| Event::Rejected { ordinal, reason });
         self.news = News {
             prompts: true,
             batch: true,

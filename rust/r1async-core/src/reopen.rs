@@ -2,6 +2,7 @@
 
 use crate::group::State;
 use crate::ids::{GroupId, Member};
+use crate::incident::Incidents;
 use crate::leases::Leases;
 use crate::ledger::{Ledger, News};
 use crate::ready::ReadySet;
@@ -56,6 +57,7 @@ impl Ledger {
         self.leases = Leases::new(settings.incarnation);
         self.learner.connected = false;
         self.frontier.end = None;
+        self.incidents = Incidents::default();
         self.pace.reopen(&settings);
         self.settings = settings;
         self.sort_again();

@@ -8,6 +8,7 @@
 mod connections;
 mod evaluations;
 mod events;
+mod incidents;
 mod learners;
 mod offers;
 mod peers;
@@ -88,6 +89,8 @@ pub struct Service {
     /// The latest `now` of any call: time never goes back.
     now: f64,
     next_figures: f64,
+    /// Since when filters have taken every group, while they do; whether it was named.
+    filtered_since: Option<(f64, bool)>,
     /// What the last `state` event said.
     told: Option<events::StateLine>,
     stopping: bool,
@@ -104,6 +107,8 @@ struct Counters {
     rejected: BTreeMap<String, u64>,
     peers_lost: u64,
     batches_sent: u64,
+    /// Faults by name.
+    incidents: BTreeMap<String, u64>,
 }
 
 impl Service {
@@ -133,6 +138,7 @@ impl Service {
             news: News::default(),
             counters: Counters::default(),
             next_figures: f64::NEG_INFINITY,
+            filtered_since: None,
             told: None,
             stopping: false,
             settings,
@@ -191,6 +197,7 @@ impl Service {
                 self.answer(holder, "gone", |head| head);
                 self.leave(holder, false);
             }
+            Message::Incident(reported) => self.reported(holder, &reported),
             Message::GeneratorReady(ready) => self.generator_ready(holder, &ready)?,
             Message::ScorerReady(ready) => self.scorer_ready(holder, ready)?,
             Message::Chunks(chunks) => self.chunks(holder, about, &chunks),
@@ -229,7 +236,7 @@ impl Service {
     pub fn peer_lost(&mut self, socket: Socket, identity: &[u8], now: f64) {
         self.at(now);
         if let Some((holder, _)) = self.peers.find(socket, identity) {
-            self.leave(holder, true);
+            self.lose(holder, "it cannot be sent to: gone, or it does not read");
         }
         self.settle();
     }
@@ -239,7 +246,10 @@ impl Service {
         let now = self.at(now);
         self.ledger.tick(now);
         for holder in self.peers.silent(now) {
-            self.leave(holder, true);
+            self.lose(
+                holder,
+                "it is silent: gone, hung, stopped, or its connection is half open",
+            );
         }
         self.settle();
         self.publish_figures();
@@ -323,6 +333,7 @@ impl Service {
     /// There are no prompts from `ordinal` on.
     pub fn end_of_prompts(&mut self, ordinal: u64) {
         self.ledger.end_of_prompts(ordinal);
+        self.name_end_of_data(ordinal);
         self.settle();
     }
 
@@ -383,6 +394,7 @@ impl Service {
         }
         self.answer_readies();
         self.tell_state();
+        self.tell_incidents();
     }
 
     fn refuse(&mut self, socket: Socket, identity: &[u8], about: &str, refusal: &Refusal) {

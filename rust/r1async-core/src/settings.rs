@@ -136,6 +136,8 @@ pub struct Settings {
     pub max_attempts: u32,
     /// Completion tokens of a training rollout at most.
     pub max_tokens: u32,
+    /// Groups of a prompt in which every member may abstain before the prompt is set aside.
+    pub quarantine_after: u32,
     /// Temperature of training rollouts.
     pub temperature: f64,
     /// Below 2^20 and another in each life of the buffer (chosen at random, say): it begins every lease's
@@ -177,6 +179,7 @@ impl Default for Settings {
             score_retries: 1,
             max_attempts: 3,
             max_tokens: 1024,
+            quarantine_after: 3,
             temperature: 1.0,
             incarnation: 0,
         }
@@ -283,6 +286,11 @@ impl Settings {
             within("windows", name, fits, "named once each, not \"main\"")?;
             let e = window.max_staleness;
             within("windows", e, e <= 1 << 20, "of max_staleness at most 2^20")?;
+            let want = format!(
+                "of max_staleness at least publish_every - 1 = {}: between two publications its groups could not train",
+                self.publish_every - 1
+            );
+            within("windows", e, e + 1 >= self.publish_every, want)?;
             let share = window.share;
             let want = "of a share above 0 and at most 1";
             within("windows", share, share > 0.0 && share <= 1.0, want)?;

@@ -28,6 +28,8 @@ pub enum Event {
     Rejected {
         /// The prompt's place in the source.
         ordinal: u64,
+        /// Why.
+        reason: DropReason,
     },
     /// A rollout was lent to a generator.
     Leased {

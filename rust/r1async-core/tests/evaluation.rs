@@ -210,6 +210,7 @@ fn an_evaluation_that_cannot_run_is_refused() {
     assert!(
         run.ledger
             .waits(0.0)
-            .contains(&"evaluation: e of version 0@0, 0 of 1 prompts".to_owned())
+            .iter()
+            .any(|wait| wait.text == "evaluation: e of version 0@0, 0 of 1 prompts")
     );
 }

@@ -35,7 +35,7 @@ fn a_step_is_held_for_tokens_of_unfinished_rollouts_at_their_last_chance() {
     );
     run.now = 5.0;
     assert_eq!(
-        run.ledger.waits(5.0)[0],
+        run.ledger.waits(5.0)[0].text,
         "hold: step 1 waits for 1 rollouts of groups 1 (10 tokens dying), 3.0 s"
     );
     run.finish(leases[0].lease, 6, &[(1, 1)]);

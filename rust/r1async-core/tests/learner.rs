@@ -4,7 +4,8 @@ mod common;
 
 use common::{Run, settings, with_bound};
 use r1async_core::{
-    Bind, ChunkAck, ChunkError, DropReason, LearnerError, Ledger, PolicyVersion, Settings, Step,
+    Bind, ChunkAck, ChunkError, DropReason, GroupId, LearnerError, Ledger, PolicyVersion, Settings,
+    Step,
 };
 
 /// `steps` steps done, none committed; then one batch handed out that is not reported.
@@ -176,14 +177,17 @@ fn tokens_of_a_life_that_has_ended_still_count_but_only_versions_it_made() {
 fn a_batch_is_asked_for_only_by_a_learner_that_connected() {
     let mut ledger = Ledger::new(settings()).unwrap();
     assert!(ledger.bind_batch(0.0, Step(0)).is_err());
-    assert_eq!(ledger.waits(0.0)[0], "learner: none has connected");
+    assert_eq!(ledger.waits(0.0)[0].text, "learner: none has connected");
     ledger.connect_learner(3, 0).unwrap();
     assert_eq!(
-        ledger.waits(0.0)[0],
+        ledger.waits(0.0)[0].text,
         "weights: the learner of epoch 3 has published none"
     );
     ledger.learner_lost();
-    assert_eq!(ledger.waits(0.0)[0], "learner: the one of epoch 3 is gone");
+    assert_eq!(
+        ledger.waits(0.0)[0].text,
+        "learner: the one of epoch 3 is gone"
+    );
     assert!(matches!(ledger.bind_batch(0.0, Step(0)), Ok(Bind::Wait(_))));
 }
 
@@ -251,7 +255,10 @@ fn a_rejected_prompt_is_counted_and_its_place_in_the_order_is_used_up() {
         "prompt 0; want Some(1), the first of the prompts asked for"
     );
     assert!(ledger.admit(1, Vec::new(), Vec::new()).is_err());
-    assert_eq!(ledger.admit(1, vec![1], Vec::new()).unwrap().0, 0);
+    assert_eq!(
+        ledger.admit(1, vec![1], Vec::new()).unwrap(),
+        Some(GroupId(0))
+    );
     let audit = ledger.audit();
     assert_eq!(
         (

@@ -346,7 +346,7 @@ fn a_rollout_abstains_when_it_has_lost_its_last_attempt() {
     run.pass(1.0);
     assert_eq!(run.ledger.stats().abstentions["lost"], 2);
     assert_eq!(
-        run.ledger.stats().groups_dropped[&DropReason::TooFewScored],
+        run.ledger.stats().groups_dropped[&DropReason::Quarantined],
         1
     );
 }

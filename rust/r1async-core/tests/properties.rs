@@ -31,9 +31,10 @@ fn settings() -> impl Strategy<Value = Settings> {
         let (group_size, groups_per_step, steps, min) = sizes;
         let max_staleness = pacing.0;
         let w = pacing.1.min(max_staleness);
+        let publish_every = 1 + pacing.2.min(w);
         let slow = more.5.map(|(max_staleness, share)| Window {
             name: "slow".to_owned(),
-            max_staleness,
+            max_staleness: max_staleness.max(publish_every - 1),
             share,
         });
         Settings {
@@ -50,7 +51,7 @@ fn settings() -> impl Strategy<Value = Settings> {
             steps,
             max_staleness,
             pacing: w,
-            publish_every: 1 + pacing.2.min(w),
+            publish_every,
             over_age: [OverAge::Mask, OverAge::Drop, OverAge::Train][rules.0],
             retries: rules.1,
             waste_budget: rules.2,

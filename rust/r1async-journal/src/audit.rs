@@ -128,9 +128,9 @@ impl RunAudit {
                     self.live.insert(RolloutId(rollout), Live::default());
                 }
             }
-            Event::Rejected { .. } => {
+            Event::Rejected { reason, .. } => {
                 self.prompts.incoming += 1;
-                self.prompts.dropped[DropReason::Invalid as usize] += 1;
+                self.prompts.dropped[*reason as usize] += 1;
             }
             Event::Tokens { rollout, runs } => {
                 let count = runs.iter().map(|run| u64::from(run.count)).sum::<u64>();

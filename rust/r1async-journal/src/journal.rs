@@ -12,7 +12,7 @@ use r1async_core::journal::{Kind, Pending, Recorded, append};
 use crate::error::JournalError;
 use crate::files::{self, Header, Identity, generations, sync_folder};
 use crate::history::History;
-use crate::stream::{Tail, exists};
+use crate::stream::Tail;
 
 /// What an acknowledgement means.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -177,7 +177,7 @@ impl Journal {
     /// Whether a run has left a journal in `folder`.
     #[must_use]
     pub fn exists(folder: &Path) -> bool {
-        exists(&files::events(folder))
+        fs::metadata(files::events(folder)).is_ok_and(|events| events.len() > 0)
     }
 
     /// A journal without a history, and the ledger that it belongs to.
@@ -221,6 +221,17 @@ impl Journal {
         identity.check(history.identity(), folder)?;
         while history.next()?.is_some() {}
         let (count, torn_events) = (history.count(), history.torn());
+        if history.replay().ledger().is_none() {
+            // A crash came before the first event was whole: nothing had been answered yet.
+            drop(history);
+            let (journal, recorded) = Self::create(folder, identity, options, settings)?;
+            let recovery = Recovery {
+                events: 0,
+                torn: torn_events,
+                seconds: began.elapsed().as_secs_f64(),
+            };
+            return Ok((journal, recorded, recovery));
+        }
         let (replay, events_end, payload_end) = history.into_parts();
         let generation = generations(folder, "snapshot")?.pop().unwrap_or(0);
         let payload_path = files::payload(folder, generation);

@@ -321,10 +321,10 @@ impl Buffer {
         to_python(py, &self.detached(py, |service| service.stats()))
     }
 
-    /// What the run waits for, in words, the most important first.
-    fn waits(&self, py: Python<'_>, now: f64) -> PyResult<Vec<String>> {
+    /// What the run waits for, the most important first; docs/protocol.md names the fields.
+    fn waits<'py>(&self, py: Python<'py>, now: f64) -> PyResult<Bound<'py, PyAny>> {
         let now = time(now)?;
-        Ok(self.detached(py, |service| service.waits(now)))
+        to_python(py, &self.detached(py, |service| service.wait_figures(now)))
     }
 
     /// Leases nothing more and lets the learner's next question end it.

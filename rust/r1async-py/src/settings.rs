@@ -17,7 +17,7 @@ impl Settings {
         ess_floor, close_early, windows, publish_every, over_age, retries, waste_budget, hold_deadline_s, baseline, std, eps, pass_mark, zero_variance, oversample,
         max_refills, drop_truncated, rollout_deadline_s, lease_s, group_deadline_s, scoring_deadline_s,
         score_retries, max_attempts, max_tokens, temperature, incarnation, micro_batch_tokens, peer_deadline_s,
-        max_message_bytes, interval_s,
+        max_message_bytes, interval_s, quarantine_after, filtered_batches,
     ))]
     #[expect(clippy::too_many_arguments, reason = "one keyword for each setting")]
     fn new(
@@ -59,6 +59,8 @@ impl Settings {
         peer_deadline_s: f64,
         max_message_bytes: usize,
         interval_s: f64,
+        quarantine_after: u32,
+        filtered_batches: usize,
     ) -> PyResult<Self> {
         let ledger = r1async_core::Settings {
             group_size,
@@ -98,6 +100,7 @@ impl Settings {
             score_retries,
             max_attempts,
             max_tokens,
+            quarantine_after,
             temperature,
             incarnation,
         };
@@ -108,6 +111,7 @@ impl Settings {
             micro_batch_tokens,
             peer_deadline_s,
             max_message_bytes,
+            filtered_batches,
             interval_s,
         };
         settings

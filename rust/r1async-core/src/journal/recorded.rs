@@ -11,6 +11,7 @@ use super::record::{Kind, append};
 use crate::batch::{Bind, BindError};
 use crate::chunk::{ChunkError, ChunkRef};
 use crate::evaluation::{EvaluateError, EvaluatedGroup, EvaluationRequest};
+use crate::incident::Incident;
 use crate::ids::{GroupId, HolderId, LeaseId, PolicyVersion, Step};
 use crate::learner::LearnerError;
 use crate::lease::{Announcement, ChunkAck, RolloutLease};
@@ -203,6 +204,11 @@ impl Recorded {
         }
     }
 
+    /// See [`Ledger::take_incidents`]. They are for people, and not written down.
+    pub fn take_incidents(&mut self) -> Vec<Incident> {
+        self.ledger.take_incidents()
+    }
+
     /// See [`Ledger::take_news`].
     pub fn take_news(&mut self) -> News {
         self.ledger.take_news()
@@ -227,7 +233,7 @@ impl Recorded {
         tokens: Vec<i32>,
         meta: Vec<u8>,
         source: usize,
-    ) -> Result<GroupId, AdmitError> {
+    ) -> Result<Option<GroupId>, AdmitError> {
         let (tokens_len, meta_len) = (tokens.len(), meta.len());
         let body = self.pending.is_some().then(|| {
             let mut body = bytemuck::cast_slice(&tokens).to_vec();

@@ -72,15 +72,13 @@ impl Service {
         }
         self.next_figures = self.now + self.settings.interval_s;
         let (buffer, audit, peers) = (self.stats(), self.audit(), self.peer_figures());
-        let waits = self.waits(self.now);
+        let waits = self.wait_figures(self.now);
         let mut head = self.head("stats");
         for (name, figure) in [("buffer", buffer), ("audit", audit), ("peers", peers)] {
             head = head.figure(name, &figure);
         }
-        let head = head.list("waits", waits.len(), |out| {
-            waits.iter().for_each(|wait| out.str(wait))
-        });
-        self.push(Socket::Events, Vec::new(), head.finish());
+        let frame = head.figure("waits", &waits).finish();
+        self.push(Socket::Events, Vec::new(), frame);
     }
 
     fn peer_figures(&self) -> Figure {
@@ -114,35 +112,6 @@ impl Service {
             RoleState::Learner(rank) if rank.wants.is_some() => "a batch".into(),
             _ => String::new(),
         }
-    }
-
-    /// What the run waits for, in words.
-    #[must_use]
-    pub fn waits(&self, now: f64) -> Vec<String> {
-        let mut waits = Vec::new();
-        for role in [Role::Learner, Role::Generator, Role::Scorer] {
-            if !self.learners.finished && !self.peers.iter().any(|(_, peer)| peer.role() == role) {
-                waits.push(format!("no {} is connected", role.name()));
-            }
-        }
-        waits.extend(self.ledger.waits(now));
-        let oldest = self
-            .ledger
-            .steps_done()
-            .saturating_sub(self.ledger.pacing().ceil() as u64);
-        for (_, peer) in self.peers.iter() {
-            if let RoleState::Generator(generator) = &peer.state
-                && let Some(installed) = generator
-                    .installed
-                    .filter(|installed| installed.number < oldest)
-            {
-                waits.push(format!(
-                    "{} has version {installed}; leases need version {oldest} or newer",
-                    peer.name
-                ));
-            }
-        }
-        waits
     }
 
     /// Figures of this moment.
@@ -184,6 +153,12 @@ impl Service {
                             .collect(),
                     ),
                 ),
+                (
+                    "incidents",
+                    counts(counters.incidents.clone().into_iter().collect()),
+                ),
+                ("quarantined", self.ledger.quarantined().len().into()),
+                ("filtered", self.ledger.filtered().count.into()),
                 ("generators", of_role(Role::Generator).into()),
                 ("scorers", of_role(Role::Scorer).into()),
                 ("evaluators", of_role(Role::Evaluator).into()),

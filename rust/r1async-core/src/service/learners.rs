@@ -69,6 +69,7 @@ impl Service {
             rank,
             world,
             epoch,
+            since: self.now,
             ..LearnerState::default()
         };
         let holder = self.enter(Socket::Batches, identity, hello, RoleState::Learner(state))?;
@@ -195,7 +196,7 @@ impl Service {
         step: i64,
         (rank, world): (usize, usize),
     ) -> Result<(), Refusal> {
-        let (step, done) = (step as u64, self.ledger.steps_done());
+        let (step, done, now) = (step as u64, self.ledger.steps_done(), self.now);
         let state = self.check_epoch(holder, epoch)?;
         if (state.rank, state.world) != (rank, world) {
             let said = format!("rank {} of {}", state.rank, state.world);
@@ -212,6 +213,7 @@ impl Service {
             ));
         }
         (state.wants, state.told) = (Some(step), None);
+        state.since = now;
         self.news.batch = true;
         Ok(())
     }
@@ -260,7 +262,11 @@ impl Service {
 
     /// Packs the bound batch for each rank.
     fn send_shares(&mut self, wanting: &[HolderId], step: u64) {
-        let (line, temperature) = (self.state_line(), self.settings.ledger.temperature);
+        let (line, temperature, now) = (
+            self.state_line(),
+            self.settings.ledger.temperature,
+            self.now,
+        );
         let Ok(Bind::Ready(batch)) = self.ledger.bind_batch(self.now, Step(step)) else {
             return;
         };
@@ -271,7 +277,7 @@ impl Service {
             let Some(rank) = self.peers.learner(holder) else {
                 continue;
             };
-            (rank.wants, rank.told) = (None, None);
+            (rank.wants, rank.told, rank.since) = (None, None, now);
             let frame = pack(batch, &shares[rank.rank], temperature, line.head("batch"));
             if let Some((socket, peer)) = self.peers.address(holder) {
                 self.outgoing.push_back(Outgoing {

@@ -142,6 +142,8 @@ pub(super) struct LearnerState {
     pub(super) rank: usize,
     pub(super) world: usize,
     pub(super) epoch: u64,
+    /// When it asked for a batch or got one.
+    pub(super) since: f64,
     /// The step whose share it waits for.
     pub(super) wants: Option<u64>,
     /// What it was told that it waits for.

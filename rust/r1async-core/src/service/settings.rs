@@ -17,6 +17,8 @@ pub struct ServiceSettings {
     pub peer_deadline_s: f64,
     /// A larger message is refused.
     pub max_message_bytes: usize,
+    /// Batches' worth of groups, none of which may train, after which filters are named as a stall.
+    pub filtered_batches: usize,
     /// Seconds between two publications of figures.
     pub interval_s: f64,
 }
@@ -48,6 +50,12 @@ impl ServiceSettings {
                 tokens >= 1,
                 "at least 1",
                 tokens.to_string(),
+            ),
+            (
+                "filtered_batches",
+                self.filtered_batches >= 1,
+                "at least 1",
+                self.filtered_batches.to_string(),
             ),
             (
                 "peer_deadline_s",

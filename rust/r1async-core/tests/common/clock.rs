@@ -261,7 +261,7 @@ impl World {
             for ordinal in wanted {
                 let source = self.source_of(ordinal);
                 self.ledger
-                    .admit_from(ordinal, vec![1], Vec::new(), source)
+                    .admit_from(ordinal, vec![1], ordinal.to_le_bytes().to_vec(), source)
                     .unwrap();
             }
         }

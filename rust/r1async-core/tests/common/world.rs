@@ -268,7 +268,7 @@ impl World {
                     .admit_from(
                         ordinal,
                         vec![1; 1 + ordinal as usize % 3],
-                        Vec::new(),
+                        ordinal.to_le_bytes().to_vec(),
                         ordinal as usize % self.settings.sources(),
                     )
                     .unwrap();
