@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import Buffer as BytesLike
 
-__all__ = ["Buffer", "Settings", "advantages", "group_statistics"]
+__all__ = ["Buffer", "Settings", "advantages", "group_statistics", "simulate"]
 
 @final
 class Settings:
@@ -129,3 +129,13 @@ def advantages(
     eps: float = 1e-6,
 ) -> NDArray[np.float64]:
     """The advantage of each reward of one group."""
+
+def simulate(settings: Settings, model: str) -> dict[str, Any]:
+    """What a run of these settings comes to with the generators, scorers and learner that `model` describes.
+
+    `model` is JSON with every field of `Model` in `rust/r1async-sim/src/model.rs`. The GIL is released.
+
+    Raises:
+        ValueError: not such JSON, or a number that cannot be.
+        RuntimeError: the run comes to a stand-still; the text says what it waits for.
+    """

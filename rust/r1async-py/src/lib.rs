@@ -4,6 +4,7 @@
 pub mod buffer;
 pub mod figures;
 pub mod settings;
+pub mod simulation;
 
 use numpy::{PyArray1, PyReadonlyArray1, ToPyArray};
 use pyo3::prelude::*;
@@ -56,5 +57,6 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<settings::Settings>()?;
     module.add_class::<buffer::Buffer>()?;
     module.add_function(wrap_pyfunction!(group_statistics, module)?)?;
-    module.add_function(wrap_pyfunction!(advantages, module)?)
+    module.add_function(wrap_pyfunction!(advantages, module)?)?;
+    module.add_function(wrap_pyfunction!(simulation::simulate, module)?)
 }

@@ -29,7 +29,7 @@ fn main() {
         seed: 0,
         seconds,
         warmup_steps: 20,
-        tokens_per_unit: 16,
+        tokens_per_unit: 20,
         generators: Generators {
             count: 64,
             slots: 64,
@@ -53,6 +53,7 @@ fn main() {
                 median: 0.05,
                 sigma: 1.0,
             },
+            travel_s: 0.0,
             failure_rate: 0.01,
         },
         learner: LearnerModel {

@@ -56,8 +56,6 @@ pub(crate) struct Generator {
     /// The version that is on its way to it, or being installed.
     pub(crate) fetching: Option<u64>,
     installing: bool,
-    /// Empty slots that it has asked rollouts for.
-    pub(crate) room: usize,
     slots: Vec<Option<Slot>>,
     empty: Vec<u32>,
     ends: BinaryHeap<Reverse<(Progress, u32, LeaseId)>>,
@@ -81,7 +79,6 @@ impl Generator {
             installed: 0,
             fetching: None,
             installing: false,
-            room: slots,
             slots: vec![None; slots],
             empty: (0..slots as u32).rev().collect(),
             ends: BinaryHeap::new(),
@@ -140,7 +137,6 @@ impl Generator {
         )));
         self.slots[place as usize] = Some(slot);
         self.taken += 1;
-        self.room -= 1;
     }
 
     /// Empties a slot; asking for its next rollout is for the caller.
@@ -284,7 +280,7 @@ impl Simulation {
                 },
             );
         } else {
-            self.generators[index].room += slots;
+            self.rooms.add(index, slots);
             self.rollouts_wanted = true;
         }
     }
@@ -292,46 +288,34 @@ impl Simulation {
     pub(crate) fn add_room(&mut self, index: usize, life: u64, slots: usize) {
         let generator = &mut self.generators[index];
         if generator.life == life && generator.alive {
-            generator.room += slots;
+            self.rooms.add(index, slots);
             self.rollouts_wanted = true;
         }
     }
 
     /// Lends to who has the most room, a group at a time, as the buffer's service does.
     pub(crate) fn offer_rollouts(&mut self) {
-        self.refused.iter_mut().for_each(|refused| *refused = false);
         let size = self.ledger.settings().group_size;
-        let newest = self
-            .generators
-            .iter()
-            .map(|generator| generator.installed)
-            .max();
-        loop {
-            let open = self
-                .generators
-                .iter()
-                .enumerate()
-                .filter(|(index, _)| !self.refused[*index]);
-            let most = open.max_by_key(|(index, generator)| (generator.room, Reverse(*index)));
-            let Some((index, generator)) = most.filter(|(_, generator)| generator.room > 0) else {
-                break;
-            };
+        let cap = u64::from(self.ledger.settings().max_tokens);
+        let mut passed_over: Vec<usize> = Vec::new();
+        while let Some((index, room)) = self.rooms.most(&passed_over) {
+            let generator = &self.generators[index];
+            let (holder, capacity) = (generator.holder, generator.slots.len());
             let installed = PolicyVersion::new(EPOCH, generator.installed);
-            let (holder, room) = (generator.holder, generator.room.min(size));
-            let capacity = generator.slots.len();
-            let leases = self
-                .ledger
-                .lease_rollouts(self.now, holder, installed, room, capacity);
+            let leases =
+                self.ledger
+                    .lease_rollouts(self.now, holder, installed, room.min(size), capacity);
             if leases.is_empty() {
-                // Nobody else has more room or newer weights, and only an idle small generator gets part of a group.
-                if Some(installed.number) == newest && capacity >= size {
+                // Nobody left has more room or newer weights; but a generator smaller than a group gets part
+                // of one when it is idle.
+                if installed.number == self.newest_installed && capacity >= size {
                     break;
                 }
-                self.refused[index] = true;
+                passed_over.push(index);
                 continue;
             }
             self.advance(index);
-            let cap = u64::from(self.ledger.settings().max_tokens);
+            self.rooms.set(index, room - leases.len());
             for lease in &leases {
                 let length = self
                     .model
@@ -387,6 +371,7 @@ impl Simulation {
         let generator = &mut self.generators[index];
         generator.installing = false;
         generator.installed = generator.fetching.take().unwrap_or(generator.installed);
+        self.newest_installed = self.newest_installed.max(generator.installed);
         self.rollouts_wanted = true;
         self.fetch(index);
     }
@@ -404,7 +389,7 @@ impl Simulation {
         self.send_all(index);
         let generator = &mut self.generators[index];
         generator.alive = false;
-        generator.room = 0;
+        self.rooms.set(index, 0);
         for place in 0..generator.slots.len() {
             generator.leave(place);
         }
@@ -430,7 +415,8 @@ impl Simulation {
         generator.installing = false;
         generator.fetching = None;
         generator.installed = self.published.unwrap_or(0);
-        generator.room = generator.slots.len();
+        self.newest_installed = self.newest_installed.max(generator.installed);
+        self.rooms.set(index, generator.slots.len());
         self.rollouts_wanted = true;
         self.plan_death(index);
     }
@@ -453,4 +439,50 @@ impl Simulation {
             self.ask_for(index, lost);
         }
     }
+}
+
+/// Empty slots that each generator has asked rollouts for.
+#[derive(Debug)]
+pub(crate) struct Rooms {
+    slots: Vec<usize>,
+    /// Who has the most, until a number changes: it is asked for far more often than numbers change.
+    most: Option<Option<(usize, usize)>>,
+}
+
+impl Rooms {
+    pub(crate) fn new(generators: usize, slots: usize) -> Self {
+        Self {
+            slots: vec![slots; generators],
+            most: None,
+        }
+    }
+
+    fn set(&mut self, generator: usize, slots: usize) {
+        self.slots[generator] = slots;
+        self.most = None;
+    }
+
+    fn add(&mut self, generator: usize, slots: usize) {
+        self.set(generator, self.slots[generator] + slots);
+    }
+
+    /// Who has the most room, and how much; the first among equals. `None`: nobody has any.
+    fn most(&mut self, passed_over: &[usize]) -> Option<(usize, usize)> {
+        if passed_over.is_empty() {
+            let slots = &self.slots;
+            return *self.most.get_or_insert_with(|| most_room(slots, &[]));
+        }
+        most_room(&self.slots, passed_over)
+    }
+}
+
+fn most_room(rooms: &[usize], passed_over: &[usize]) -> Option<(usize, usize)> {
+    let mut most = None;
+    for (index, &room) in rooms.iter().enumerate() {
+        let more = room > most.map_or(0, |(_, room)| room);
+        if more && !passed_over.contains(&index) {
+            most = Some((index, room));
+        }
+    }
+    most
 }

@@ -1,15 +1,20 @@
 //! The learner: waits for a batch, trains it, publishes weights, writes checkpoints.
 
-use r1async_core::{Bind, PolicyVersion, Step};
+use r1async_core::{Bind, PolicyVersion, Step, WaitReason};
 
 use crate::queue::Event;
 use crate::simulation::{EPOCH, Simulation, SimulationError};
+
+/// Looks at a hold in the time of a step.
+const LOOKS_A_STEP: f64 = 100.0;
 
 /// What the learner does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum LearnerState {
     /// It has asked for the next batch.
     Waiting,
+    /// Its step is held; it asks again soon.
+    Held,
     /// It trains, or writes a checkpoint.
     Busy,
     /// There is nothing more to train.
@@ -23,6 +28,10 @@ impl Simulation {
         let unit = u64::from(self.model.tokens_per_unit);
         let bound = match self.ledger.bind_batch(self.now, step) {
             Ok(Bind::Ready(bound)) => bound,
+            Ok(Bind::Wait(WaitReason::Hold { .. })) => {
+                self.ask_later();
+                return Ok(());
+            }
             Ok(Bind::Wait(_)) => return Ok(()),
             Ok(Bind::Finished) => {
                 self.learner = LearnerState::Done;
@@ -56,6 +65,15 @@ impl Simulation {
         self.learner = LearnerState::Busy;
         self.queue.plan(self.now + seconds, Event::Stepped);
         Ok(())
+    }
+
+    /// A hold is looked at a hundred times a step, not after every verdict: each look counts the
+    /// tokens of a whole batch.
+    fn ask_later(&mut self) {
+        let step_s = self.now / self.tally.steps.max(1) as f64;
+        self.learner = LearnerState::Held;
+        self.queue
+            .plan(self.now + step_s / LOOKS_A_STEP, Event::Free);
     }
 
     /// A step is done: its weights go out; every few steps a checkpoint is written.

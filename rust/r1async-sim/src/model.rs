@@ -140,8 +140,10 @@ pub struct Scorers {
     pub workers: usize,
     /// Rollouts that each holds at most.
     pub queue: usize,
-    /// Seconds for one verdict.
+    /// Seconds that a worker needs for one verdict.
     pub verdict_s: Distribution,
+    /// Seconds that a rollout and its verdict are on their way, which keep no worker busy.
+    pub travel_s: f64,
     /// Share of verdicts that are abstentions.
     pub failure_rate: f64,
 }
@@ -222,6 +224,7 @@ impl Model {
         at_least("scorers.workers", self.scorers.workers as f64, 1.0)?;
         at_least("scorers.queue", self.scorers.queue as f64, 1.0)?;
         self.scorers.verdict_s.check("scorers.verdict_s")?;
+        at_least("scorers.travel_s", self.scorers.travel_s, 0.0)?;
         share("scorers.failure_rate", self.scorers.failure_rate)?;
         at_least("learner.step_s", self.learner.step_s, 0.0)?;
         at_least("learner.token_s", self.learner.token_s, 0.0)?;

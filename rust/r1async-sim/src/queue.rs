@@ -3,7 +3,9 @@
 use std::cmp::{Ordering, Reverse};
 use std::collections::BinaryHeap;
 
-use r1async_core::{HolderId, LeaseId};
+use r1async_core::HolderId;
+
+use crate::scorers::Work;
 
 /// Something that will happen.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -26,13 +28,10 @@ pub(crate) enum Event {
     Missed { holder: HolderId },
     /// A generator is there again.
     Returns { generator: usize },
+    /// A rollout that was lent to a scorer is there.
+    Arrived { scorer: usize, work: Work },
     /// A scorer has graded a rollout.
-    Graded {
-        scorer: usize,
-        lease: LeaseId,
-        ordinal: u64,
-        rollout: u64,
-    },
+    Graded { scorer: usize, work: Work },
     /// The learner has done a step.
     Stepped,
     /// The learner has written a checkpoint or is free for another reason.

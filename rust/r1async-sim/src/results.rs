@@ -231,7 +231,13 @@ impl Outcome {
                     .iter()
                     .map(|(&reason, &share)| (reason, share.into()))),
             ),
-            ("waste_share", self.waste.values().sum::<f64>().into()),
+            (
+                "waste_share",
+                self.waste
+                    .values()
+                    .fold(0.0, |sum, share| sum + share)
+                    .into(),
+            ),
             ("length_ratio", self.length_ratio.into()),
             ("prefix_coverage", self.prefix_coverage.into()),
             ("places", self.places.into()),

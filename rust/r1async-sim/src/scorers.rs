@@ -8,9 +8,10 @@ use crate::queue::Event;
 use crate::simulation::Simulation;
 
 /// A rollout to grade.
-#[derive(Debug, Clone, Copy)]
-struct Work {
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Work {
     lease: LeaseId,
+    /// Of its prompt.
     ordinal: u64,
     rollout: u64,
 }
@@ -56,15 +57,29 @@ impl Simulation {
             else {
                 return;
             };
-            let scorer = &mut self.scorers[index];
-            scorer.room -= 1;
-            scorer.line.push_back(Work {
+            self.scorers[index].room -= 1;
+            let work = Work {
                 lease,
                 ordinal: prompt.ordinal,
                 rollout: rollout.0,
-            });
-            self.grade(index);
+            };
+            let travel_s = self.model.scorers.travel_s;
+            if travel_s > 0.0 {
+                let arrived = Event::Arrived {
+                    scorer: index,
+                    work,
+                };
+                self.queue.plan(self.now + travel_s, arrived);
+            } else {
+                self.receive(index, work);
+            }
         }
+    }
+
+    /// A rollout takes its place in a scorer's line.
+    pub(crate) fn receive(&mut self, index: usize, work: Work) {
+        self.scorers[index].line.push_back(work);
+        self.grade(index);
     }
 
     /// Idle workers take what is next in line.
@@ -76,37 +91,22 @@ impl Simulation {
             self.scorers[index].idle_workers -= 1;
             let (seconds, _) = self.model.verdict(work.rollout);
             self.tally.grading_s += seconds;
-            let Work {
-                lease,
-                ordinal,
-                rollout,
-            } = work;
-            self.queue.plan(
-                self.now + seconds,
-                Event::Graded {
-                    scorer: index,
-                    lease,
-                    ordinal,
-                    rollout,
-                },
-            );
+            let graded = Event::Graded {
+                scorer: index,
+                work,
+            };
+            self.queue.plan(self.now + seconds, graded);
         }
     }
 
-    pub(crate) fn give_verdict(
-        &mut self,
-        index: usize,
-        lease: LeaseId,
-        ordinal: u64,
-        rollout: u64,
-    ) {
+    pub(crate) fn give_verdict(&mut self, index: usize, work: Work) {
         let scorer = &mut self.scorers[index];
         scorer.idle_workers += 1;
         scorer.room += 1;
         let holder = scorer.holder;
-        let (_, given) = self.model.verdict(rollout);
+        let (_, given) = self.model.verdict(work.rollout);
         let verdict = if given {
-            let total = self.model.reward(ordinal, rollout);
+            let total = self.model.reward(work.ordinal, work.rollout);
             Verdict::Score {
                 total,
                 parts: Vec::new(),
@@ -118,7 +118,7 @@ impl Simulation {
             }
         };
         // A late one is counted by the ledger; for the scorer both are the end of the work.
-        self.ledger.verdict(self.now, holder, lease, verdict);
+        self.ledger.verdict(self.now, holder, work.lease, verdict);
         self.scoring_wanted = true;
         self.grade(index);
     }

@@ -3,7 +3,7 @@
 use r1async_core::{HolderId, Ledger, Settings, SettingsError};
 use thiserror::Error;
 
-use crate::generators::Generator;
+use crate::generators::{Generator, Rooms};
 use crate::learner::{LearnerState, refused};
 use crate::model::{Model, ModelError};
 use crate::queue::{Event, Queue};
@@ -55,8 +55,8 @@ pub(crate) struct Simulation {
     /// Generators whose speed or rollouts changed since their next end was planned.
     pub(crate) changed: Vec<bool>,
     pub(crate) changed_list: Vec<usize>,
-    /// By generator: whether the ledger had nothing for it in this round.
-    pub(crate) refused: Vec<bool>,
+    pub(crate) rooms: Rooms,
+    pub(crate) newest_installed: u64,
     pub(crate) rollouts_wanted: bool,
     pub(crate) scoring_wanted: bool,
     /// What every rollout's tokens are: the ledger does not look.
@@ -118,7 +118,8 @@ impl Simulation {
             holders,
             changed: vec![false; count],
             changed_list: Vec::with_capacity(count),
-            refused: vec![false; count],
+            rooms: Rooms::new(count, slots),
+            newest_installed: 0,
             rollouts_wanted: true,
             scoring_wanted: false,
             tokens: vec![0; cap],
@@ -183,14 +184,8 @@ impl Simulation {
             Event::Dies { generator } => self.die(generator),
             Event::Missed { holder } => self.ledger.holder_lost(holder),
             Event::Returns { generator } => self.come_back(generator),
-            Event::Graded {
-                scorer,
-                lease,
-                ordinal,
-                rollout,
-            } => {
-                self.give_verdict(scorer, lease, ordinal, rollout);
-            }
+            Event::Arrived { scorer, work } => self.receive(scorer, work),
+            Event::Graded { scorer, work } => self.give_verdict(scorer, work),
             Event::Stepped => self.end_step()?,
             Event::Free => {
                 self.learner = LearnerState::Waiting;

@@ -49,6 +49,7 @@ fn model() -> Model {
             workers: 1,
             queue: 8,
             verdict_s: Distribution::Constant(2.0),
+            travel_s: 0.0,
             failure_rate: 0.0,
         },
         learner: LearnerModel {
@@ -114,7 +115,7 @@ fn bound_1_trains_while_it_samples() {
 
 #[test]
 fn every_delay_is_added_where_it_belongs() {
-    // 1 s to ask for a rollout, 2 s to fetch weights, 4 s to install them, 5 s for every second step's checkpoint.
+    // 1 s to ask for a rollout, 0.5 s on the way to and from the scorer, 2 s to fetch weights, 4 s to install them, 5 s for every second step's checkpoint.
     let mut slow = model();
     slow.generators.turnaround_s = 1.0;
     slow.weights = Weights {
@@ -122,11 +123,12 @@ fn every_delay_is_added_where_it_belongs() {
         install_s: 4.0,
     };
     slow.learner.checkpoint_every = 2;
+    slow.scorers.travel_s = 0.5;
     slow.learner.checkpoint_s = 5.0;
-    // Bound 0: 10 + 2 + 3 + 2 + 4; the request and the checkpoint are over by the time that the weights are in.
+    // Bound 0: 10 + 0.5 + 2 + 3 + 2 + 4; the request and the checkpoint are over by the time that the weights are in.
     close(
         simulate(&settings(0, 20), &slow).unwrap().steps_per_s,
-        1.0 / 21.0,
+        1.0 / 21.5,
     );
     // Bound 1: 10 to sample, 1 to ask, 4 to install.
     close(
