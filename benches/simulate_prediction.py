@@ -67,7 +67,7 @@ def predicted(fitted: Path, case: str, steps: int) -> tuple[float, float]:
     """The same from the model of another run."""
     observed = observe(fitted)
     overrides = [*fit.overrides(observed), f"steps={steps}", *CASES[case]]
-    if case == "slow scorer":
+    if case == "slow scorer" and fitted.name.startswith(FITTED_ON.replace(" ", "_")):
         (usual_s,) = observed.verdicts_s
         overrides.append(f"simulate.verdicts_s=[{usual_s + SLOW_S}]")
     outcome = simulated(load_config("configs/demo.yaml", overrides))
@@ -80,6 +80,9 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--reuse", action="store_true", help="take the runs that are there")
+    parser.add_argument(
+        "--own", action="store_true", help="fit each case on itself: on a busy machine, the model alone"
+    )
     options = parser.parse_args()
     folder, repeats, steps = options.folder.resolve(), options.repeats, options.steps
     if not options.reuse:
@@ -94,7 +97,8 @@ def main() -> None:
         config = load_config("configs/demo.yaml", [f"steps={steps}", *CASES[case]])
         for repeat in range(repeats):
             real = measured(folder / f"{case.replace(' ', '_')}-{repeat}", config)
-            model = predicted(folder / f"{FITTED_ON.replace(' ', '_')}-{repeat}", case, steps)
+            fitted = case if options.own else FITTED_ON
+            model = predicted(folder / f"{fitted.replace(' ', '_')}-{repeat}", case, steps)
             rows.append((case, real, model))
     print("| case | steps/s, real | predicted | ratio | staleness, real | predicted |\n|---|---|---|---|---|---|")
     for case in CASES:

@@ -249,7 +249,7 @@ def test_a_recorded_run_says_what_its_machines_are(tmp_path):
     assert found.prompt_tokens == 13
     assert found.token_s == [(0.5, 2 * 12 / (160 * 6))]
     assert found.verdicts_s == pytest.approx([0.1])
-    assert found.verdict_travels_s == pytest.approx([0.9])  # 4 held, 4 a second: 1 s in all
+    assert found.verdict_travels_s == pytest.approx([0.6])  # 4 held, 4 a second: 1 s in all, 0.4 s of work
     assert found.verdict_failure_rate == pytest.approx(6 / 72)
     assert found.checkpoints_s == [0.5]
     assert {tokens for tokens, _ in found.steps} == {160 + 13 * 8}

@@ -64,13 +64,15 @@ def observe(run_dir: Path) -> Observed:
         )
     training = [line for line in data.buffer if steps[0]["time"] <= line["time"] <= steps[-1]["time"]]
     prompt_tokens = _prompt_tokens(data)
-    verdicts_s = _verdicts_s(training, data.config.get("scorer", {}).get("workers", 1))
+    scorer = data.config.get("scorer", {})
+    workers = scorer.get("count", 1) * scorer.get("workers", 1)
+    verdicts_s = _verdicts_s(training, workers)
     return Observed(
         lengths=_lengths(steps),
         prompt_tokens=prompt_tokens,
         token_s=_token_s(data, training),
         verdicts_s=verdicts_s,
-        verdict_travels_s=_verdict_travels_s(training, verdicts_s),
+        verdict_travels_s=_verdict_travels_s(training, verdicts_s, workers),
         verdict_failure_rate=_failure_rate(training),
         steps=_steps(data.steps, prompt_tokens),
         checkpoints_s=[step["checkpoint_s"] for step in steps if step.get("checkpoint_s")],
@@ -143,17 +145,22 @@ def _verdicts_s(training: Sequence[Mapping[str, Any]], workers: int) -> list[flo
     first, last = training[0], training[-1]
     verdicts = _scorers_sum(last, "verdicts") - _scorers_sum(first, "verdicts")
     seconds = sum(_scorers_sum(last, name) - _scorers_sum(first, name) for name in ("busy_s:score", "wait_s:verdicts"))
-    return [seconds * workers / verdicts] if verdicts > 0 else []
+    return [seconds * workers / (verdicts * max(1, _scorers(last)))] if verdicts > 0 else []
 
 
-def _verdict_travels_s(training: Sequence[Mapping[str, Any]], verdicts_s: Sequence[float]) -> list[float]:
-    """Little's law: rollouts being scored / verdicts a second, less the worker's time."""
+def _verdict_travels_s(training: Sequence[Mapping[str, Any]], verdicts_s: Sequence[float], workers: int) -> list[float]:
+    """Little's law: rollouts being scored / verdicts a second, less the worker's time for it and those before it."""
     if not verdicts_s:
         return []
     held = [line["buffer"]["rollouts_unscored"] + line["buffer"]["rollouts_scoring"] for line in training]
+    mean_held = sum(held) / len(held)
     verdicts = _scorers_sum(training[-1], "verdicts") - _scorers_sum(training[0], "verdicts")
     seconds = training[-1]["time"] - training[0]["time"]
-    return [max(0.0, sum(held) / len(held) * seconds / verdicts - verdicts_s[0])]
+    return [max(0.0, mean_held * seconds / verdicts - verdicts_s[0] * max(1.0, mean_held / workers))]
+
+
+def _scorers(line: Mapping[str, Any]) -> int:
+    return sum(peer["role"] == "scorer" for peer in line["peers"])
 
 
 def _scorers_sum(line: Mapping[str, Any], name: str) -> float:
