@@ -16,6 +16,7 @@ __all__ = [
     "advantages",
     "group_statistics",
     "journal_audit",
+    "simulate",
 ]
 
 @final
@@ -219,3 +220,13 @@ class JournalBatches(Iterator[tuple[int, int, bytes]]):
     def __new__(cls, folder: str | PathLike[str], temperature: float, micro_batch_tokens: int) -> JournalBatches: ...
     def __iter__(self) -> JournalBatches: ...
     def __next__(self) -> tuple[int, int, bytes]: ...
+
+def simulate(settings: Settings, model: str) -> dict[str, Any]:
+    """What a run of these settings comes to with the generators, scorers and learner that `model` describes.
+
+    `model` is JSON with every field of `Model` in `rust/r1async-sim/src/model.rs`. The GIL is released.
+
+    Raises:
+        ValueError: not such JSON, or a number that cannot be.
+        RuntimeError: the run comes to a stand-still; the text says what it waits for.
+    """

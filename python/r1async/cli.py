@@ -76,6 +76,20 @@ KEYS_HELP = """Make CURVE keys, one pair for each role, for runs whose sockets a
 With keys, tcp:// sockets are encrypted and each lets in only the roles that belong there; without them, tcp:// off
 loopback is refused. To let in one more machine under a key of its own, add its public key as ROLE-NAME.key."""
 
+SIMULATE_HELP = f"""Look before you launch: the buffer's own rules under a virtual clock, with generators, scorers and
+learner as the settings under `simulate:` describe them. No GPU, no model; a run takes a fraction of a second.
+
+  r1async simulate configs/demo.yaml
+  r1async simulate configs/demo.yaml staleness.max_staleness=0,1,2,4,8 generator.count=1,2,4
+  r1async simulate --from runs/demo staleness.max_staleness=0,1,4 --out what-if
+  r1async simulate configs/demo.yaml --machines 16
+
+A key with several values is swept, as by `r1async sweep`. Prints speed, idle share of each pool, staleness, waste,
+length bias and the bottleneck; --from takes lengths and speeds from a recorded run (settings too, without a CONFIG).
+docs/simulate.md says what is modelled and what is not.
+
+{EXIT_CODES}"""
+
 ROLE_HELP = """Start one role by itself. Roles of one run share the config and its endpoints, and may be started in any
 order. Without `endpoints.*` they meet at sockets of this machine that belong to the run's folder.
 
@@ -144,6 +158,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     keys.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the keys; made if need be")
     keys.set_defaults(command=_keys)
+    _simulate_command(commands)
     commands.add_parser("bench", help="measure: `r1async bench throughput --help`")
     _add_history(commands)
     return parser
@@ -188,6 +203,27 @@ def _command(
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that win over the file")
     parser.set_defaults(command=start)
     return parser
+
+
+def _simulate_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "simulate",
+        help="say what a run will do, before it runs",
+        description=SIMULATE_HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("overrides", nargs="*", metavar="[CONFIG] key=value", help="settings, and values to sweep over")
+    parser.add_argument("--from", dest="run_dir", type=Path, metavar="RUN", help="fit the model to this run's folder")
+    parser.add_argument("--machines", type=_machines, metavar="N", help="try every split of N machines")
+    parser.add_argument("--quick", action="store_true", help="do not try what more of each pool would bring")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="write simulate.json, .csv, .png and .svg there")
+    parser.set_defaults(command=_simulate)
+
+
+def _machines(text: str) -> int:
+    if not text.isdecimal() or int(text) < 2:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 2, one to sample and one to learn, got {text!r}")
+    return int(text)
 
 
 def _index(text: str) -> int:
@@ -253,6 +289,29 @@ def _keys(options: argparse.Namespace) -> int:
         raise UsageError(f"keys: takes --out DIR alone, got {options.overrides[0]!r}")
     make_keys(options.out)
     print("\n".join(where_to_copy(options.out)))
+    return 0
+
+
+def _simulate(options: argparse.Namespace) -> int:
+    """The first word without `=` is the CONFIG; with --from there may be none."""
+    from r1async.simulate.run import configs_of, point_of, splits_of
+    from r1async.simulate.table import to_terminal, write_files
+
+    words = list(options.overrides)
+    config_path = Path(words.pop(0)) if words and "=" not in words[0] else None
+    found = configs_of(config_path, words, options.run_dir)
+    if options.machines and len(found) > 1:
+        raise UsageError("--machines: splits one configuration; give every key one value")
+    try:
+        points = [point_of(values, config, quick=options.quick) for values, config in found]
+        splits = splits_of(found[0][1], options.machines) if options.machines else []
+    except RuntimeError as error:
+        print(f"r1async: {error}", file=sys.stderr, flush=True)
+        return 3
+    print(to_terminal(points, splits))
+    if options.out is not None:
+        write_files(options.out, points, splits)
+        print(f"figures and plot: {options.out}/simulate.json .csv .png .svg")
     return 0
 
 

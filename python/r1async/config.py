@@ -364,6 +364,62 @@ class ProgressConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class SimulateConfig:
+    """What `r1async simulate` takes the machines to be (docs/simulate.md); a run does not read it."""
+
+    hours: float = 0.0
+    """Virtual hours to simulate, however many steps that is; 0 simulates `steps` steps."""
+    warmup_steps: int = -1
+    """Steps before figures are taken; -1: a tenth of them, at least max_staleness + 1."""
+    tokens_per_unit: int = 0
+    """Lengths are rounded to so many tokens, for speed; 0: a thirty-second of the median, at least 1."""
+    tokens_per_s: float = 40.0
+    """Tokens a second of each slot while all of its generator's slots are taken."""
+    tokens_per_s_alone: float = 0.0
+    """Tokens a second of a slot that is alone; the time for a token is linear in between. 0: as when all are taken."""
+    turnaround_s: float = 0.0
+    """Seconds from the end of a rollout to the first decode step of the next one in its slot."""
+    length_median: float = 500.0
+    """Completion tokens that half of all rollouts have fewer of; `sampling.max_tokens` cuts."""
+    length_sigma: float = 0.8
+    """Standard deviation of the logarithm of the completion length."""
+    lengths: tuple[float, ...] = ()
+    """Completion lengths seen, each as likely as another; given, they replace length_median and length_sigma."""
+    length_shared: float = 0.3
+    """Share of the length's variance that all rollouts of one prompt have in common."""
+    prompt_tokens: float = 100.0
+    """Tokens of a prompt: the learner computes them too."""
+    verdict_s: float = 0.01
+    """Seconds of grading that half of all verdicts take less than."""
+    verdict_sigma: float = 0.5
+    """Standard deviation of the logarithm of the grading time."""
+    verdicts_s: tuple[float, ...] = ()
+    """Grading times seen, in seconds; given, they replace verdict_s and verdict_sigma."""
+    verdict_travel_s: float = 0.0
+    """Seconds that a rollout is on its way to a scorer and its verdict back, which keep no worker busy."""
+    verdict_failure_rate: float = 0.0
+    """Share of verdicts that are abstentions."""
+    pass_a: float = 1.0
+    """The pass rate of a prompt is drawn from Beta(pass_a, pass_b); it matters where filters drop groups."""
+    pass_b: float = 1.0
+    """See pass_a."""
+    step_base_s: float = 1.0
+    """Seconds of an optimizer step however few tokens it has: optimizer, packing, copying weights out."""
+    step_token_s: float = 1e-5
+    """Further seconds for each token of the batch, prompt and completion."""
+    checkpoint_s: float = 0.0
+    """Seconds that one checkpoint keeps the learner from training."""
+    transfer_s: float = 0.5
+    """Seconds from the end of a step until a generator has its weights whole; it decodes meanwhile."""
+    install_s: float = 0.1
+    """Seconds that a generator stands still to install them."""
+    failures_per_hour: float = 0.0
+    """Deaths of one generator an hour; the buffer notices after `buffer.peer_deadline_s`."""
+    back_s: float = 60.0
+    """Seconds until a generator that died samples again."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Config:
     name: str = "run"
     """The run's folder is `runs_dir`/`name`."""
@@ -394,6 +450,7 @@ class Config:
     security: SecurityConfig = field(default_factory=SecurityConfig)
     monitor: MonitorConfig = field(default_factory=MonitorConfig)
     progress: ProgressConfig = field(default_factory=ProgressConfig)
+    simulate: SimulateConfig = field(default_factory=SimulateConfig)
 
     @property
     def run_dir(self) -> Path:

@@ -119,7 +119,7 @@ def test_weights_in_a_file_replace_the_defaults_and_one_override_extends_the_fil
 
 
 def test_every_number_has_a_range():
-    plain = {int, float, int | None, float | None, tuple[float, float]}
+    plain = {int, float, int | None, float | None, tuple[float, float], tuple[float, ...]}
     assert {key for key, hint in all_fields() if hint in plain} == set(RANGES)
 
 

@@ -2,8 +2,7 @@
 
 import numpy as np
 import pytest
-from core_peers import Generator, Learner, Run, Scorer, accounts, crew, open_journal, prompt_of, settings, work
-from r1async import _core
+from core_peers import Generator, Learner, Run, Scorer, accounts, crew, open_journal, prompt_of, work
 from r1async.learner.batch import batch_from_message
 
 

@@ -38,6 +38,8 @@ BURST = 256
 """Messages read from one socket before the buffer's answers are sent and the other socket is looked at."""
 LINGER_MS = 300
 """For the last messages to leave, at the end."""
+FEED_BURST = 8192
+"""Prompts brought before messages are read again: a source of which every row is quarantined never fills the buffer."""
 DISK_RETRY_S = 1.0
 """Between two tries to write a journal that the disk has no room for."""
 
@@ -81,8 +83,11 @@ class Server:
         self._buffer = open_buffer(config, source.fingerprint)
         self._clock_start = self._buffer.now() - time.monotonic()
         self._committed = self._buffer.committed_steps()
-        self._disk_error = ""
+        self._hungry = False
+        """More prompts are wanted than were brought at a time."""
+        self._disk_error: OSError | None = None
         """Why the journal cannot be written; nothing is read or sent meanwhile."""
+        self._disk_full_since = 0.0
         self._wake_read, self._wake_write = os.pipe()
         os.set_blocking(self._wake_write, False)
         self._context = zmq.Context()
@@ -148,8 +153,8 @@ class Server:
             poller.register(socket, zmq.POLLIN)
         self._settle()
         while True:
-            if self._disk_error:
-                if self._wait_for_disk():
+            if self._disk_error is not None:
+                if self._wait_for_disk(self._disk_error):
                     return
                 continue
             with self._timeline.wait("messages"):
@@ -162,8 +167,14 @@ class Server:
                         self._receive(name, socket)
                 self._settle()
 
-    def _wait_for_disk(self) -> bool:
-        """Tries again to write the journal; True: the run ends."""
+    def _wait_for_disk(self, error: OSError) -> bool:
+        """Tries again to write the journal; True: the run ends.
+
+        Raises:
+            OSError: there was no room for `progress.limit_s`.
+        """
+        if time.monotonic() > self._disk_full_since + self._config.progress.limit_s:
+            raise error
         with self._timeline.wait("disk"):
             poller = zmq.Poller()
             poller.register(self._wake_read, zmq.POLLIN)
@@ -174,7 +185,8 @@ class Server:
 
     def _timeout_ms(self) -> int | None:
         now = self._now()
-        due = [now + RETRY_S] if any(not outbox.empty for outbox in self._outboxes.values()) else []
+        due = [now] if self._hungry else []
+        due += [now + RETRY_S] if any(not outbox.empty for outbox in self._outboxes.values()) else []
         deadline = self._buffer.next_deadline()
         if deadline is not None:
             due.append(deadline)
@@ -205,10 +217,13 @@ class Server:
         self._send(now)
 
     def _feed(self, now: float) -> None:
-        while ordinals := self._buffer.wanted_prompts():
+        fed = 0
+        while fed < FEED_BURST and (ordinals := self._buffer.wanted_prompts()):
             for ordinal in ordinals:
                 if not self._admit(ordinal, now):
                     return
+            fed += len(ordinals)
+        self._hungry = fed >= FEED_BURST
 
     def _admit(self, ordinal: int, now: float) -> bool:
         """False: the prompts are used up."""
@@ -234,7 +249,7 @@ class Server:
                         self._buffer.peer_lost(name, peer, now)
                 else:
                     self._publish(frame)
-        if not self._disk_error and self._committed != self._buffer.committed_steps():
+        if self._disk_error is None and self._committed != self._buffer.committed_steps():
             self._committed = self._buffer.committed_steps()
             write_json(self._config.run_dir / "audit.json", self._buffer.audit())
 
@@ -245,13 +260,14 @@ class Server:
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
-            if not self._disk_error:
-                log.error("the disk is full, the run waits for room: %s", error)
-            self._disk_error = str(error)
+            if self._disk_error is None:
+                log.error("the disk is full, the run waits %g s for room: %s", self._config.progress.limit_s, error)
+                self._disk_full_since = time.monotonic()
+            self._disk_error = error
             return []
-        if self._disk_error:
+        if self._disk_error is not None:
             log.info("the disk has room again")
-            self._disk_error = ""
+            self._disk_error = None
         return outgoing
 
     def _publish(self, frame: bytes) -> None:

@@ -67,7 +67,7 @@ def sweep(config_path: Path, arguments: Sequence[str], *, jobs: int) -> int:
 
 def points_of(config_path: Path, arguments: Sequence[str]) -> list[Point]:
     """The combinations in order, the last key turning fastest; all of them checked."""
-    swept, fixed = _split_arguments(arguments)
+    swept, fixed = split_arguments(arguments)
     if not swept:
         raise ConfigError("sweep: give at least one key with several values, as in staleness.max_staleness=0,1,2")
     name = load_config(config_path, [*fixed, *(f"{key}={values[0]}" for key, values in swept.items())]).name
@@ -81,7 +81,8 @@ def points_of(config_path: Path, arguments: Sequence[str]) -> list[Point]:
     return points
 
 
-def _split_arguments(arguments: Sequence[str]) -> tuple[dict[str, list[str]], list[str]]:
+def split_arguments(arguments: Sequence[str]) -> tuple[dict[str, list[str]], list[str]]:
+    """Keys that are swept over, with their values as written, and the arguments that are not."""
     swept, fixed = {}, []
     for argument in arguments:
         key, equals, text = argument.partition("=")

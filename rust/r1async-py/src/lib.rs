@@ -5,6 +5,7 @@ pub mod buffer;
 pub mod figures;
 pub mod journal;
 pub mod settings;
+pub mod simulation;
 
 use numpy::{PyArray1, PyReadonlyArray1, ToPyArray};
 use pyo3::prelude::*;
@@ -60,5 +61,6 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<journal::JournalBatches>()?;
     module.add_function(wrap_pyfunction!(journal::journal_audit, module)?)?;
     module.add_function(wrap_pyfunction!(group_statistics, module)?)?;
-    module.add_function(wrap_pyfunction!(advantages, module)?)
+    module.add_function(wrap_pyfunction!(advantages, module)?)?;
+    module.add_function(wrap_pyfunction!(simulation::simulate, module)?)
 }
