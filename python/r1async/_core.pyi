@@ -170,9 +170,7 @@ def advantages(
 ) -> NDArray[np.float64]:
     """The advantage of each reward of one group."""
 
-def parse_logprobs_json(
-    body: bytes, shape: Literal["sglang", "vllm"]
-) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+def parse_logprobs_json(body: bytes, shape: Literal["sglang", "vllm"]) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
     """Token ids and logprobs of the one completion in an engine's answer; the GIL is released meanwhile.
 
     Args:
