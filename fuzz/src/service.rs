@@ -219,6 +219,7 @@ impl World {
     }
 
     fn pump(&mut self) {
+        self.service.settle();
         assert!(self.service.outgoing().len() <= MAX_OUTGOING);
         for ordinal in self.service.wanted_prompts() {
             if ordinal >= PROMPTS {

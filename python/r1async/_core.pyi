@@ -16,6 +16,7 @@ __all__ = [
     "advantages",
     "group_statistics",
     "journal_audit",
+    "parse_logprobs_json",
     "simulate",
 ]
 
@@ -120,18 +121,20 @@ class Buffer:
     def handle(self, socket: Literal["rollouts", "batches"], peer: bytes, frame: BytesLike, now: float) -> None:
         """Files one message of `peer`. The frame is read in place; nothing of it is kept.
 
-        The GIL is released while a read-only frame is read (bytes, `memoryview.toreadonly()`), and held over one
-        that Python code could write to meanwhile.
+        `outgoing` and `tick` hand out what it made possible, once for all messages before. The GIL is released while a
+        read-only frame is read (bytes, `memoryview.toreadonly()`), and held over one that Python code could write to
+        meanwhile.
 
         Raises:
             ValueError: a socket that is neither.
         """
     def tick(self, now: float) -> None:
         """Lets deadlines pass; call it at `next_deadline()`, earlier does no harm."""
-    def outgoing(self) -> list[tuple[str, bytes, bytes]]:
+    def outgoing(self) -> list[tuple[str, bytes, bytes | NDArray[np.uint8]]]:
         """(socket, peer, frame) of all messages to send now, in order; on "events" the peer is empty.
 
-        Before it returns the journal has all that they say.
+        A large frame is an array of the bytes where the core wrote them. Before it returns the journal has all that
+        they say.
 
         Raises:
             OSError: the journal cannot be written; the messages are kept for the next call.
@@ -176,6 +179,19 @@ def advantages(
     eps: float = 1e-6,
 ) -> NDArray[np.float64]:
     """The advantage of each reward of one group."""
+
+def parse_logprobs_json(body: bytes, shape: Literal["sglang", "vllm"]) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+    """Token ids and logprobs of the one completion in an engine's answer; the GIL is released meanwhile.
+
+    Args:
+        body: of ``sglang``, the list ``[[logprob, id, text or null], ...]`` or the answer of ``/generate`` that holds
+            it; of ``vllm``, a ``logprobs`` object or the answer with one choice, with ``token_ids``
+            (``return_token_ids``) or tokens written as ``token_id:N`` (``return_tokens_as_token_ids``).
+        shape: whose answer it is.
+
+    Raises:
+        ValueError: not JSON or not of the shape, an id that is none, a logprob that is not finite; names the byte.
+    """
 
 def journal_audit(folder: str | PathLike[str]) -> dict[str, Any]:
     """The account of a run from its journal alone.

@@ -159,7 +159,7 @@ def _parser() -> argparse.ArgumentParser:
     keys.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the keys; made if need be")
     keys.set_defaults(command=_keys)
     _simulate_command(commands)
-    commands.add_parser("bench", help="measure: `r1async bench throughput --help`")
+    commands.add_parser("bench", help="measure: `r1async bench --help`")
     _add_history(commands)
     return parser
 
@@ -316,9 +316,13 @@ def _simulate(options: argparse.Namespace) -> int:
 
 
 def _bench(arguments: Sequence[str]) -> int:
-    from r1async.bench import main as bench
+    if arguments[:1] == ["buffer"]:
+        from r1async.bench.buffer import main as bench_buffer
 
-    return bench(arguments)
+        return bench_buffer(arguments[1:])
+    from r1async.bench.throughput import main as bench_throughput
+
+    return bench_throughput(arguments)
 
 
 def _refuse_missing(config: Config) -> None:

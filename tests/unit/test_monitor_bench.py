@@ -6,8 +6,9 @@ import shutil
 
 import pytest
 from monitor_run import make_run
-from r1async import bench
-from r1async.bench import BenchError, Measurement, compare, measure, print_result, run_pairs
+from r1async.bench import BenchError
+from r1async.bench import throughput as bench
+from r1async.bench.throughput import Measurement, compare, measure, print_result, run_pairs
 from rich.console import Console
 
 

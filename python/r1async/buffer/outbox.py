@@ -9,6 +9,8 @@ import zmq
 RETRY_S = 0.05
 """Seconds until a waiting frame is tried again, unless its peer says something before: a ROUTER does not tell when
 one of its peers has room again."""
+ZERO_COPY_BYTES = 1 << 16
+"""A larger frame is sent from where it lies; for a smaller one pyzmq's bookkeeping costs more than the copy."""
 
 
 class Outbox:
@@ -63,7 +65,8 @@ class Outbox:
     def _try(self, peer: bytes, frame: bytes) -> bool | None:
         """True: sent. None: no room. False: no such peer."""
         try:
-            self._socket.send_multipart([peer, frame], zmq.NOBLOCK)
+            self._socket.send(peer, zmq.NOBLOCK | zmq.SNDMORE)
+            self._socket.send(frame, zmq.NOBLOCK, copy=len(frame) < ZERO_COPY_BYTES)
         except zmq.Again:
             return None
         except zmq.ZMQError as error:

@@ -195,12 +195,14 @@ class Server:
     def _receive(self, name: Socket, socket: zmq.Socket) -> None:
         for _ in range(BURST):
             try:
-                parts = socket.recv_multipart(zmq.NOBLOCK, copy=False)
+                peer = socket.recv(zmq.NOBLOCK)
             except zmq.Again:
                 return
-            peer = parts[0].bytes
-            # Read-only, so that Rust may read it without the GIL; an empty one is answered as malformed.
-            frame = parts[1].buffer.toreadonly() if len(parts) == 2 else memoryview(b"")
+            part = socket.recv(copy=False)
+            # Read-only, so that Rust may read it without the GIL; one of two is answered as malformed.
+            frame = memoryview(b"") if part.more else part.buffer.toreadonly()
+            while part.more:
+                part = socket.recv(copy=False)
             now = self._now()
             if not self._outboxes[name].empty and not self._outboxes[name].retry(peer):
                 self._buffer.peer_lost(name, peer, now)

@@ -283,7 +283,12 @@ impl Ledger {
         };
         let act = if is_last { "given up" } else { "requeued" };
         let after_s = deadline_s + now - lease.until;
-        self.overdue((name, act), lease.holder, lease.member, (deadline_s, after_s));
+        self.overdue(
+            (name, act),
+            lease.holder,
+            lease.member,
+            (deadline_s, after_s),
+        );
     }
 
     /// The lease is lost through no wish of its holder: an attempt is counted.

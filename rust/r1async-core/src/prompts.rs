@@ -132,7 +132,11 @@ impl Ledger {
             tokens,
             meta,
         });
-        Ok(Some(self.queue_group(prompt, self.settings.retries, source)))
+        Ok(Some(self.queue_group(
+            prompt,
+            self.settings.retries,
+            source,
+        )))
     }
 
     /// Queues a new group for a prompt that is in the books already.

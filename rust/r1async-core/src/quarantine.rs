@@ -170,8 +170,7 @@ impl Ledger {
         holder: HolderId,
         installed: PolicyVersion,
     ) -> Option<Member> {
-        let young =
-            |member: &&Member| self.is_young(self.groups[&member.group].source, installed);
+        let young = |member: &&Member| self.is_young(self.groups[&member.group].source, installed);
         if self.suspects.is_empty() {
             return self.waiting.iter().find(young).copied();
         }
@@ -180,11 +179,7 @@ impl Ledger {
             true => busy.iter().all(|group| *group == member.group),
             false => busy.is_disjoint(&self.suspects),
         };
-        self.waiting
-            .iter()
-            .filter(young)
-            .find(fits)
-            .copied()
+        self.waiting.iter().filter(young).find(fits).copied()
     }
 
     /// Whether `holder` takes no new group: it works on a suspect, or has to run empty for one that waits.

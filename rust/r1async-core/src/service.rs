@@ -2,7 +2,7 @@
 //!
 //! Takes frames of peers, prompts and the time; gives frames to send, in order. Nothing a frame says makes
 //! it panic or fail: it is answered by an error message and counted, and a peer reaches only what is its own.
-//! After every call whatever has become possible is handed out: leases to whoever has room, batches to the
+//! Before frames are given whatever has become possible is handed out: leases to whoever has room, batches to the
 //! ranks that wait, evaluated groups to their evaluator.
 
 mod connections;
@@ -28,6 +28,7 @@ use crate::settings::SettingsError;
 use learners::Learners;
 use peers::Peers;
 use refusal::Refusal;
+use rollouts::Acks;
 
 pub use crate::figure::Figure;
 pub use settings::ServiceSettings;
@@ -81,6 +82,8 @@ pub struct Service {
     /// Evaluations and who asked for them.
     evaluations: BTreeMap<String, HolderId>,
     outgoing: VecDeque<Outgoing>,
+    /// Answers to chunks and verdicts since anything else was answered: one message a peer, however many it sent.
+    acks: BTreeMap<HolderId, Acks>,
     /// Who said ready in this call.
     readies: Vec<HolderId>,
     /// What may be possible since it was last looked at.
@@ -134,6 +137,7 @@ impl Service {
             learners: Learners::default(),
             evaluations: BTreeMap::new(),
             outgoing: VecDeque::new(),
+            acks: BTreeMap::new(),
             readies: Vec::new(),
             news: News::default(),
             counters: Counters::default(),
@@ -157,7 +161,8 @@ impl Service {
         self.now
     }
 
-    /// Files one message of the peer that the socket calls `identity`.
+    /// Files one message of the peer that the socket calls `identity`. What it makes possible is handed out by the
+    /// next [`Service::settle`] or [`Service::tick`]: once for all messages that came before.
     pub fn handle(&mut self, socket: Socket, identity: &[u8], frame: &[u8], now: f64) {
         let now = self.at(now);
         self.counters.messages += 1;
@@ -167,7 +172,6 @@ impl Service {
         if let Err(refusal) = self.receive(socket, identity, frame, &mut about) {
             self.refuse(socket, identity, &about, &refusal);
         }
-        self.settle();
     }
 
     fn receive(
@@ -188,7 +192,11 @@ impl Service {
             );
             return Err(Refusal::new("hello", text));
         };
-        match Message::read(&frame, role)? {
+        let message = Message::read(&frame, role)?;
+        if !matches!(message, Message::Chunks(_) | Message::Verdicts(_)) {
+            self.send_acks();
+        }
+        match message {
             Message::Heartbeat(stats) => {
                 self.peers.set_stats(holder, &stats);
                 self.answer(holder, "alive", |head| head);
@@ -368,7 +376,8 @@ impl Service {
     /// Hands out whatever has become possible, and what that makes possible in turn. Each hand-out moves a
     /// lease, a group or a batch on, so this comes to an end; the bound holds should the ledger cry wolf, and
     /// what it leaves is looked at by the next call.
-    fn settle(&mut self) {
+    pub fn settle(&mut self) {
+        self.send_acks();
         for _ in 0..MAX_PASSES {
             let fresh = self.ledger.take_news();
             let news = std::mem::take(&mut self.news);

@@ -3,9 +3,7 @@
 mod common;
 
 use common::{GENERATOR, Run, settings, with_bound};
-use r1async_core::{
-    Baseline, DropReason, LeaseId, RolloutLease, Settings, VerdictAck, WaitReason,
-};
+use r1async_core::{Baseline, DropReason, LeaseId, RolloutLease, Settings, VerdictAck, WaitReason};
 
 /// B = 1, G = 4, e = 1, two scored members at least; the advantage is the distance from the mean.
 fn rule() -> Settings {

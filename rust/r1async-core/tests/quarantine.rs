@@ -30,7 +30,11 @@ fn a_group_that_brings_down_its_generators_is_found_alone_and_set_aside() {
     let innocent = lend(&mut run, OTHER_GENERATOR);
     assert_eq!(groups(&innocent), [1, 1]);
     run.ledger.holder_lost(GENERATOR);
-    assert_eq!(run.ledger.quarantined(), [], "it may come back for a last attempt");
+    assert_eq!(
+        run.ledger.quarantined(),
+        [],
+        "it may come back for a last attempt"
+    );
     run.now = 61.0;
     run.ledger.tick(run.now);
 

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use numpy::PyReadonlyArray1;
+use numpy::{IntoPyArray, PyReadonlyArray1};
 use pyo3::buffer::PyBuffer;
 use pyo3::exceptions::{PyOSError, PyValueError};
 use pyo3::prelude::*;
@@ -29,9 +29,13 @@ struct Kept {
     unwritten: Pending,
 }
 
+/// Bytes from which copying a frame costs more than an array around it.
+const LARGE_FRAME: usize = 1 << 14;
+
 impl Kept {
     /// The frames to send now, once the journal has what they say.
     fn outgoing(&mut self) -> Result<Vec<Outgoing>, JournalError> {
+        self.service.settle(); // before the journal is written: what is handed out is in it too
         if let Some(journal) = &mut self.journal {
             if let Some(pending) = self.service.take_pending() {
                 self.unwritten.events.extend(pending.events);
@@ -215,7 +219,8 @@ impl Buffer {
         self.locked(|service| service.ledger().committed_steps())
     }
 
-    /// Files one message of `peer`. The frame is read in place; nothing of it is kept.
+    /// Files one message of `peer`. The frame is read in place; nothing of it is kept. `outgoing` or `tick` hands out
+    /// what it made possible.
     fn handle(
         &self,
         py: Python<'_>,
@@ -245,21 +250,23 @@ impl Buffer {
     }
 
     /// (socket, peer, frame) of all messages to send now, in order; on "events" the peer is empty. Before it returns
-    /// the journal has all that they say; if it cannot be written they are kept for the next call.
+    /// the journal has all that they say; if it cannot be written they are kept for the next call. A large frame is
+    /// an array of the bytes where the core wrote them, a small one is copied into `bytes`.
     #[expect(clippy::type_complexity, reason = "a list of plain tuples")]
     fn outgoing<'py>(
         &self,
         py: Python<'py>,
-    ) -> PyResult<Vec<(&'static str, Bound<'py, PyBytes>, Bound<'py, PyBytes>)>> {
+    ) -> PyResult<Vec<(&'static str, Bound<'py, PyBytes>, Bound<'py, PyAny>)>> {
         let messages = py
             .detach(|| self.kept(Kept::outgoing))
             .map_err(journal_error)?;
         let tuple = |it: Outgoing| {
-            (
-                it.socket.name(),
-                PyBytes::new(py, &it.peer),
-                PyBytes::new(py, &it.frame),
-            )
+            let frame = if it.frame.len() < LARGE_FRAME {
+                PyBytes::new(py, &it.frame).into_any()
+            } else {
+                it.frame.into_pyarray(py).into_any()
+            };
+            (it.socket.name(), PyBytes::new(py, &it.peer), frame)
         };
         Ok(messages.into_iter().map(tuple).collect())
     }

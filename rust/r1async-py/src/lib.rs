@@ -7,7 +7,8 @@ pub mod journal;
 pub mod settings;
 pub mod simulation;
 
-use numpy::{PyArray1, PyReadonlyArray1, ToPyArray};
+use numpy::{IntoPyArray, PyArray1, PyReadonlyArray1, ToPyArray};
+use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
@@ -53,6 +54,23 @@ fn advantages<'py>(
     Ok(advantages.to_pyarray(py))
 }
 
+/// Token ids and logprobs of an engine's JSON answer; the GIL is released while it is read.
+#[pyfunction]
+fn parse_logprobs_json<'py>(
+    py: Python<'py>,
+    body: &[u8],
+    shape: &str,
+) -> PyResult<(Bound<'py, PyArray1<i32>>, Bound<'py, PyArray1<f32>>)> {
+    let shape = settings::engine_shape(shape)?;
+    let sampled = py
+        .detach(|| r1async_core::parse_engine_json(body, shape))
+        .map_err(|error| PyValueError::new_err(error.to_string()))?;
+    Ok((
+        sampled.tokens.into_pyarray(py),
+        sampled.logprobs.into_pyarray(py),
+    ))
+}
+
 #[pymodule]
 fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<settings::Settings>()?;
@@ -62,5 +80,6 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(journal::journal_audit, module)?)?;
     module.add_function(wrap_pyfunction!(group_statistics, module)?)?;
     module.add_function(wrap_pyfunction!(advantages, module)?)?;
+    module.add_function(wrap_pyfunction!(parse_logprobs_json, module)?)?;
     module.add_function(wrap_pyfunction!(simulation::simulate, module)?)
 }

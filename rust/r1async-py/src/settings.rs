@@ -3,7 +3,7 @@
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use r1async_core::service::ServiceSettings;
-use r1async_core::{Baseline, OverAge, StalenessMode, StdKind, Window, ZeroVariance};
+use r1async_core::{Baseline, EngineShape, OverAge, StalenessMode, StdKind, Window, ZeroVariance};
 
 /// Every number the buffer decides by; times in seconds. Names and meanings are those of `r1async.config`.
 #[pyclass(module = "r1async._core", frozen)]
@@ -189,5 +189,14 @@ pub(crate) fn std_kind(name: &str) -> PyResult<StdKind> {
             ("population", StdKind::Population),
             ("sample", StdKind::Sample),
         ],
+    )
+}
+
+/// The engine whose JSON it is.
+pub fn engine_shape(name: &str) -> PyResult<EngineShape> {
+    named(
+        "shape",
+        name,
+        [("sglang", EngineShape::Sglang), ("vllm", EngineShape::Vllm)],
     )
 }

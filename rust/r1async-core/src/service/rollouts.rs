@@ -10,8 +10,8 @@ use crate::scoring::{Verdict, VerdictAck};
 use crate::staleness::VersionRun;
 
 /// What is answered to a sender of tokens or verdicts.
-#[derive(Default)]
-struct Acks {
+#[derive(Debug, Default)]
+pub(super) struct Acks {
     /// (lease, completion tokens held).
     held: Vec<(i64, usize)>,
     lost: Vec<i64>,
@@ -88,7 +88,7 @@ impl Service {
 
     /// Every item stands for itself: one that cannot be is refused, the others are filed.
     pub(super) fn chunks(&mut self, holder: HolderId, about: &str, chunks: &Chunks<'_>) {
-        let mut acks = Acks::default();
+        let mut acks = self.acks.remove(&holder).unwrap_or_default();
         let mut refused: Vec<String> = Vec::new();
         let mut runs = Vec::new();
         for item in &chunks.items {
@@ -122,7 +122,7 @@ impl Service {
                 self.refuse(socket, &identity, about, &Refusal::new("invalid", text));
             }
         }
-        self.answer_acks(holder, &acks);
+        self.acks.insert(holder, acks);
     }
 
     pub(super) fn release(&mut self, holder: HolderId, leases: &[i64]) {
@@ -177,7 +177,7 @@ impl Service {
     }
 
     pub(super) fn verdicts(&mut self, holder: HolderId, items: &[Graded<'_>]) {
-        let mut acks = Acks::default();
+        let mut acks = self.acks.remove(&holder).unwrap_or_default();
         for item in items {
             let status = item.status.to_owned();
             let verdict = match item.total {
@@ -203,7 +203,14 @@ impl Service {
                 VerdictAck::Lost => acks.add(item.lease, ChunkAck::Lost),
             }
         }
-        self.answer_acks(holder, &acks);
+        self.acks.insert(holder, acks);
+    }
+
+    /// Answers the chunks and verdicts that came since the last time.
+    pub(super) fn send_acks(&mut self) {
+        for (holder, acks) in std::mem::take(&mut self.acks) {
+            self.answer_acks(holder, &acks);
+        }
     }
 
     fn answer_acks(&mut self, holder: HolderId, acks: &Acks) {

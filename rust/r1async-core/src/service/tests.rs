@@ -70,6 +70,7 @@ impl World {
 
     fn send(&mut self, peer: u8, frame: &[u8]) {
         self.service.handle(socket(peer), &[peer], frame, self.now);
+        self.service.settle();
         self.pump();
     }
 

@@ -22,6 +22,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from r1async.bench import BenchError
 from r1async.monitor.metrics import jsonable
 from r1async.monitor.rundata import Record, busy_fractions, cpu_seconds, load_run
 from r1async.monitor.summary import percent
@@ -50,10 +51,6 @@ FIXED = (
     "monitor.tensorboard=false",
 )
 """Settings of every run, beside the two that differ. Evaluation cannot be less than one problem, before and after."""
-
-
-class BenchError(RuntimeError):
-    """A run that failed; the text holds the end of its output."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -255,6 +252,7 @@ def _medians(each: Sequence[Mapping[str, float]]) -> dict[str, float]:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="r1async bench", description="Measure this machine with real runs.")
     commands = parser.add_subparsers(required=True, metavar="BENCHMARK")
+    commands.add_parser("buffer", help="rollouts through the buffer and its rivals: `r1async bench buffer --help`")
     throughput = commands.add_parser(
         "throughput",
         help="asynchronous over synchronous training, completions per second",
