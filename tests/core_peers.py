@@ -81,7 +81,7 @@ class Run:
         self.now = self.buffer.now()
         self.inboxes: dict[str, deque[Message]] = defaultdict(deque)
         self.events: list[Message] = []
-        self.frames: list[bytes] = []
+        self.frames: list[Any] = []
 
     def send(self, peer: str, header: Mapping[str, Any], columns: Mapping[str, NDArray] | None = None) -> None:
         self.send_bytes(peer, pack(header, columns))

@@ -13,7 +13,10 @@ launched = lifeline.arm()
 
 import json  # noqa: E402  (as in r1async.__main__: the lifeline first)
 import os  # noqa: E402
+import signal  # noqa: E402
 import sys  # noqa: E402
+import time  # noqa: E402
+from collections.abc import Callable  # noqa: E402
 from dataclasses import replace  # noqa: E402
 from pathlib import Path  # noqa: E402
 
@@ -60,18 +63,60 @@ def stuck_push() -> None:
 
 def poison() -> None:
     """The prompt leased first in the run ends every generator that gets it."""
-    from r1async.generator import generator
+    from r1async.generator import generator, held
 
     take = generator.Generator._lease
 
     def lease(self, message):
-        for request in generator.read_leases(message):
+        for request in held.read_leases(message):
             tokens = json.dumps([int(token) for token in request.prompt_ids])
             if request.pin is None and (first(tokens) or Path(os.environ["FLAG"]).read_text() == tokens):
                 os._exit(9)
         take(self, message)
 
     generator.Generator._lease = lease
+
+
+def _dies_after(owner: object, method: str, happened: Callable[..., bool]) -> None:
+    """The process is killed at the end of the first call of the run for which `happened` is true."""
+    take = getattr(owner, method)
+
+    def call(self, *arguments, **named):
+        result = take(self, *arguments, **named)
+        if happened(self, *arguments) and first():
+            time.sleep(0.2)  # what was sent leaves
+            os.kill(os.getpid(), signal.SIGKILL)
+        return result
+
+    setattr(owner, method, call)
+
+
+def dies_after_step() -> None:
+    """The learner dies between its sixth optimizer step and the report of it."""
+    from r1async.learner.core import LearnerCore
+
+    _dies_after(LearnerCore, "step", lambda self, batch: self.version == 6)
+
+
+def dies_after_publish() -> None:
+    """The learner dies when the weights of version 6 can be had, before the checkpoint."""
+    from r1async.learner.link import Link
+
+    _dies_after(Link, "published", lambda self, version, digest: version.number == 6)
+
+
+def dies_after_checkpoint() -> None:
+    """The learner dies between a whole checkpoint and the word of it."""
+    from r1async.learner import learner
+
+    _dies_after(learner, "save_checkpoint", lambda folder, core, epoch: core.version == 8)
+
+
+def dies_after_commit() -> None:
+    """The learner dies between its commit and the answer."""
+    from r1async.learner.link import Link
+
+    _dies_after(Link, "committed", lambda self, step: step == 8)
 
 
 def proxied() -> None:
@@ -84,7 +129,8 @@ def proxied() -> None:
     )
 
 
-FAULTS = {each.__name__: each for each in (drop_one, stuck_push, poison, proxied)}
+DEATHS = (dies_after_step, dies_after_publish, dies_after_checkpoint, dies_after_commit)
+FAULTS = {each.__name__: each for each in (drop_one, stuck_push, poison, proxied, *DEATHS)}
 
 
 def run(arguments: list[str]) -> int:

@@ -130,7 +130,7 @@ class Buffer:
         """
     def tick(self, now: float) -> None:
         """Lets deadlines pass; call it at `next_deadline()`, earlier does no harm."""
-    def outgoing(self) -> list[tuple[str, bytes, bytes | NDArray[np.uint8]]]:
+    def outgoing(self) -> list[tuple[str, bytes, bytes | memoryview]]:
         """(socket, peer, frame) of all messages to send now, in order; on "events" the peer is empty.
 
         A large frame is an array of the bytes where the core wrote them. Before it returns the journal has all that

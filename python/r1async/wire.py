@@ -34,6 +34,10 @@ DTYPES: Mapping[str, np.dtype] = {
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
+Frame = bytes | memoryview
+"""A message; a large one of the buffer is a view of its bytes, which is sent without a copy."""
+
+
 class WireError(ValueError):
     """A message that breaks the layout or names a type nobody knows."""
 
@@ -73,7 +77,7 @@ def pack(header: Mapping, columns: Mapping[str, NDArray] | None = None) -> bytes
     return b"".join(parts)
 
 
-def unpack(frame: bytes | bytearray | memoryview) -> Message:
+def unpack(frame: Frame | bytearray) -> Message:
     """The message in a frame. Columns are views of the frame, not copies; they keep it alive.
 
     Raises:

@@ -17,6 +17,8 @@ from pathlib import Path
 
 import psutil
 import pytest
+from r1async.config import load_config
+from r1async.launch.roles import buffer_role
 
 WAIT_S = 120.0
 
@@ -212,12 +214,18 @@ def test_users_mistake_ends_the_run_at_once_in_the_roles_words(tmp_path):
     assert printed == "r1async: data.path: line 3 has no answer\n"
 
 
-def test_death_of_the_buffer_ends_the_run_and_says_how_to_go_on(tmp_path):
-    run = Run(tmp_path, {**HEALTHY, "buffer": FAILS, "learner-0": SAVES})
+def test_death_of_the_buffer_is_made_good_by_its_journal_so_often(tmp_path):
+    run = Run(tmp_path, {**HEALTHY, "buffer": FAILS, "learner-0": SAVES}, "buffer.restarts=1")
     code, printed = run.end()
     assert (code, run.outcome) == (1, "failed")
-    assert "buffer ended with exit code 7" in printed
-    assert "resume=auto" in printed
+    assert "buffer ended with exit code 7; starting it again (1 of 1)" in printed
+    assert "buffer ended with exit code 7, after 1 restarts" in printed
+
+
+@pytest.mark.parametrize(("durability", "restarts"), [("group", 3), ("sync", 3), ("memory", 0)])
+def test_a_buffer_is_started_again_where_it_has_a_journal(durability, restarts):
+    config = load_config(None, ["data.task=chain-mod", "cold_start.enabled=true", f"journal.durability={durability}"])
+    assert buffer_role(config, Path("config.yaml")).restarts == restarts
 
 
 def test_learner_ranks_die_and_start_together(tmp_path):

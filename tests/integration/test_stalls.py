@@ -51,11 +51,12 @@ class FaultyRun(Run):
         return [each for each in self.incidents if each["name"] == name]
 
     def assert_in_time(self, name: str) -> dict:
-        """The fault was named, at its deadline and before twice that; returns the first incident."""
+        """The fault was named before twice its deadline, a dead process's at once; returns the first incident."""
         found = self.named(name)
         assert found, (name, self.incidents)
         first = found[0]
-        assert 0 < first["deadline_s"] <= first["named_after_s"] < 2 * first["deadline_s"], first
+        assert first["deadline_s"] > 0, first
+        assert 0 < first["named_after_s"] < 2 * first["deadline_s"], first
         assert self.read("summary.json")["incidents"][f"{name}: {found[0]['act']}"] >= 1
         return found[0]
 
@@ -113,7 +114,7 @@ def started(run_root: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
 
 
 def test_lost_rollout_is_named_and_generated_again(started, flag):
-    run = started(generator_0="drop_one")
+    run = started("staleness.max_staleness=0", generator_0="drop_one")  # every step needs every rollout
     run.assert_done()
     incident = run.assert_in_time("lost_rollout")
     assert (incident["role"], incident["act"], incident["count"]) == ("generator-0", "requeued", 1)
@@ -129,7 +130,7 @@ def test_hung_worker_is_named_with_its_rollout_and_replaced(started, flag):
 
 
 def test_dead_generator_is_named_and_its_rollouts_are_generated_again(started):
-    run = started()
+    run = started("staleness.max_staleness=0")
     run.await_step(1)
     run.kill("generate")
     run.assert_done()
@@ -139,11 +140,11 @@ def test_dead_generator_is_named_and_its_rollouts_are_generated_again(started):
 
 
 def test_frozen_generator_is_named_and_started_again(started):
-    run = started()
+    run = started("staleness.max_staleness=0", "steps=200", "progress.role_s=5")
     run.await_step(1)
     frozen = run.role("generate")
     frozen.send_signal(signal.SIGSTOP)
-    run.assert_done()
+    run.assert_done(200)
     lost = run.assert_in_time("lost_peer")
     incident = run.assert_in_time("frozen_role")
     assert incident["role"] == lost["role"]

@@ -43,7 +43,7 @@ def test_unknown_key_is_one_line_and_exit_code_2(command, config_file, capsys):
         (["run", "nowhere.yaml"], "config nowhere.yaml: no such file"),
         (["run", "CONFIG", "data.task=file", "data.path=no.jsonl"], "cold_start.enabled: only data.task=chain-mod"),
         (["run", "CONFIG", "cold_start.enabled=false", "model.path=no-model"], "model.path: no-model: no such folder"),
-        (["run", "CONFIG", "resume=true"], "holds no whole checkpoint"),
+        (["run", "CONFIG", "resume=true"], "holds no journal"),
     ],
 )
 def test_mistake_is_told_without_a_traceback(arguments, message, config_file, capsys):

@@ -1,6 +1,7 @@
 """Engine answers to columns, beside Python's own json."""
 
 import json
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -47,4 +48,4 @@ def test_wrong_answers_name_the_byte():
     with pytest.raises(ValueError, match="at byte 13"):
         parse_logprobs_json(b'{"tokens": ["a"], "token_logprobs": [-1.0]}', "vllm")
     with pytest.raises(ValueError, match="shape must be one of sglang, vllm"):
-        parse_logprobs_json(b"[]", "other")
+        parse_logprobs_json(b"[]", cast(Any, "other"))

@@ -139,13 +139,3 @@ def test_pruning_keeps_the_newest_and_what_the_buffer_has_committed(tmp_path: Pa
     prune(tmp_path, keep=2, committed=4)
     assert list(checkpoints(tmp_path)) == [4, 6, 8]
     assert not (tmp_path / ".step-000005.saving").exists()
-
-
-def test_the_newest_checkpoint_is_one_that_the_ledger_knows(tmp_path: Path):
-    ledger = tmp_path / "ledger"
-    assert newest_checkpoint(tmp_path, ledger) is None
-    _empty(tmp_path, 2, 4)
-    assert newest_checkpoint(tmp_path, ledger) == tmp_path / "step-000004"
-    ledger.mkdir()
-    (ledger / "step-000002.bin").write_bytes(b"")
-    assert newest_checkpoint(tmp_path, ledger) == tmp_path / "step-000002"

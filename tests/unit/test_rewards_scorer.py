@@ -54,6 +54,9 @@ class Pool:
         jobs, self.jobs = self.jobs, []
         return [Settled(job.key, Verdict(total=float(job.num_tokens), parts={}, status="ok")) for job in jobs]
 
+    def take_faults(self) -> list[object]:
+        return []
+
     @property
     def counts(self) -> Counter[str]:
         return Counter()
@@ -90,7 +93,7 @@ def run(*batches: list[object]) -> Scorer:
     detokenizer: Any = Detokenizer()
     pool: Any = Pool()
     inbox: Any = Inbox(*batches)
-    scorer = Scorer(detokenizer, pool, inbox, Timeline("scorer"), queue=4)
+    scorer = Scorer(detokenizer, pool, inbox, Timeline("scorer"), queue=4, deadline_s=10.0)
     with pytest.raises(Stopped):
         scorer.run()
     return scorer

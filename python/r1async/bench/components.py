@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import median
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -130,7 +131,11 @@ def engine_json(work: Workload, repeats: int) -> Figures:
 
     found: Figures = {}
     rollouts = range(4 * GROUP_SIZE)
-    for shape, write, read in (("sglang", sglang_answer, sglang), ("vllm", vllm_answer, vllm)):
+    shapes: tuple[tuple[Literal["sglang", "vllm"], Any, Any], ...] = (
+        ("sglang", sglang_answer, sglang),
+        ("vllm", vllm_answer, vllm),
+    )
+    for shape, write, read in shapes:
         bodies = [write(work, rollout) for rollout in rollouts]
         for body, rollout in zip(bodies, rollouts, strict=True):
             for columns in (parse_logprobs_json(body, shape), read(body)):

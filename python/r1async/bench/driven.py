@@ -13,7 +13,7 @@ from r1async.bench.players import bench_config
 from r1async.bench.workload import GROUP_SIZE, GROUPS_PER_BATCH, Workload
 from r1async.buffer.server import core_settings
 from r1async.client import greeting
-from r1async.wire import Message, pack, unpack
+from r1async.wire import Frame, Message, pack, unpack
 
 GENERATOR, SCORER, LEARNER = b"generator", b"scorer", b"learner"
 AT_ONCE = 16
@@ -124,7 +124,7 @@ class Driven:
         self._step += 1
         self.say(LEARNER, {"t": "committed", "epoch": 1, "step": self._step, "last": False})
 
-    def next_batch(self) -> tuple[float, bytes]:
+    def next_batch(self) -> tuple[float, Frame]:
         """CPU seconds from the question to the batch's frame in Python, and the frame."""
         question = self.ask_frame()
         began = time.thread_time()

@@ -6,6 +6,8 @@ from collections import deque
 
 import zmq
 
+from r1async.wire import Frame
+
 RETRY_S = 0.05
 """Seconds until a waiting frame is tried again, unless its peer says something before: a ROUTER does not tell when
 one of its peers has room again."""
@@ -24,13 +26,13 @@ class Outbox:
     def __init__(self, socket: zmq.Socket, limit: int) -> None:
         self._socket = socket
         self._limit = limit
-        self._waiting: dict[bytes, deque[bytes]] = {}
+        self._waiting: dict[bytes, deque[Frame]] = {}
 
     @property
     def empty(self) -> bool:
         return not self._waiting
 
-    def send(self, peer: bytes, frame: bytes) -> bool:
+    def send(self, peer: bytes, frame: Frame) -> bool:
         """False: the peer is gone, or will not read; what waited for it is dropped."""
         frames = self._waiting.get(peer)
         if frames is None:
@@ -62,7 +64,7 @@ class Outbox:
         """The peers that turned out to be gone."""
         return [peer for peer in list(self._waiting) if not self.retry(peer)]
 
-    def _try(self, peer: bytes, frame: bytes) -> bool | None:
+    def _try(self, peer: bytes, frame: Frame) -> bool | None:
         """True: sent. None: no room. False: no such peer."""
         try:
             self._socket.send(peer, zmq.NOBLOCK | zmq.SNDMORE)

@@ -28,7 +28,7 @@ from r1async.monitor.timeline import Timeline
 from r1async.sockets import bind, router
 from r1async.tasks import PromptError, PromptSource
 from r1async.tasks.meta import encode_meta
-from r1async.wire import unpack
+from r1async.wire import Frame, unpack
 
 log = logging.getLogger(__name__)
 
@@ -255,7 +255,7 @@ class Server:
             self._committed = self._buffer.committed_steps()
             write_json(self._config.run_dir / "audit.json", self._buffer.audit())
 
-    def _outgoing(self) -> list[tuple[str, bytes, bytes]]:
+    def _outgoing(self) -> list[tuple[str, bytes, Frame]]:
         """What the buffer wants sent, once the journal has it; nothing while the disk has no room for that."""
         try:
             outgoing = self._buffer.outgoing()
@@ -272,7 +272,7 @@ class Server:
             self._disk_error = None
         return outgoing
 
-    def _publish(self, frame: bytes) -> None:
+    def _publish(self, frame: Frame) -> None:
         """Events; figures and incidents are kept in the run's folder as well, because events may be lost."""
         self._events.send(frame, zmq.NOBLOCK)
         message = unpack(frame)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TextIO
 
+from r1async.buffer.files import write_json
 from r1async.config import Config, ConfigError, ipc_dir, journal_dir, load_config
 from r1async.settings import to_yaml
 
@@ -198,7 +199,7 @@ def write_outcome(config: Config, outcome: Outcome) -> None:
         "message": outcome.message,
         "steps": config.steps,
     }
-    (config.run_dir / "outcome.json").write_text(json.dumps(record, indent=2) + "\n")
+    write_json(config.run_dir / "outcome.json", record)
 
 
 def is_done(config: Config) -> bool:

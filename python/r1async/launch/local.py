@@ -387,7 +387,7 @@ class Launcher:
         end_s = END_S if outcome.kind == "interrupted" else UNHURRIED_END_S
         deadlines = {name: now + end_s + (CHECKPOINT_S if kind == "learner" else 0) for name, kind in running.items()}
         if "buffer" not in supervisor.running:
-            supervisor.kill(running)  # a checkpoint that no ledger confirms could not be resumed
+            supervisor.kill(running)  # nobody hears their last words
         supervisor.terminate(running)
         well = self._await_ends(deadlines, events, view)
         saved = all(name in well or name in self._finished for name, kind in running.items() if kind == "learner")

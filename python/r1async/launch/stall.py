@@ -118,7 +118,7 @@ class StallWatch:
         roles = [f"{peer.get('name')} waits for {peer['waits_for']}" for peer in peers if peer.get("waits_for")]
         texts = [*(str(wait["text"]) for wait in found), *roles, *self._works]
         what = "; ".join(texts) or "no word from the buffer"
-        first = found[0] if found else {"name": "buffer"}
+        first: Mapping[str, Any] = found[0] if found else {"name": "buffer"}
         return Diagnosis(
             name=first["name"],
             text=f"nothing moved for {self.still_s(now):.0f} s: {what}",

@@ -75,16 +75,10 @@ def checkpoints(folder: Path) -> dict[int, Path]:
     return dict(sorted(found.items()))
 
 
-def newest_checkpoint(folder: Path, ledger: Path | None = None) -> Path | None:
-    """The newest whole one; where the buffer's ledger files are at hand, the newest that it has committed too.
-
-    A checkpoint that the ledger does not know of is of no use when the whole run starts again, and when the
-    learner alone does, the steps since the one before are handed out again.
-    """
+def newest_checkpoint(folder: Path) -> Path | None:
+    """The newest whole one, whether or not the buffer has heard of it: the hello will tell."""
     found = checkpoints(folder)
-    known = [step for step in found if ledger is not None and (ledger / f"step-{step:06d}.bin").is_file()]
-    steps = known or list(found)
-    return found[max(steps)] if steps else None
+    return found[max(found)] if found else None
 
 
 def read_marker(path: Path) -> Marker:

@@ -129,7 +129,7 @@ class Learner:
         Raises:
             ConfigError: a checkpoint with resume=false, none with resume=true. On every rank: none waits for another.
         """
-        path = newest_checkpoint(self.checkpoints, self.config.run_dir / "ledger")
+        path = newest_checkpoint(self.checkpoints)
         (step,) = self.ranks.from_first([-1 if path is None else int(path.name[5:])])
         if step < 0:
             if self.config.resume == "true":

@@ -8,7 +8,7 @@ use numpy::{IntoPyArray, PyReadonlyArray1};
 use pyo3::buffer::PyBuffer;
 use pyo3::exceptions::{PyOSError, PyValueError};
 use pyo3::prelude::*;
-use pyo3::types::{PyBytes, PyDict};
+use pyo3::types::{PyBytes, PyDict, PyMemoryView};
 use r1async_core::journal::Pending;
 use r1async_core::service::{Outgoing, Service, Socket};
 use r1async_journal::{Durability, Identity, Journal, JournalError, Options, Recovery};
@@ -251,7 +251,7 @@ impl Buffer {
 
     /// (socket, peer, frame) of all messages to send now, in order; on "events" the peer is empty. Before it returns
     /// the journal has all that they say; if it cannot be written they are kept for the next call. A large frame is
-    /// an array of the bytes where the core wrote them, a small one is copied into `bytes`.
+    /// a view of the bytes where the core wrote them, a small one is copied into `bytes`.
     #[expect(clippy::type_complexity, reason = "a list of plain tuples")]
     fn outgoing<'py>(
         &self,
@@ -264,11 +264,11 @@ impl Buffer {
             let frame = if it.frame.len() < LARGE_FRAME {
                 PyBytes::new(py, &it.frame).into_any()
             } else {
-                it.frame.into_pyarray(py).into_any()
+                PyMemoryView::from(it.frame.into_pyarray(py).as_any())?.into_any()
             };
-            (it.socket.name(), PyBytes::new(py, &it.peer), frame)
+            Ok((it.socket.name(), PyBytes::new(py, &it.peer), frame))
         };
-        Ok(messages.into_iter().map(tuple).collect())
+        messages.into_iter().map(tuple).collect()
     }
 
     /// When `tick` has something to do next; None: not before another message.

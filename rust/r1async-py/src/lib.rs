@@ -54,13 +54,11 @@ fn advantages<'py>(
     Ok(advantages.to_pyarray(py))
 }
 
+type Columns<'py> = (Bound<'py, PyArray1<i32>>, Bound<'py, PyArray1<f32>>);
+
 /// Token ids and logprobs of an engine's JSON answer; the GIL is released while it is read.
 #[pyfunction]
-fn parse_logprobs_json<'py>(
-    py: Python<'py>,
-    body: &[u8],
-    shape: &str,
-) -> PyResult<(Bound<'py, PyArray1<i32>>, Bound<'py, PyArray1<f32>>)> {
+fn parse_logprobs_json<'py>(py: Python<'py>, body: &[u8], shape: &str) -> PyResult<Columns<'py>> {
     let shape = settings::engine_shape(shape)?;
     let sampled = py
         .detach(|| r1async_core::parse_engine_json(body, shape))

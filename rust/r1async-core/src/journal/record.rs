@@ -89,11 +89,14 @@ impl Head {
     }
 }
 
-/// The first record of `bytes` and what follows it; `None` if they end before it does.
+/// A record's kind, its body, and what follows it.
+pub type First<'a> = (Kind, &'a [u8], &'a [u8]);
+
+/// The first record of `bytes`; `None` if they end before it does.
 ///
 /// # Errors
 /// The record is damaged.
-pub fn first(bytes: &[u8]) -> Result<Option<(Kind, &[u8], &[u8])>, Damage> {
+pub fn first(bytes: &[u8]) -> Result<Option<First<'_>>, Damage> {
     let Some((head, rest)) = bytes.split_first_chunk::<HEADER_BYTES>() else {
         return Ok(None);
     };
