@@ -239,7 +239,7 @@ class Launcher:
                 if self._signals.requests:
                     return self._interrupted(view)
                 self._supervisor.kill(contract.overdue(now))
-                outcome = self._standstill(watch, now)
+                outcome = self._done() or self._standstill(watch, now)
                 if outcome is not None:
                     return outcome
                 view.refresh(now)
@@ -354,7 +354,7 @@ class Launcher:
             return None  # ended at the same moment as another of its kind; all of them were started again
         if self._finished_well(ended):
             self._finished.add(role.name)
-            return Outcome("done", 0) if role.kind == "evaluator" else None
+            return self._done()
         deaths = self._died[role.kind] = self._died.get(role.kind, 0) + 1
         log = self._supervisor.log(role)
         how = f"{ended} before the run was done" if ended.code == 0 else f"{ended}"
@@ -370,6 +370,13 @@ class Launcher:
         self._supervisor.kill(name for name, other in self._supervisor.running.items() if other.kind == role.kind)
         self._start_again(role.kind)
         return None
+
+    def _done(self) -> Outcome | None:
+        """The run is done when the last version is evaluated and the learner has saved it: one that dies between the
+        two still has something to do. Without any event (all of them lost) the evaluator alone decides.
+        """
+        saved = self._final >= 0 or not self._heard
+        return Outcome("done", 0) if "evaluator" in self._finished and saved else None
 
     def _start_again(self, kind: str) -> None:
         """Starts all roles of the kind once none of them runs any more."""
@@ -398,7 +405,11 @@ class Launcher:
             how = "with its state saved" if saved else "without a last checkpoint"
             return Outcome("interrupted", outcome.exit_code, f"ended {how}; the same command goes on from there")
         if outcome.kind == "done" and not saved:
-            return Outcome("failed", 1, f"training is done but was not saved; see {self._config.run_dir / 'logs'}")
+            return Outcome(
+                "failed",
+                1,
+                f"training is done but was not saved; the same command goes on; see {self._config.run_dir / 'logs'}",
+            )
         return outcome
 
     def _await_ends(self, deadlines: dict[str, float], events: zmq.Socket[bytes], view: LiveView) -> set[str]:

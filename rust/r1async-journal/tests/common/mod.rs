@@ -17,7 +17,7 @@ pub fn settings() -> Settings {
         group_size: 2,
         min_group_size: 2,
         groups_per_step: 2,
-        steps: 50,
+        steps: 50_000,
         ..Settings::default()
     }
 }
