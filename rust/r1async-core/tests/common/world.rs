@@ -11,8 +11,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use r1async_core::journal::{Kind as RecordKind, Payload, Recorded, Replay, first};
 use r1async_core::{
-    Bind, BoundBatch, EvaluationRequest, Finish, HolderId, LeaseId, OverAge, PolicyVersion, Prompt,
-    RolloutId, Sampling, Settings, Step, Verdict,
+    Bind, BoundBatch, EvaluationRequest, Finish, HolderId, LeaseId, Ledger, OverAge, PolicyVersion,
+    Prompt, RolloutId, Sampling, Settings, Step, Verdict,
 };
 
 /// What may happen next.
@@ -486,7 +486,12 @@ impl World {
         assert_eq!(is.audit(), was.audit());
         assert_eq!(is.wanted_prompts(), was.wanted_prompts());
         assert_eq!(is.next_deadline(), was.next_deadline());
-        assert_eq!(is.waits(self.now), was.waits(self.now));
+        // How many tokens a hold would save is looked at again at every question, and not written down.
+        let names = |ledger: &Ledger| -> Vec<&str> {
+            let waits = ledger.waits(self.now).into_iter();
+            waits.map(|wait| wait.name).collect()
+        };
+        assert_eq!(names(is), names(was));
         for step in was.committed_steps()..=self.stepped {
             assert_eq!(is.batch(Step(step)), was.batch(Step(step)));
         }
