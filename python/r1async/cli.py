@@ -150,14 +150,8 @@ def _parser() -> argparse.ArgumentParser:
             role.add_argument("--result", type=Path, help="file that receives the start checkpoint's folder")
     sweep = _command(commands, "sweep", "run every combination of listed values; table and plot", SWEEP_HELP, _sweep)
     sweep.add_argument("--jobs", type=_positive, default=1, metavar="N", help="runs at a time (default 1)")
-    keys = commands.add_parser(
-        "keys",
-        help="make the keys of tcp:// sockets",
-        description=KEYS_HELP,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    keys = _plain_command(commands, "keys", "make the keys of tcp:// sockets", KEYS_HELP, _keys)
     keys.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the keys; made if need be")
-    keys.set_defaults(command=_keys)
     _simulate_command(commands)
     commands.add_parser("bench", help="measure: `r1async bench --help`")
     _add_history(commands)
@@ -181,11 +175,9 @@ def _run_command(
     description: str,
     start: Callable[[argparse.Namespace], int],
 ) -> argparse.ArgumentParser:
-    parser = commands.add_parser(
-        name, help=help_text, description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    """A command about a run that there is."""
+    parser = _plain_command(commands, name, help_text, description, start)
     parser.add_argument("run", type=Path, metavar="RUN", help="a run's folder, runs/<name>")
-    parser.set_defaults(command=start)
     return parser
 
 
@@ -196,28 +188,34 @@ def _command(
     description: str,
     start: Callable[[argparse.Namespace], int],
 ) -> argparse.ArgumentParser:
+    """A command with settings."""
+    parser = _plain_command(commands, name, help_text, description, start)
+    parser.add_argument("config", type=Path, metavar="CONFIG", help="YAML file of what differs from the defaults")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that win over the file")
+    return parser
+
+
+def _plain_command(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser],
+    name: str,
+    help_text: str,
+    description: str,
+    start: Callable[[argparse.Namespace], int],
+) -> argparse.ArgumentParser:
     parser = commands.add_parser(
         name, help=help_text, description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("config", type=Path, metavar="CONFIG", help="YAML file of what differs from the defaults")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that win over the file")
     parser.set_defaults(command=start)
     return parser
 
 
 def _simulate_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = commands.add_parser(
-        "simulate",
-        help="say what a run will do, before it runs",
-        description=SIMULATE_HELP,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = _plain_command(commands, "simulate", "say what a run will do, before it runs", SIMULATE_HELP, _simulate)
     parser.add_argument("overrides", nargs="*", metavar="[CONFIG] key=value", help="settings, and values to sweep over")
     parser.add_argument("--from", dest="run_dir", type=Path, metavar="RUN", help="fit the model to this run's folder")
     parser.add_argument("--machines", type=_machines, metavar="N", help="try every split of N machines")
     parser.add_argument("--quick", action="store_true", help="do not try what more of each pool would bring")
     parser.add_argument("--out", type=Path, metavar="DIR", help="write simulate.json, .csv, .png and .svg there")
-    parser.set_defaults(command=_simulate)
 
 
 def _machines(text: str) -> int:

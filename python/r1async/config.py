@@ -508,6 +508,11 @@ def journal_dir(run_dir: Path) -> Path:
     return run_dir / "journal"
 
 
+def has_journal(run_dir: Path) -> bool:
+    """Whether a life of the run has begun a journal in its folder."""
+    return (journal_dir(run_dir) / "events").is_file()
+
+
 def ipc_dir(run_dir: Path) -> Path:
     """Folder of the run's ipc sockets: short, because a Unix socket's path has 107 bytes at most."""
     digest = hashlib.sha256(str(run_dir.resolve()).encode()).hexdigest()[:12]

@@ -6,8 +6,8 @@ import errno
 from pathlib import Path
 
 import pytest
-from r1async.buffer.files import write_atomic
 from r1async.disk import full_error, is_full
+from r1async.files import write_atomic
 
 
 def test_write_to_a_full_device_is_a_full_disk(tmp_path):

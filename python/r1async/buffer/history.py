@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from r1async._core import JournalBatches, JournalEvents, journal_audit
-from r1async.config import ConfigError, journal_dir, load_config
+from r1async.config import ConfigError, has_journal, journal_dir, load_config
 
 KINDS = ("prompts", "rollouts", "tokens")
 
@@ -82,9 +82,7 @@ def print_group(run_dir: Path, group: int) -> int:
 def group_lines(folder: Path, group: int) -> Iterator[str]:
     """One line for each thing that happened to a group: seconds of the run, member, what."""
     events = JournalEvents(folder, group)
-    size, names = events.group_size, {}
-    trained_by: int | None = None
-    is_live = False
+    size, names, is_live = events.group_size, {}, False
     for at, packed in events:
         event = msgpack.unpackb(packed, strict_map_key=False)
         if event["what"] == "joined":
@@ -94,16 +92,9 @@ def group_lines(folder: Path, group: int) -> Iterator[str]:
             if is_live:
                 yield f"{at:10.3f} s  {'buffer':<10} started again"
             continue
-        is_live = event["what"] not in ("bound", "dropped")
-        if event["what"] == "bound":
-            trained_by = event["step"]
+        is_live = event["what"] not in ("bound", "dropped", "trained")
         member = f"member {event['rollout'] - group * size}" if "rollout" in event else "group"
         yield f"{at:10.3f} s  {member:<10} {_words(event, names)}"
-    if trained_by is not None:
-        for at, packed in JournalEvents(folder):
-            event = msgpack.unpackb(packed, strict_map_key=False)
-            if event["what"] == "trained" and event["step"] == trained_by and group in event["groups"]:
-                yield f"{at:10.3f} s  {'group':<10} trained: a checkpoint holds step {trained_by}"
 
 
 def _words(event: Mapping[str, Any], names: Mapping[int, str]) -> str:
@@ -138,6 +129,8 @@ def _words(event: Mapping[str, Any], names: Mapping[int, str]) -> str:
             return f"left out, {event['reason']}: {event['tokens']} tokens"
         case "dropped":
             return f"dropped {event['reason']}: {event['rollouts']} rollouts, {event['tokens']} tokens"
+        case "trained":
+            return f"trained: a checkpoint holds step {event['step']}"
         case other:
             return f"{other} {dict(event)}"
 
@@ -186,9 +179,8 @@ def replay(run_dir: Path, out: Path | None) -> int:
 
 
 def _folder(run_dir: Path) -> Path:
-    folder = journal_dir(run_dir)
-    if not (folder / "events").is_file():
+    if not has_journal(run_dir):
         raise ConfigError(
             f"{run_dir} holds no journal; give a run's folder, runs/<name>, with journal.durability=group or sync"
         )
-    return folder
+    return journal_dir(run_dir)

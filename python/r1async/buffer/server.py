@@ -7,7 +7,6 @@ disk. It decides nothing: every decision is Rust's (`rust/r1async-core`).
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import secrets
@@ -18,9 +17,10 @@ from typing import Literal
 import zmq
 
 from r1async._core import Buffer, Settings
-from r1async.buffer.files import write_json
 from r1async.buffer.outbox import RETRY_S, Outbox
-from r1async.config import Config, ConfigError, journal_dir
+from r1async.config import Config, ConfigError, has_journal, journal_dir
+from r1async.disk import is_full
+from r1async.files import write_json
 from r1async.inbox import stop_on_signals
 from r1async.keys import Gate, server_keys
 from r1async.monitor.metrics import MetricsWriter, run_started
@@ -260,7 +260,7 @@ class Server:
         try:
             outgoing = self._buffer.outgoing()
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            if not is_full(error, self._config.run_dir):
                 raise
             if self._disk_error is None:
                 log.error("the disk is full, the run waits %g s for room: %s", self._config.progress.limit_s, error)
@@ -299,7 +299,7 @@ def open_buffer(config: Config, data: str) -> Buffer:
         ConfigError: `resume` rules it out, or the journal is damaged or belongs to another run.
     """
     journal, folder = config.journal, journal_dir(config.run_dir)
-    is_there = (folder / "events").exists()
+    is_there = has_journal(config.run_dir)
     if journal.durability == "memory":
         if is_there:
             raise ConfigError(f"journal.durability: memory, but {folder} holds a journal; keep it, or set name=OTHER")

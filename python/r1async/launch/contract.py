@@ -6,7 +6,6 @@ Takes: incidents and figures of the buffer, ends of roles. Gives: lines for the 
 
 from __future__ import annotations
 
-import json
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -14,9 +13,10 @@ from typing import Any
 
 from r1async import disk
 from r1async.config import Config
+from r1async.files import write_json
 from r1async.launch.stall import Diagnosis, StallWatch
 from r1async.launch.supervise import Supervisor
-from r1async.monitor.metrics import MetricsWriter, jsonable, run_started
+from r1async.monitor.metrics import MetricsWriter, run_started
 
 KEPT = 100
 """Incidents that `stall.json` repeats, the newest."""
@@ -177,11 +177,8 @@ class Contract:
             "incidents": dict(self.counts),
             "newest": list(self._incidents),
         }
-        path = self._config.run_dir / "stall.json"
-        partial = path.with_suffix(".json.partial")
         with self._room_or_note("stall.json"):
-            partial.write_text(json.dumps(jsonable(record), indent=2) + "\n")
-            partial.rename(path)
+            write_json(self._config.run_dir / "stall.json", record)
 
     @contextmanager
     def _room_or_note(self, name: str) -> Iterator[None]:

@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TextIO
 
-from r1async.buffer.files import write_json
-from r1async.config import Config, ConfigError, ipc_dir, journal_dir, load_config
+from r1async.config import Config, ConfigError, has_journal, ipc_dir, load_config
+from r1async.files import write_atomic, write_json
 from r1async.settings import to_yaml
 
 LIFE = (
@@ -77,7 +77,7 @@ def prepare(config: Config) -> Start:
         raise ConfigError(
             f"resume: false, but {run_dir} holds a run already; set name=OTHER, resume=auto, or remove it"
         )
-    if is_used(run_dir) and (journal_dir(run_dir) / "events").exists():
+    if is_used(run_dir) and has_journal(run_dir):
         return Start(True, newest_step(run_dir), _changes(config, run_dir / "config.yaml"))
     if config.resume == "true":
         raise ConfigError(f"resume: true, but {run_dir} holds no journal; set resume=auto to start from step 0")
@@ -150,9 +150,7 @@ def write_config(config: Config) -> Path:
     run goes on from the run's own checkpoint, whatever the user wanted of the folder.
     """
     path = config.run_dir / "config.yaml"
-    partial = path.with_name("config.yaml.partial")
-    partial.write_text(to_yaml(replace(config, resume="auto")))
-    partial.rename(path)
+    write_atomic(path, to_yaml(replace(config, resume="auto")).encode())
     return path
 
 

@@ -11,10 +11,10 @@ from pathlib import Path
 
 from r1async.client import Connected, Connection, Refused, greeting
 from r1async.config import Config, ConfigError
+from r1async.files import write_atomic
 from r1async.inbox import DeadlineExceeded, Inbox, Stopped
 from r1async.keys import client_keys
 from r1async.learner.batch import batch_from_message
-from r1async.learner.checkpoint import write_durably
 from r1async.types import Batch, PolicyVersion
 from r1async.wire import Message
 
@@ -257,7 +257,4 @@ def next_epoch(run_dir: Path) -> int:
 
 def write_epoch(run_dir: Path, epoch: int) -> None:
     """Written before the epoch is used, so that a killed learner never uses one twice."""
-    run_dir.mkdir(parents=True, exist_ok=True)
-    staging = run_dir / "epoch.writing"
-    write_durably(staging, f"{epoch}\n")
-    staging.rename(run_dir / "epoch")
+    write_atomic(run_dir / "epoch", f"{epoch}\n".encode())

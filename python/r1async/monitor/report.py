@@ -7,6 +7,7 @@ from html import escape
 from importlib.resources import files
 from pathlib import Path
 
+from r1async.files import write_atomic
 from r1async.monitor.charts import Chart, charts, styled
 from r1async.monitor.rundata import Record, RunData, load_run
 from r1async.monitor.summary import audit_line, duration, percent, summarize, waste_line
@@ -18,9 +19,7 @@ def write_report(run_dir: Path, wall_s: float | None = None) -> Path:
     """Write ``report.html`` into the run's folder; wall_s as for `write_summary`."""
     run = load_run(run_dir)
     path = run_dir / "report.html"
-    partial = path.with_suffix(".html.partial")
-    partial.write_text(render(run, wall_s), encoding="utf-8")
-    partial.rename(path)
+    write_atomic(path, render(run, wall_s).encode())
     return path
 
 

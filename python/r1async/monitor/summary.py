@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -13,7 +12,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from r1async.monitor.metrics import jsonable
+from r1async.files import write_json
 from r1async.monitor.rundata import Record, RunData, busy_fractions, load_run, staleness_histogram
 
 
@@ -25,10 +24,7 @@ def write_summary(run_dir: Path, wall_s: float | None = None) -> Record:
         wall_s: seconds the run took; from its first to its newest line if None.
     """
     summary = summarize(load_run(run_dir), wall_s)
-    path = run_dir / "summary.json"
-    partial = path.with_suffix(".json.partial")
-    partial.write_text(json.dumps(jsonable(summary), indent=2, ensure_ascii=False) + "\n")
-    partial.rename(path)
+    write_json(run_dir / "summary.json", summary)
     return summary
 
 

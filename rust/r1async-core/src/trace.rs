@@ -169,14 +169,14 @@ pub enum Event {
 }
 
 impl Event {
-    /// The group it is about, for groups of `group_size`; `None`: about none.
+    /// Whether it is about `group`, of `group_size` rollouts.
     #[must_use]
-    pub fn group(&self, group_size: usize) -> Option<GroupId> {
+    pub fn is_about(&self, group: GroupId, group_size: usize) -> bool {
         match self {
-            Event::Admitted { group, .. }
-            | Event::Ready { group, .. }
-            | Event::Bound { group, .. }
-            | Event::Dropped { group, .. } => Some(*group),
+            Event::Admitted { group: it, .. }
+            | Event::Ready { group: it, .. }
+            | Event::Bound { group: it, .. }
+            | Event::Dropped { group: it, .. } => *it == group,
             Event::Leased { rollout, .. }
             | Event::Tokens { rollout, .. }
             | Event::Finished { rollout, .. }
@@ -185,11 +185,9 @@ impl Event {
             | Event::Taken { rollout, .. }
             | Event::LeftOut { rollout, .. }
             | Event::Scoring { rollout, .. }
-            | Event::Ended { rollout, .. } => Some(GroupId(rollout.0 / group_size as u64)),
-            Event::Rejected { .. }
-            | Event::Stepped { .. }
-            | Event::Published { .. }
-            | Event::Trained { .. } => None,
+            | Event::Ended { rollout, .. } => rollout.0 / group_size as u64 == group.0,
+            Event::Trained { groups, .. } => groups.contains(&group),
+            Event::Rejected { .. } | Event::Stepped { .. } | Event::Published { .. } => false,
         }
     }
 }

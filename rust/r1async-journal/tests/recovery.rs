@@ -243,33 +243,3 @@ fn what_waits_for_the_disk_is_the_same_file() {
     assert_eq!(events, size(&folder.path().join("events")));
     assert_eq!(payload, size(&folder.path().join("payload-000000")));
 }
-
-/// Not a test of anything: `cargo test --release -p r1async-journal -- --ignored --nocapture` prints how fast a
-/// journal is written and read back.
-#[test]
-#[ignore = "a measurement"]
-fn how_fast_a_journal_is_read_back() {
-    let folder = tempfile::tempdir().unwrap();
-    let mut buffer = Buffer::create(folder.path(), options());
-    let began = std::time::Instant::now();
-    for step in 0..2000 {
-        buffer.sample(step, 1000);
-        buffer.train(step);
-    }
-    let wrote = began.elapsed().as_secs_f64();
-    let (events, payload) = buffer.journal.bytes();
-    let bytes = (events + payload) as f64 / 1e6;
-    drop(buffer.journal);
-    let mut seconds: Vec<f64> = (0..9)
-        .map(|_| {
-            let opened = Journal::open(folder.path(), identity(), options(), settings());
-            opened.unwrap().2.seconds
-        })
-        .collect();
-    seconds.sort_by(f64::total_cmp);
-    println!(
-        "{bytes:.1} MB written in {wrote:.2} s with 2,000 batches handed out, read back in {:.4} s: {:.0} MB/s",
-        seconds[4],
-        bytes / seconds[4]
-    );
-}

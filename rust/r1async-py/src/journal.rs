@@ -122,7 +122,7 @@ impl JournalEvents {
                 self.waiting.push_back(save(rmp_serde::to_vec_named(&item)));
             }
             for event in &told.trace {
-                if self.group.is_none() || event.group(size) == self.group {
+                if self.group.is_none_or(|group| event.is_about(group, size)) {
                     self.waiting.push_back(save(rmp_serde::to_vec_named(event)));
                 }
             }

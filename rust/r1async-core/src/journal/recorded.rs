@@ -360,13 +360,13 @@ impl Recorded {
         verdict: Verdict,
     ) -> VerdictAck {
         self.now = now;
-        let ack = self.ledger.verdict(now, holder, lease, verdict.clone());
-        if ack == VerdictAck::Held {
-            let verdict = Cow::Owned(verdict);
+        let kept = self.pending.is_some().then(|| verdict.clone());
+        let ack = self.ledger.verdict(now, holder, lease, verdict);
+        if let (VerdictAck::Held, Some(kept)) = (ack, kept) {
             self.record(&Command::Verdict {
                 holder,
                 lease,
-                verdict,
+                verdict: Cow::Owned(kept),
             });
         }
         ack
@@ -487,7 +487,7 @@ impl Recorded {
             Bind::Finished => Some(Bind::Finished),
             Bind::Ready(_) => None,
         };
-        if self.ledger.bind_state() != before {
+        if self.pending.is_some() && self.ledger.bind_state() != before {
             let bound = self.ledger.batch(step).map(Bound::of);
             self.record(&Command::Bind { step, bound });
             if bound.is_some() {
@@ -505,6 +505,9 @@ impl Recorded {
     /// # Errors
     /// As there.
     pub fn evaluate(&mut self, request: EvaluationRequest) -> Result<usize, EvaluateError> {
+        if self.pending.is_none() {
+            return self.ledger.evaluate(request);
+        }
         let id = request.id.clone();
         let lens = |prompt: &crate::group::Prompt| {
             (prompt.ordinal, prompt.tokens.len(), prompt.meta.len())

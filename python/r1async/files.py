@@ -1,4 +1,4 @@
-"""What the buffer leaves in the run's folder, written so that a kill at any moment leaves the last whole file."""
+"""Files in the run's folder, written so that a kill at any moment leaves the last whole one."""
 
 from __future__ import annotations
 
@@ -31,4 +31,5 @@ def write_atomic(path: Path, data: bytes) -> None:
 
 
 def write_json(path: Path, value: Mapping[str, object]) -> None:
-    write_atomic(path, (json.dumps(jsonable(value), indent=2) + "\n").encode())
+    """The same of a JSON object; numbers that JSON does not know become null."""
+    write_atomic(path, (json.dumps(jsonable(value), indent=2, ensure_ascii=False) + "\n").encode())
