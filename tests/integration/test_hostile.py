@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import socket
 import struct
 import subprocess
@@ -43,8 +41,36 @@ GROWTH_BYTES = 48 * 2**20
 FLOOD_BYTES = 192 * 2**20
 
 
+class Serving:
+    """A buffer in a process of its own."""
+
+    def __init__(self, keys: list[str], run_dir: Path) -> None:
+        root = Path(__file__).parents[2]
+        self._run_dir = run_dir
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", PROCESS, *keys], cwd=root, stderr=subprocess.PIPE, text=True
+        )
+
+    def resident(self) -> int:
+        """Its memory, in bytes."""
+        return psutil.Process(self._process.pid).memory_info().rss
+
+    def stop(self) -> None:
+        """Asks it to end, which it has to do in order."""
+        if self._process.poll() is None:
+            self._process.terminate()
+        _, said = self._process.communicate(timeout=WAIT_S)
+        assert self._process.returncode == 0, said
+        assert json.loads((self._run_dir / "audit.json").read_text())["balanced"]
+
+    def figures(self) -> dict:
+        """The last it wrote, at its end: whatever it wrote before may be older than what a test did."""
+        self.stop()
+        return list(read_metrics(self._run_dir / "metrics" / "buffer.jsonl", "stats"))[-1]["buffer"]
+
+
 @pytest.fixture
-def serving(config: Config, run_root: Path) -> Iterator[psutil.Process]:
+def serving(config: Config, run_root: Path) -> Iterator[Serving]:
     """The buffer of `config`, with a small cap on messages and on what waits for one peer."""
     keys = [
         "name=run", f"runs_dir={run_root}", "steps=3",
@@ -53,14 +79,9 @@ def serving(config: Config, run_root: Path) -> Iterator[psutil.Process]:
         "staleness.max_staleness=1", "data.task=chain-mod", f"model.path={run_root}", "data.template=none",
         f"buffer.max_message_bytes={MAX_MESSAGE_BYTES}", "buffer.outbox=64",
     ]  # fmt: skip
-    root = Path(__file__).parents[2]
-    started = subprocess.Popen([sys.executable, "-c", PROCESS, *keys], cwd=root, stderr=subprocess.PIPE, text=True)
-    yield psutil.Process(started.pid)
-    if started.poll() is None:
-        os.kill(started.pid, signal.SIGTERM)
-    _, said = started.communicate(timeout=WAIT_S)
-    assert started.returncode == 0, said
-    assert json.loads((config.run_dir / "audit.json").read_text())["balanced"]
+    started = Serving(keys, config.run_dir)
+    yield started
+    started.stop()
 
 
 def train(crew: Crew, step: int, meanwhile: Callable[[Message], None]) -> None:
@@ -154,31 +175,27 @@ class RawPeer:
         self.close()
 
 
-def last_figures(config: Config) -> dict:
-    return list(read_metrics(config.run_dir / "metrics" / "buffer.jsonl", "stats"))[-1]["buffer"]
-
-
-def test_a_flood_that_is_never_read_back_stays_under_the_cap(config: Config, serving: psutil.Process) -> None:
+def test_a_flood_that_is_never_read_back_stays_under_the_cap(config: Config, serving: Serving) -> None:
     stats = {f"figure {number:03} {'x' * 200}": float(number) for number in range(200)}
     heartbeat = pack({"t": "heartbeat", "stats": stats})
 
     def flood(_: Message) -> None:
-        before = serving.memory_info().rss
+        before = serving.resident()
         with Peer(config, "scorer", hwm=1) as hostile:
             for _sent in range(FLOOD_BYTES // len(heartbeat)):
                 hostile.socket.send(heartbeat)
-            assert serving.memory_info().rss - before < GROWTH_BYTES
+            assert serving.resident() - before < GROWTH_BYTES
 
     with Crew(config) as crew:
         crew.start()
         train(crew, 0, lambda _: None)
         train(crew, 1, flood)
-    assert last_figures(config)["peers_lost"] >= 1
+    assert serving.figures()["peers_lost"] >= 1
 
 
-def test_half_messages_and_giant_lengths_cost_their_sender_only(config: Config, serving: psutil.Process) -> None:
+def test_half_messages_and_giant_lengths_cost_their_sender_only(config: Config, serving: Serving) -> None:
     def harm(_: Message) -> None:
-        before = serving.memory_info().rss
+        before = serving.resident()
         halves = [RawPeer(config) for _ in range(20)]
         for half in halves:  # a first part, and a claim that is never kept
             half.frame(b"part", more=True)
@@ -192,7 +209,7 @@ def test_half_messages_and_giant_lengths_cost_their_sender_only(config: Config, 
         with Peer(config) as parts:
             parts.socket.send_multipart([b"part"] * 1000)
             assert receive(parts.socket).header["code"] == "malformed"
-        assert serving.memory_info().rss - before < GROWTH_BYTES
+        assert serving.resident() - before < GROWTH_BYTES
         for half in halves:
             half.close()
         with RawPeer(config) as whole:  # what these peers say is read, until it breaks the rules
@@ -203,10 +220,10 @@ def test_half_messages_and_giant_lengths_cost_their_sender_only(config: Config, 
         crew.start()
         train(crew, 0, harm)
         train(crew, 1, lambda _: None)
-    assert last_figures(config)["errors"]["malformed"] >= 1
+    assert serving.figures()["errors"]["malformed"] >= 1
 
 
-def test_a_thief_of_leases_and_a_replayed_message_change_nothing(config: Config, serving: psutil.Process) -> None:
+def test_a_thief_of_leases_and_a_replayed_message_change_nothing(config: Config, serving: Serving) -> None:
     seen: dict[str, int] = {}
 
     def steal(leases: Message) -> None:
@@ -238,7 +255,7 @@ def test_a_thief_of_leases_and_a_replayed_message_change_nothing(config: Config,
         crew.start()
         train(crew, 0, steal)
         train(crew, 1, replay)
-    figures = last_figures(config)
+    figures = serving.figures()
     assert figures["late_chunks"] >= G * B + 2
     assert figures["late_verdicts"] >= G * B
     assert figures["tokens"] == 2 * G * B * 3
