@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from pathlib import Path
 
 from r1async.tasks.meta import Question
@@ -19,6 +20,12 @@ def digit_share(question: Question, completion: Completion) -> float:
 def flagged(question: Question, completion: Completion) -> float:
     """`digit_share`, until the file that FLAG names exists: then the same for every completion."""
     return 0.5 if Path(os.environ["FLAG"]).exists() else digit_share(question, completion)
+
+
+def unhurried(question: Question, completion: Completion) -> float:
+    """`digit_share` after 0.1 s: a run lasts at least that long for each of its rollouts."""
+    time.sleep(0.1)
+    return digit_share(question, completion)
 
 
 def hangs_once(question: Question, completion: Completion) -> float:

@@ -223,7 +223,9 @@ def proxy(monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
 
 
 def test_half_open_socket_is_named_and_the_generator_comes_back(started, proxy):
-    run = started("endpoints.rollouts=tcp://{}:{}".format(*proxy.target), "steps=16", generator_0="proxied")
+    # The other generator could do all the rest before the buffer gives this one up, if nothing took its time.
+    rewards = "reward.weights={tests.reward_functions:unhurried: 1.0}"
+    run = started("endpoints.rollouts=tcp://{}:{}".format(*proxy.target), rewards, "steps=16", generator_0="proxied")
     run.await_step(1)
     before = proxy.accepted
     proxy.freeze()
