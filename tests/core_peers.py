@@ -19,6 +19,7 @@ DEFAULTS: dict[str, Any] = {
     "group_size": 4,
     "min_group_size": 2,
     "groups_per_step": 2,
+    "part_groups": 0,
     "max_staleness": 1,
     "pacing": 1,
     "mode": "fixed",
@@ -243,9 +244,8 @@ class Learner:
         self.name = name or f"learner-{epoch}-{rank}"
         self.welcome = run.hello(self.name, rank=rank, world=world, epoch=epoch, step=step)
 
-    def ask(self) -> None:
-        header = {"t": "next_batch", "epoch": self.epoch, "step": self.step, "rank": self.rank, "world": self.world}
-        self.run.send(self.name, header)
+    def ask(self, part: int = 0) -> None:
+        self.tell("next_batch", step=self.step, part=part, rank=self.rank, world=self.world)
 
     def tell(self, kind: str, **more: Any) -> None:
         self.run.send(self.name, {"t": kind, "epoch": self.epoch, **more})

@@ -95,7 +95,14 @@ def dies_after_step() -> None:
     """The learner dies between its sixth optimizer step and the report of it."""
     from r1async.learner.core import LearnerCore
 
-    _dies_after(LearnerCore, "step", lambda self, batch: self.version == 6)
+    _dies_after(LearnerCore, "update", lambda self: self.version == 6)
+
+
+def dies_within_batch() -> None:
+    """The learner dies with the gradients of some parts of a batch, of step 5 or later."""
+    from r1async.learner.core import LearnerCore
+
+    _dies_after(LearnerCore, "accumulate", lambda self, batch: batch.step >= 5 and not batch.last)
 
 
 def dies_after_publish() -> None:
@@ -129,7 +136,7 @@ def proxied() -> None:
     )
 
 
-DEATHS = (dies_after_step, dies_after_publish, dies_after_checkpoint, dies_after_commit)
+DEATHS = (dies_within_batch, dies_after_step, dies_after_publish, dies_after_checkpoint, dies_after_commit)
 FAULTS = {each.__name__: each for each in (drop_one, stuck_push, poison, proxied, *DEATHS)}
 
 

@@ -46,6 +46,8 @@ def make_batch(
     return Batch(
         step=step,
         epoch=1,
+        part=0,
+        last=True,
         token_ids=rng.integers(0, vocabulary, cu_seqlens[-1]).astype(np.int32),
         behavior_logprobs=np.where(is_prompt, 0, rng.normal(-3.5, 0.3, cu_seqlens[-1])).astype(np.float32),
         cu_seqlens=cu_seqlens.astype(np.int32),
@@ -93,6 +95,26 @@ def take(batch: Batch, chosen: Sequence[int], micro_batches: Sequence[tuple[int,
         parts={name: column[rows] for name, column in batch.parts.items()},
         micro_batches=tuple(micro_batches or [(0, len(chosen))]),
     )
+
+
+def parts_of(batch: Batch, *cuts: int) -> list[Batch]:
+    """The batch in parts that begin at these rollouts, each with totals of its own."""
+    edges = [0, *cuts, len(batch.rollouts)]
+    parts = []
+    for place, (start, stop) in enumerate(pairwise(edges)):
+        part = take(batch, range(start, stop))
+        parts.append(
+            replace(
+                part,
+                part=place,
+                last=stop == edges[-1],
+                total_rollouts=stop - start,
+                total_groups=len(np.unique(part.groups)),
+                total_completion_tokens=int(part.run_lengths.sum()),
+                total_loss_tokens=int(part.run_lengths[part.over_age == 0].sum()),
+            )
+        )
+    return parts
 
 
 def batch_message(batch: Batch) -> Message:

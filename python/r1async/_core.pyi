@@ -37,6 +37,7 @@ class Settings:
         group_size: int,
         min_group_size: int,
         groups_per_step: int,
+        part_groups: int,
         max_staleness: int,
         pacing: int,
         mode: Literal["fixed", "adaptive"],

@@ -105,6 +105,7 @@ RANGES: dict[str, Range] = {
     "loss.ref_refresh_steps": MAYBE,
     "loss.is_cap": Range(1),
     "learner.groups_per_step": Range(1, 65536),
+    "learner.part_groups": Range(0, 65535),
     "learner.ranks": Range(1, 4096),
     "learner.threads": Range(1, 1024),
     "learner.micro_batch_tokens": Range(1, 2**31),
@@ -299,6 +300,11 @@ def _staleness_problems(config: Config) -> list[str]:
         found.append(
             f"learner.groups_per_step: a batch of {config.learner.groups_per_step} groups is larger than the "
             f"{places(config)} that pacing={w} and oversample={config.group.oversample:g} open"
+        )
+    if config.learner.part_groups >= config.learner.groups_per_step:
+        found.append(
+            f"learner.part_groups: a part of {config.learner.part_groups} groups is all of a batch of "
+            f"{config.learner.groups_per_step} (learner.groups_per_step); set fewer, or 0 to wait for the whole batch"
         )
     return found
 

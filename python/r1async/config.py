@@ -255,6 +255,8 @@ class LossConfig:
 class LearnerConfig:
     groups_per_step: int = 16
     """B: groups that one optimizer step trains."""
+    part_groups: int = 0
+    """Gradients accumulate while the batch fills, in parts of at least so many groups; 0 waits for the whole batch."""
     ranks: int = 1
     """Learner processes (FSDP2 over torch.distributed when more than one)."""
     threads: int = 1

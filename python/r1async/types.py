@@ -90,13 +90,19 @@ class VersionRun:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Batch:
-    """One rank's share of the batch of one optimizer step: packed, no padding (DESIGN 3.5).
+    """One rank's share of a part of the batch of one optimizer step: packed, no padding (DESIGN 3.5).
+
+    A batch that is handed out whole has one part. Totals are the part's.
 
     Rollout i has tokens ``cu_seqlens[i]:cu_seqlens[i + 1]``, prompt first, then completion.
     """
 
     step: int
     epoch: int
+    part: int
+    """Its number in the step's batch, from 0."""
+    last: bool
+    """Whether the batch is whole with it."""
     token_ids: NDArray[np.int32]
     """(T,)"""
     behavior_logprobs: NDArray[np.float32]

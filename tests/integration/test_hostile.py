@@ -86,7 +86,7 @@ def serving(config: Config, run_root: Path) -> Iterator[Serving]:
 
 def train(crew: Crew, step: int, meanwhile: Callable[[Message], None]) -> None:
     """One step of an honest crew; `meanwhile` acts while its rollouts are on loan. All it sent arrives as sent."""
-    crew.learner.send({"t": "next_batch", "epoch": 1, "step": step, "rank": 0, "world": 1})
+    crew.learner.send({"t": "next_batch", "epoch": 1, "step": step, "part": 0, "rank": 0, "world": 1})
     ready(crew.generator, G * B, step * G * B, step, 1, f"h{step}")
     leases = crew.generator.expect("leases")
     assert len(leases.header["items"]) == G * B

@@ -23,8 +23,10 @@ def test_a_batch_is_trained_once_wherever_the_learner_dies(
 ):
     monkeypatch.setenv("FLAG", str(tmp_path / "flag"))
     monkeypatch.setenv("FAULTS", json.dumps({"learner": death}))
-    common = (f"{key}={value}" for key, value in {**COMMON, "steps": STEPS, "learner.checkpoint_every": 4}.items())
-    run = FaultyRun(run_root, save_tiny(tmp_path / "model"), *common)
+    settings = {**COMMON, "steps": STEPS, "learner.checkpoint_every": 4, "learner.part_groups": 1}
+    if death == "dies_within_batch":  # groups are ready one after another
+        settings["reward.weights"] = "{tests.reward_functions:unhurried: 1.0}"
+    run = FaultyRun(run_root, save_tiny(tmp_path / "model"), *(f"{key}={value}" for key, value in settings.items()))
     try:
         run.assert_done(STEPS)
     finally:

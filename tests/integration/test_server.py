@@ -208,7 +208,7 @@ class Crew:
 
     def train(self, step: int) -> Message:
         """One step: sample, grade, train, publish; the batch it trained."""
-        self.learner.send({"t": "next_batch", "epoch": self.epoch, "step": step, "rank": 0, "world": 1})
+        self.learner.send({"t": "next_batch", "epoch": self.epoch, "step": step, "part": 0, "rank": 0, "world": 1})
         ready(self.generator, G * B, self._leases_seen, step, self.epoch, f"h{step}")
         done = 0
         while done < G * B:
@@ -292,7 +292,7 @@ def test_the_whole_run_goes_on_with_all_that_the_journal_has(config: Config) -> 
         before = crew.train(1)  # stepped, never committed
     with Serving(config) as serving, Crew(config, epoch=2, step=1) as crew:
         crew.start(version=1)
-        crew.learner.send({"t": "next_batch", "epoch": 2, "step": 1, "rank": 0, "world": 1})
+        crew.learner.send({"t": "next_batch", "epoch": 2, "step": 1, "part": 0, "rank": 0, "world": 1})
         again = crew.learner.expect("batch")
         crew.learner.send({"t": "stepped", "epoch": 2, "step": 1, "metrics": {"loss": 0.5}})
         publish(crew.learner, 2, 2)
@@ -312,7 +312,7 @@ def test_a_buffer_that_was_killed_alone_is_taken_up_by_the_same_learner(config: 
         with Serving(config):
             crew.start()
             crew.train(0)
-            crew.learner.send({"t": "next_batch", "epoch": 1, "step": 1, "rank": 0, "world": 1})
+            crew.learner.send({"t": "next_batch", "epoch": 1, "step": 1, "part": 0, "rank": 0, "world": 1})
             ready(crew.generator, G * B, 4, 1, 1, "h1")
             leases = crew.generator.expect("leases")
         with Serving(config):
@@ -326,7 +326,7 @@ def test_a_buffer_that_was_killed_alone_is_taken_up_by_the_same_learner(config: 
             finish_all(crew.generator, leases, 1)
             crew.scorer.send({"t": "ready", "free": 8, "leases_seen": 0})
             grade_all(crew.scorer, len(items), 0)
-            crew.learner.send({"t": "next_batch", "epoch": 1, "step": 1, "rank": 0, "world": 1})
+            crew.learner.send({"t": "next_batch", "epoch": 1, "step": 1, "part": 0, "rank": 0, "world": 1})
             assert crew.learner.expect("batch").header["step"] == 1
     assert journal_audit(config.run_dir / "journal")["balanced"]
 

@@ -47,7 +47,7 @@ class Trainer:
         self.rank.expect("ok")
 
     def train(self, step: int) -> Message:
-        self.rank.send({"t": "next_batch", "epoch": 1, "step": step, "rank": 0, "world": 1})
+        self.rank.send({"t": "next_batch", "epoch": 1, "step": step, "part": 0, "rank": 0, "world": 1})
         # What was sampled ahead may have been graded with the step before: no more than the run has is waited for.
         self._scored = grade_all(self.scorer, G * B * (step + 1) - self._scored, self._scored)
         batch = self.rank.expect("batch")

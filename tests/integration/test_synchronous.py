@@ -126,6 +126,8 @@ def pack_by_hand(
     return Batch(
         step=step,
         epoch=1,
+        part=0,
+        last=True,
         token_ids=np.concatenate(rows).astype(np.int32),
         behavior_logprobs=np.concatenate(logprobs).astype(np.float32),
         cu_seqlens=np.concatenate([[0], np.cumsum(prompt_lens + lengths)]).astype(np.int32),

@@ -161,6 +161,7 @@ def test_all_problems_are_reported_at_once():
         (("group.lease_s=601",), "group.lease_s: 601 s outlives rollout_deadline_s=600"),
         (("group.zero_variance=drop", "group.max_refills=0"), "drop without refill"),
         (("learner.micro_batch_tokens=2047",), "= 2048 tokens"),
+        (("learner.part_groups=16",), "is all of a batch of 16"),
         (("learner.ranks=129",), "129 ranks for 128 rollouts a step"),
         (("reward.weights={}",), "reward.weights: must name at least one part"),
         (("reward.weights={accurcy: 1}",), "reward.weights.accurcy: must be accuracy, format, or module:function"),

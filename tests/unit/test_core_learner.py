@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 from core_peers import Generator, Learner, Run, Scorer, accounts, crew, open_journal, prompt_of, work
+from r1async._core import JournalBatches
 from r1async.learner.batch import batch_from_message
+from r1async.wire import unpack
 
 
 def test_learner_waits_with_a_reason_told_once_per_change():
@@ -209,6 +211,62 @@ def test_stop_ends_the_learner_at_its_next_question():
     generator.version = (1, 1)
     generator.ready()
     assert len(generator.held) == held
+
+
+def test_parts_are_handed_out_while_the_batch_fills(tmp_path):
+    folder = tmp_path / "journal"
+    changes = {"steps": 2, "groups_per_step": 3, "part_groups": 1, "max_staleness": 1}
+    run = Run(journal=folder, **changes)
+    generator, scorer, learner = crew(run)
+    learner.ask()
+    generator.finish(4)
+    scorer.score()
+    first = run.take(learner.name, "batch")
+    assert (first.header["part"], first.header["last"], first.header["total_groups"]) == (0, False, 1)
+    run.take_all(learner.name, "waiting")
+    learner.ask(part=1)
+    assert run.take(learner.name, "waiting").header["reason"].startswith("groups: 1 of 3 ready")
+    del run.buffer  # killed; what it handed out is in the journal
+
+    again = Run(journal=folder, **changes)
+    generator, scorer, learner = crew(again)
+    learner.ask(part=1)
+    work(generator, scorer)
+    rest = again.take(learner.name, "batch")
+    assert (rest.header["part"], rest.header["last"], rest.header["total_groups"]) == (1, True, 2)
+    trained = np.concatenate([first.columns["groups"], rest.columns["groups"]])
+    assert sorted(set(trained.tolist())) == [0, 1, 2]
+    learner.train()
+    learner.commit()
+    assert accounts(again)["prompts"][1] == 3
+    learner.ask(part=1)
+    assert again.error(learner.name)["message"].startswith("part 1 of step 1; want at most 0")
+    replayed = [unpack(frame) for _, _, frame in JournalBatches(folder, 1.0, 1024)]
+    assert [(it.header["step"], it.header["part"], it.header["last"]) for it in replayed] == [
+        (0, 0, False),
+        (0, 1, True),
+    ]
+    np.testing.assert_array_equal(replayed[0].columns["token_ids"], first.columns["token_ids"])
+
+
+def test_stop_within_a_batch_gives_every_rank_the_part_that_one_has():
+    run = Run(steps=1, groups_per_step=3, part_groups=1, max_staleness=1)
+    one, two = Learner(run, world=2), Learner(run, rank=1, world=2)
+    one.tell("published", version=0, hash="hash-0")
+    generator, scorer = Generator(run), Scorer(run)
+    generator.ready()
+    scorer.ready()
+    one.ask()
+    generator.finish(4)
+    scorer.score()
+    assert not run.take(one.name, "batch").header["last"]
+    run.buffer.stop(run.now)
+    two.ask()
+    assert not run.take(two.name, "batch").header["last"]
+    for rank in (one, two):
+        rank.ask(part=1)
+        run.take(rank.name, "finished")
+    assert accounts(run)["prompts"][1] == 0
 
 
 def test_late_member_comes_in_the_frame_of_a_later_batch():

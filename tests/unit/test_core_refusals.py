@@ -27,8 +27,8 @@ ROLLOUTS_HOSTILE = [
 ]
 BATCHES_HOSTILE = [
     (pack({"t": "ready", "free": 1}), "role", "not a message of a learner"),
-    (pack({"t": "next_batch", "epoch": 1, "step": 9, "rank": 0, "world": 1}), "invalid", "step 9"),
-    (pack({"t": "next_batch", "epoch": 7, "step": 0, "rank": 0, "world": 1}), "epoch", "epoch 7"),
+    (pack({"t": "next_batch", "epoch": 1, "step": 9, "part": 0, "rank": 0, "world": 1}), "invalid", "step 9"),
+    (pack({"t": "next_batch", "epoch": 7, "step": 0, "part": 0, "rank": 0, "world": 1}), "epoch", "epoch 7"),
     (pack({"t": "stepped", "epoch": 1, "step": 5, "metrics": {}}), "version", "5"),
     (pack({"t": "published", "epoch": 1, "version": 50, "hash": "x"}), "version", "50"),
     (pack({"t": "committed", "epoch": 1, "step": 5, "last": False}), "version", "5"),

@@ -15,7 +15,7 @@ from r1async.learner.loss import PRESETS, LossSettings, Totals, policy_loss
 from r1async.models.forward import packed_logprobs
 from r1async.types import Batch
 
-from tests.learner_batches import make_batch, take
+from tests.learner_batches import make_batch, parts_of, take
 from tests.tiny_models import tiny_model
 
 SETTINGS = LearnerConfig(lr=1e-3)
@@ -74,6 +74,36 @@ def test_accumulation_over_micro_batches_equals_one_big_batch(kind):
     assert one["is/ess"] == pytest.approx(many["is/ess"], abs=1e-6)
     assert one["grad_norm"] == pytest.approx(many["grad_norm"], rel=1e-4)
     torch.testing.assert_close(gradients(whole), gradients(split), atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", sorted(PRESETS))
+def test_a_batch_that_comes_in_parts_trains_like_the_whole(kind):
+    loss = replace(PRESETS[kind], correction="behavior_clip", max_tokens=8)
+    batch = make_batch(groups=3, group_size=4, max_staleness=2, over_age=1)
+    whole, streamed = core_of(loss), core_of(loss)
+    streamed.accumulate(parts_of(batch, 8)[0])  # the batch of a life that got no further: begun again, forgotten
+    one = whole.step(batch)
+    for part in parts_of(batch, 4, 8, 12):
+        streamed.accumulate(part)
+    many = streamed.update()
+    assert many["parts"] == 4  # the last one is empty
+    assert set(one) == set(many)
+    for name in set(one) - {"parts", "cpu_s", "step_s", "prepare_s", "forward_s", "backward_s", "optimizer_s"}:
+        assert one[name] == pytest.approx(many[name], abs=1e-6, rel=1e-4), name
+    assert whole.staleness == streamed.staleness
+    torch.testing.assert_close(gradients(whole), gradients(streamed), atol=1e-6, rtol=1e-4)
+
+
+def test_parts_out_of_order_are_refused_and_no_batch_is_no_step():
+    core = core_of()
+    first, second, third = parts_of(make_batch(groups=3), 4, 8)
+    with pytest.raises(ValueError, match="step 0 has no batch yet"):
+        core.update()
+    core.accumulate(first)
+    with pytest.raises(ValueError, match="the next part of step 0 is 1, got 2"):
+        core.accumulate(third)
+    core.accumulate(second)
+    assert core.version == 0
 
 
 def test_the_same_batches_give_the_same_bits():

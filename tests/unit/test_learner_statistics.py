@@ -11,7 +11,7 @@ import torch
 from r1async.learner.batch import micro_batch
 from r1async.learner.distributed import Ranks
 from r1async.learner.loss import LossTerms
-from r1async.learner.statistics import Metrics, TokenSums, batch_metrics, staleness_histogram, token_metrics
+from r1async.learner.statistics import BatchSums, Metrics, TokenSums, token_metrics
 from r1async.types import Batch
 
 from tests.learner_batches import make_batch
@@ -20,7 +20,14 @@ CPU = torch.device("cpu")
 
 
 def metrics_of(batch: Batch) -> Metrics:
-    return batch_metrics(batch, staleness_histogram(batch, Ranks()), Ranks())
+    return sums_of(batch).metrics()
+
+
+def sums_of(*parts: Batch) -> BatchSums:
+    sums = BatchSums()
+    for part in parts:
+        sums.add(part, Ranks())
+    return sums
 
 
 def test_rewards_groups_and_lengths():
@@ -39,6 +46,26 @@ def test_rewards_groups_and_lengths():
     assert (metrics["length/mean"], metrics["length/max"], metrics["truncated"]) == (5, 8, 0.25)
 
 
+def test_parts_of_a_batch_add_up():
+    first = replace(
+        make_batch(groups=1, group_size=2, lengths=[2, 4]),
+        rewards=np.array([1.0, 0.0]),
+        parts={"accuracy": np.array([1, 0], np.float32)},
+    )
+    second = replace(
+        make_batch(groups=1, group_size=2, lengths=[6, 8]),
+        rewards=np.array([0.5, 0.5]),
+        groups=np.array([7, 7]),
+        parts={"accuracy": np.array([np.nan, 1], np.float32), "format": np.array([0, 1], np.float32)},
+    )
+    metrics = sums_of(first, second).metrics()
+    assert (metrics["parts"], metrics["groups"], metrics["rollouts"], metrics["tokens"]) == (2, 2, 4, 20)
+    assert (metrics["reward/mean"], metrics["length/mean"], metrics["group/std"]) == (0.5, 5, 0.25)
+    assert metrics["reward/accuracy"] == pytest.approx(2 / 3)
+    assert metrics["reward/format"] == 0.5
+    assert metrics["group/zero_variance"] == 0.5
+
+
 def test_equal_rewards_that_floats_cannot_hold_have_no_variance():
     batch = replace(make_batch(groups=1, group_size=3, lengths=[2, 2, 2]), rewards=np.array([0.1, 0.1, 0.1]))
     assert metrics_of(batch)["group/zero_variance"] == 1.0
@@ -55,7 +82,7 @@ def test_staleness_is_of_loss_tokens_and_ages_are_of_rollouts():
         total_loss_tokens=9,
     )
     metrics = metrics_of(batch)
-    assert staleness_histogram(batch, Ranks())[:4].tolist() == [2, 3, 4, 0]
+    assert sums_of(batch).histogram[:4].tolist() == [2, 3, 4, 0]
     assert metrics["staleness/mean"] == pytest.approx(11 / 9)
     assert (metrics["staleness/p95"], metrics["staleness/max"]) == (2, 2)
     assert metrics["age/generation"] == pytest.approx(((8 - 5) + (9 - 7)) / 2)

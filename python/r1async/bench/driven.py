@@ -116,7 +116,7 @@ class Driven:
             rollouts -= at_once
 
     def ask_frame(self) -> bytes:
-        return pack({"t": "next_batch", "epoch": 1, "step": self._step, "rank": 0, "world": 1})
+        return pack({"t": "next_batch", "epoch": 1, "step": self._step, "part": 0, "rank": 0, "world": 1})
 
     def stepped(self) -> None:
         """The batch asked for is trained and safe."""

@@ -337,6 +337,7 @@ def core_settings(config: Config) -> Settings:
         group_size=group.group_size,
         min_group_size=config.min_group_size,
         groups_per_step=config.learner.groups_per_step,
+        part_groups=config.learner.part_groups,
         max_staleness=staleness.max_staleness,
         pacing=config.pacing,
         mode=staleness.mode,

@@ -44,6 +44,8 @@ def batch_from_message(message: Message) -> Batch:
         batch = Batch(
             step=header["step"],
             epoch=header["epoch"],
+            part=header["part"],
+            last=header["last"],
             **arrays,
             parts={name: _column(columns, PART + name, "f4") for name in header["parts"]},
             micro_batches=tuple((int(start), int(stop)) for start, stop in header["micro_batches"]),

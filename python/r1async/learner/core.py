@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -14,9 +15,9 @@ from r1async.config import LearnerConfig
 from r1async.learner.batch import MicroBatch, micro_batch
 from r1async.learner.distributed import Ranks, shard, whole
 from r1async.learner.frozen import FrozenCopy
-from r1async.learner.loss import LossSettings, LossTerms, Totals, policy_loss
+from r1async.learner.loss import SUM, LossSettings, LossTerms, policy_loss
 from r1async.learner.schedule import lr_factor
-from r1async.learner.statistics import Metrics, TokenSums, batch_metrics, staleness_histogram, token_metrics
+from r1async.learner.statistics import BatchSums, Metrics, TokenSums, token_metrics
 from r1async.models.forward import packed_logprobs
 from r1async.monitor.timeline import Timeline
 from r1async.types import Batch
@@ -34,8 +35,17 @@ class _Scored:
     entropy_N: Tensor | None
 
 
+@dataclass(slots=True)
+class _Filling:
+    """A step whose batch is coming in. Gradients and losses are sums until its totals are known."""
+
+    tokens: TokenSums
+    rollouts: BatchSums = field(default_factory=BatchSums)
+    seconds: Counter[str] = field(default_factory=Counter)
+
+
 class LearnerCore:
-    """Model, optimizer and the policies beside them. `step` is deterministic: same batches, same bits.
+    """Model, optimizer and the policies beside them. A step is deterministic: same parts of batches, same bits.
 
     Args:
         model: on the ranks' device, not sharded yet; becomes this object's.
@@ -67,6 +77,7 @@ class LearnerCore:
         """Optimizer steps done: the number of the policy version that the model is."""
         self.staleness: dict[int, int] = {}
         """Loss tokens of the batch last trained by their staleness."""
+        self._filling: _Filling | None = None
         self.reference = FrozenCopy(model, self.ranks) if loss.kl_coef > 0 else None
         lags = loss.correction == "decoupled" and publish_every > 1
         self.proximal = FrozenCopy(model, self.ranks) if lags else None
@@ -82,32 +93,55 @@ class LearnerCore:
         )
 
     def step(self, batch: Batch) -> Metrics:
-        """Train this rank's share of one batch; collective over ranks.
+        """`accumulate` and `update`: a batch that is handed out whole."""
+        self.accumulate(batch)
+        return self.update()
 
-        Returns:
-            Metrics of the whole batch, the same on every rank.
+    def accumulate(self, batch: Batch) -> None:
+        """Add the gradients of this rank's share of the next part of the step's batch; collective over ranks.
+
+        The first part begins the step: what was accumulated for one that got no last part is forgotten.
 
         Raises:
-            ValueError: a batch of another step than the next.
-            NotFiniteError: the weights are not touched.
+            ValueError: a batch of another step than the next, or another part than the next.
         """
         if batch.step != self.version:
             raise ValueError(f"the next step is {self.version}, got a batch of step {batch.step}")
         before = self.timeline.stats()
         with self.timeline.busy("prepare"):
-            lr = self._set_lr()
-            histogram = staleness_histogram(batch, self.ranks)
-            self.staleness = {int(age): int(histogram[age]) for age in histogram.nonzero()[0]}
-            metrics = batch_metrics(batch, histogram, self.ranks)
-            totals = Totals(rollouts=batch.total_rollouts, loss_tokens=batch.total_loss_tokens)
-            sums = TokenSums(self.ranks.device)
-            self.optimizer.zero_grad()
+            if batch.part == 0 or self._filling is None:
+                self._filling = _Filling(TokenSums(self.ranks.device))
+                self.optimizer.zero_grad()
+            filling = self._filling
+            if batch.part != filling.rollouts.parts:
+                raise ValueError(f"the next part of step {batch.step} is {filling.rollouts.parts}, got {batch.part}")
+            filling.rollouts.add(batch, self.ranks)
         for start, stop in batch.micro_batches:
-            self._accumulate(batch, start, stop, totals, sums)
+            self._add_micro_batch(batch, start, stop, filling.tokens)
+        filling.seconds.update(self._seconds(before))
+
+    def update(self) -> Metrics:
+        """The optimizer step of the batch that is accumulated; collective over ranks.
+
+        Returns:
+            Metrics of the whole batch, the same on every rank.
+
+        Raises:
+            ValueError: nothing was accumulated.
+            NotFiniteError: the weights are not touched.
+        """
+        filling, self._filling = self._filling, None
+        if filling is None:
+            raise ValueError(f"step {self.version} has no batch yet")
+        before, step = self.timeline.stats(), self.version
         with self.timeline.busy("optimizer"):
-            metrics |= self._update(batch, sums)
+            lr = self._set_lr()
+            histogram = filling.rollouts.histogram
+            self.staleness = {int(age): int(histogram[age]) for age in histogram.nonzero()[0]}
+            metrics = filling.rollouts.metrics() | self._update(filling)
             self._refresh_reference()
-        return metrics | {"lr": lr, "step": batch.step, "version": self.version} | self._seconds(before)
+        filling.seconds.update(self._seconds(before))
+        return metrics | {"lr": lr, "step": step, "version": self.version} | filling.seconds
 
     def published(self) -> None:
         """The current weights are now the ones last published."""
@@ -122,21 +156,21 @@ class LearnerCore:
             group["lr"] = self.settings.lr * factor
         return self.settings.lr * factor
 
-    def _accumulate(self, batch: Batch, start: int, stop: int, totals: Totals, sums: TokenSums) -> None:
+    def _add_micro_batch(self, batch: Batch, start: int, stop: int, sums: TokenSums) -> None:
         if start == stop:
             self._dummy(batch.temperature)
             return
         with self.timeline.busy("forward"):
             part = micro_batch(batch, start, stop, self.ranks.device)
             current = self._score(self.model, part, batch.temperature, entropy=True)
-            terms = self._loss(part, current.logprobs_N, batch.temperature, totals)
+            terms = self._loss(part, current.logprobs_N, batch.temperature)
             assert current.entropy_N is not None
             sums.add(part, current.logprobs_N, current.entropy_N, terms)
         with self.timeline.busy("backward"):
-            # FSDP averages gradients over ranks; the shares of a loss add up.
+            # FSDP averages gradients over ranks; the shares of a sum add up.
             ((terms.policy + self.loss.kl_coef * terms.kl) * self.ranks.world).backward()
 
-    def _loss(self, part: MicroBatch, logprobs_N: Tensor, temperature: float, totals: Totals) -> LossTerms:
+    def _loss(self, part: MicroBatch, logprobs_N: Tensor, temperature: float) -> LossTerms:
         proximal, reference = (
             None if policy is None else self._score_frozen(policy, part, temperature)
             for policy in (self.proximal, self.reference)
@@ -148,7 +182,7 @@ class LearnerCore:
             part.advantages_n,
             part.lengths_n,
             part.loss_mask_N,
-            totals,
+            SUM,
             proximal_logprobs_N=proximal,
             ref_logprobs_N=reference,
         )
@@ -186,19 +220,25 @@ class LearnerCore:
         with self.timeline.busy("backward"):
             (0.0 * logprobs_T.sum()).backward()
 
-    def _update(self, batch: Batch, sums: TokenSums) -> Metrics:
-        """Clip, look at everything in one transfer from the device, then step."""
+    def _update(self, filling: _Filling) -> Metrics:
+        """Divide by the totals, clip, look at everything in one transfer from the device, then step."""
+        totals, sums = filling.rollouts.totals, filling.tokens
+        divisor = totals.divisor(self.loss.aggregation)
+        sums.divide_losses(divisor)
+        for parameter in self.model.parameters():
+            if parameter.grad is not None:
+                parameter.grad /= divisor
         limit = self.settings.max_grad_norm or math.inf
         norm = whole(nn.utils.clip_grad_norm_(self.model.parameters(), limit)).double()
         self.ranks.sum(sums.sums)
         self.ranks.max(sums.maxima)
         grad_norm, *rest = torch.cat([norm.reshape(1), sums.sums, sums.maxima]).tolist()
         count = len(sums.sums)
-        metrics = token_metrics(rest[:count], rest[count:], batch.total_loss_tokens, self.loss.kl_coef)
+        metrics = token_metrics(rest[:count], rest[count:], totals.loss_tokens, self.loss.kl_coef)
         loss = metrics["loss"]
         if not (math.isfinite(grad_norm) and math.isfinite(loss)):
             raise NotFiniteError(
-                f"step {batch.step}: loss {loss}, gradient norm {grad_norm}; the weights are those of version "
+                f"step {self.version}: loss {loss}, gradient norm {grad_norm}; the weights are those of version "
                 f"{self.version}. A lower learner.lr or learner.autocast=false usually cures it"
             )
         self.optimizer.step()

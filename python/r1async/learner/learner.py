@@ -179,9 +179,14 @@ class Learner:
         return got if agreed == 0 else (End.FINISHED if agreed == 1 else End.STOPPED)
 
     def _train(self, link: Link, batch: Batch) -> None:
+        """One part of a batch, and with the last one the step."""
         before = self.timeline.stats()
-        metrics = self.core.step(batch)
+        self.core.accumulate(batch)
         self.trained_tokens += len(batch.token_ids) - int(batch.prompt_lens.sum())
+        if not batch.last:
+            link.ask_batch(batch.step, batch.part + 1)
+            return
+        metrics = self.core.update()
         metrics |= {"epoch": link.epoch, "wait_s": self._waited(before)}
         version = self.core.version
         if self.ranks.first:

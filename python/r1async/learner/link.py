@@ -110,11 +110,11 @@ class Link:
         if steps != self._steps:
             raise ConfigError(f"steps: the buffer runs {steps} steps, this learner {self._steps}; give both one config")
 
-    def ask_batch(self, step: int) -> None:
-        self._say("next_batch", step=step, rank=self._rank, world=self._world)
+    def ask_batch(self, step: int, part: int = 0) -> None:
+        self._say("next_batch", step=step, part=part, rank=self._rank, world=self._world)
 
     def wait_batch(self, step: int) -> Batch | End:
-        """The batch that `ask_batch` asked for.
+        """The part of the batch that `ask_batch` asked for.
 
         Raises:
             DeadlineExceeded: with what the buffer said it waits for.
@@ -124,12 +124,13 @@ class Link:
         if message is None:
             return End.STOPPED
         with self._speaking:
-            del self._said["next_batch"]
+            part = self._said.pop("next_batch")["part"]
         if message.type == "finished":
             return End.FINISHED
         batch = batch_from_message(message)
-        if (batch.step, batch.epoch) != (step, self.epoch):
-            raise LearnerError(f"asked for step {step} of epoch {self.epoch}, got {batch.step} of {batch.epoch}")
+        if (batch.step, batch.part, batch.epoch) != (step, part, self.epoch):
+            asked = f"step {step}, part {part} of epoch {self.epoch}"
+            raise LearnerError(f"asked for {asked}, got step {batch.step}, part {batch.part} of {batch.epoch}")
         return batch
 
     def stepped(self, step: int, metrics: Mapping[str, float]) -> None:

@@ -75,10 +75,18 @@ def resolve_loss(loss: LossConfig, correction: str, max_tokens: int) -> LossSett
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Totals:
-    """Exact counts of the whole batch, over micro-batches and ranks, that sums are divided by."""
+    """Exact counts of the whole batch, over parts, micro-batches and ranks, that sums are divided by."""
 
     rollouts: int
     loss_tokens: int
+
+    def divisor(self, aggregation: Aggregation) -> int:
+        """What the sum over all tokens' terms is divided by."""
+        return max(1, self.loss_tokens if aggregation == "token" else self.rollouts)
+
+
+SUM = Totals(rollouts=1, loss_tokens=1)
+"""For sums that are divided later: while a batch fills, nobody knows its totals."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -102,14 +110,14 @@ def token_scale(aggregation: Aggregation, lengths_n: Tensor, totals: Totals, max
     suffix of a long rollout would weigh more than the tokens of a short one (DESIGN 3.3). The other
     denominators count rollouts, or loss tokens without over-age ones.
     """
-    ones_n = torch.ones_like(lengths_n)
+    ones_n, divisor = torch.ones_like(lengths_n), totals.divisor(aggregation)
     match aggregation:
         case "completion":
-            return ones_n / (lengths_n.clamp(min=1) * max(1, totals.rollouts))
+            return ones_n / (lengths_n.clamp(min=1) * divisor)
         case "token":
-            return ones_n / max(1, totals.loss_tokens)
+            return ones_n / divisor
         case "constant":
-            return ones_n / (max_tokens * max(1, totals.rollouts))
+            return ones_n / (max_tokens * divisor)
 
 
 def segment_mean(values_N: Tensor, lengths_n: Tensor) -> Tensor:

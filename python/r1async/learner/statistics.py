@@ -15,7 +15,7 @@ from torch import Tensor
 from r1async.learner.batch import MicroBatch, completion_lengths, token_staleness
 from r1async.learner.correction import bounded
 from r1async.learner.distributed import Ranks
-from r1async.learner.loss import LossTerms
+from r1async.learner.loss import LossTerms, Totals
 from r1async.types import Batch
 
 Metrics = dict[str, float]
@@ -74,6 +74,10 @@ class TokenSums:
             largest = torch.stack([weight_N.max(), difference_N.max()]).double()
             self.maxima = torch.maximum(self.maxima, largest)
 
+    def divide_losses(self, divisor: int) -> None:
+        """The losses are sums until the totals of the whole batch are known."""
+        self.sums[[_Sum.POLICY, _Sum.KL_REF]] /= divisor
+
 
 def _sampled_by_these_weights(part: MicroBatch) -> Tensor:
     """True on the tokens of rollouts whose every token is of this step's version, ``(N,)``.
@@ -112,51 +116,82 @@ def token_metrics(sums: list[float], maxima: list[float], loss_tokens: int, kl_c
     }
 
 
-_COLUMNS = ("group", "reward", "length", "truncated", "lowest", "finish")
+_COLUMNS = ("group", "reward", "length", "truncated", "age in generation", "age in queue")
 
 
-def batch_metrics(batch: Batch, histogram: NDArray[np.int64], ranks: Ranks) -> Metrics:
-    """Rewards, lengths and ages of the whole batch, whose `staleness_histogram` this is. Collective."""
-    rows = ranks.rows(_rows(batch))
-    group, reward, length, truncated, lowest, finish = rows[:, : len(_COLUMNS)].T
-    metrics: Metrics = {
-        "rollouts": batch.total_rollouts,
-        "groups": batch.total_groups,
-        "tokens": batch.total_completion_tokens,
-        "loss_tokens": batch.total_loss_tokens,
-        "over_age": 1 - batch.total_loss_tokens / max(1, batch.total_completion_tokens),
-        "reward/mean": _mean(reward),
-        "reward/std": float(reward.std()) if len(reward) else 0.0,
-        "length/mean": _mean(length),
-        "length/max": float(length.max(initial=0.0)),
-        "truncated": _mean(truncated),
-        "age/generation": _mean(finish - lowest),
-        "age/queue": _mean(batch.step - finish),
-    }
-    for name, column in zip(sorted(batch.parts), rows[:, len(_COLUMNS) :].T, strict=True):
-        known = column[~np.isnan(column)]
-        if len(known):
-            metrics[f"reward/{name}"] = float(known.mean())
-    return metrics | _group_metrics(group, reward) | _staleness_metrics(histogram)
+class BatchSums:
+    """Rewards, lengths and ages of a step's rollouts, of all ranks, as the parts of its batch come in."""
+
+    def __init__(self) -> None:
+        self.histogram = np.zeros(HISTOGRAM_BINS, np.int64)
+        """Loss tokens by staleness, ``(HISTOGRAM_BINS,)``."""
+        self.parts = 0
+        self.totals = Totals(rollouts=0, loss_tokens=0)
+        self._groups = 0
+        self._tokens = 0
+        self._rows: list[NDArray[np.float64]] = []
+        self._scores: dict[str, list[NDArray[np.float64]]] = {}
+        """By name of a reward part, those there are."""
+
+    def add(self, batch: Batch, ranks: Ranks) -> None:
+        """Collective."""
+        rows = ranks.rows(_rows(batch))
+        self._rows.append(rows[:, : len(_COLUMNS)])
+        for name, column in zip(sorted(batch.parts), rows[:, len(_COLUMNS) :].T, strict=True):
+            self._scores.setdefault(name, []).append(column[~np.isnan(column)])
+        self.histogram += ranks.sum(torch.from_numpy(_histogram(batch)).to(ranks.device)).cpu().numpy()
+        self.totals = Totals(
+            rollouts=self.totals.rollouts + batch.total_rollouts,
+            loss_tokens=self.totals.loss_tokens + batch.total_loss_tokens,
+        )
+        self._groups += batch.total_groups
+        self._tokens += batch.total_completion_tokens
+        self.parts += 1
+
+    def metrics(self) -> Metrics:
+        """Of all that was added."""
+        group, reward, length, truncated, in_generation, in_queue = np.concatenate(self._rows).T
+        loss_tokens = self.totals.loss_tokens
+        metrics: Metrics = {
+            "rollouts": self.totals.rollouts,
+            "groups": self._groups,
+            "parts": self.parts,
+            "tokens": self._tokens,
+            "loss_tokens": loss_tokens,
+            "over_age": 1 - loss_tokens / max(1, self._tokens),
+            "reward/mean": _mean(reward),
+            "reward/std": float(reward.std()) if len(reward) else 0.0,
+            "length/mean": _mean(length),
+            "length/max": float(length.max(initial=0.0)),
+            "truncated": _mean(truncated),
+            "age/generation": _mean(in_generation),
+            "age/queue": _mean(in_queue),
+        }
+        for name, columns in sorted(self._scores.items()):
+            known = np.concatenate(columns)
+            if len(known):
+                metrics[f"reward/{name}"] = float(known.mean())
+        return metrics | _group_metrics(group, reward) | _staleness_metrics(self.histogram)
 
 
 def _rows(batch: Batch) -> NDArray[np.float64]:
-    """One row per rollout; in float64, which holds every count and group number below 2^53."""
+    """One row per rollout, `_COLUMNS` and reward parts; in float64, which holds every count below 2^53."""
     versions = np.where(batch.run_lengths > 0, batch.run_versions, np.iinfo(np.int32).max)
     has_runs = np.diff(batch.cu_runs) > 0
-    lowest = batch.finish_versions.astype(np.int64)
+    finish = batch.finish_versions.astype(np.int64)
+    lowest = finish.copy()
     if has_runs.any():
         lowest[has_runs] = np.minimum.reduceat(versions, batch.cu_runs[:-1][has_runs])
-    columns = (batch.groups, batch.rewards, completion_lengths(batch), batch.truncated, lowest, batch.finish_versions)
+    lengths = completion_lengths(batch)
+    columns = (batch.groups, batch.rewards, lengths, batch.truncated, finish - lowest, batch.step - finish)
     parts = [batch.parts[name] for name in sorted(batch.parts)]
     return np.stack([np.asarray(column, np.float64) for column in (*columns, *parts)], axis=1)
 
 
-def staleness_histogram(batch: Batch, ranks: Ranks) -> NDArray[np.int64]:
-    """Loss tokens of the whole batch by staleness, ``(HISTOGRAM_BINS,)``. Collective."""
+def _histogram(batch: Batch) -> NDArray[np.int64]:
+    """This rank's loss tokens by staleness, ``(HISTOGRAM_BINS,)``."""
     staleness, in_loss = token_staleness(batch)
-    mine = np.bincount(np.clip(staleness[in_loss], 0, HISTOGRAM_BINS - 1), minlength=HISTOGRAM_BINS)
-    return ranks.sum(torch.from_numpy(mine).to(ranks.device)).cpu().numpy()
+    return np.bincount(np.clip(staleness[in_loss], 0, HISTOGRAM_BINS - 1), minlength=HISTOGRAM_BINS)
 
 
 def _group_metrics(group: NDArray[np.float64], reward: NDArray[np.float64]) -> Metrics:

@@ -96,6 +96,31 @@ impl BoundBatch {
             .chain(&self.late)
             .flat_map(|group| group.rollouts.iter().map(move |rollout| (group, rollout)))
     }
+
+    /// All of it as one part.
+    #[must_use]
+    pub fn whole(&self) -> BatchPart {
+        BatchPart {
+            place: 0,
+            groups: 0..self.groups.len(),
+            last: true,
+        }
+    }
+
+    /// The groups of one part, and with the last one the late members.
+    pub fn groups_of(&self, part: &BatchPart) -> impl Iterator<Item = &BoundGroup> {
+        let late: &[BoundGroup] = if part.last { &self.late } else { &[] };
+        self.groups[part.groups.clone()].iter().chain(late)
+    }
+
+    /// The rollouts of one part, as [`BoundBatch::rollouts`] has them.
+    pub fn rollouts_of(
+        &self,
+        part: &BatchPart,
+    ) -> impl Iterator<Item = (&BoundGroup, &BoundRollout)> {
+        let groups = self.groups_of(part);
+        groups.flat_map(|group| group.rollouts.iter().map(move |rollout| (group, rollout)))
+    }
 }
 
 /// The answer to a learner that asks for a batch.
@@ -113,6 +138,8 @@ pub enum Bind<'a> {
 /// they were; late members come with the last one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BatchPart {
+    /// Its number in the batch, from 0.
+    pub place: usize,
     /// Places in `BoundBatch::groups`.
     pub groups: std::ops::Range<usize>,
     /// Whether the batch is whole with it.
@@ -193,6 +220,16 @@ struct Dying {
 }
 
 impl StepBatch {
+    /// A part that it has; `whole`: no other comes after the last.
+    fn part(&self, place: usize, whole: bool) -> BatchPart {
+        let begin = place.checked_sub(1).map_or(0, |before| self.parts[before]);
+        BatchPart {
+            place,
+            groups: begin..self.parts[place],
+            last: whole && place + 1 == self.parts.len(),
+        }
+    }
+
     /// Members whose account is here: those that train, and those dropped.
     pub(crate) fn rollouts(&self) -> u64 {
         let dropped: u64 = self.dropped.values().map(|(rollouts, _)| rollouts).sum();
@@ -258,20 +295,13 @@ impl Ledger {
         let handed_out = self.batches.iter().filter(|batch| batch.handed_out).count();
         let held_since = self.hold.as_ref().map(|hold| hold.since.to_bits());
         let held = (self.groups.len(), self.open.len(), self.ready.len());
-        let bound = (self.next_bind(), handed_out, held);
+        let bound = (self.next_bind(), self.filled(), handed_out, held);
         (bound, held_since, self.counters.hold_timeouts, self.pace)
     }
 
-    /// The batch of a step that is bound and not trained yet.
-    #[must_use]
-    pub fn batch(&self, step: Step) -> Option<&BoundBatch> {
-        let index = step.0.checked_sub(self.learner.committed)?;
-        self.batches.get(index as usize).map(|batch| &batch.bound)
-    }
-
-    /// Part `part` of the batch of `step`, from 0: what is ready now, while places are kept for groups at
-    /// their last chance; the last part binds the rest, as [`Ledger::bind_batch`] would. A learner that
-    /// starts again gets the same parts, or the whole batch at once.
+    /// Part `part` of the batch of `step`, from 0: what is ready now (`Settings::part_groups` or more), while
+    /// places are kept for groups at their last chance; the last part binds the rest, as
+    /// [`Ledger::bind_batch`] would. A learner that starts again gets the same parts, or the whole batch at once.
     ///
     /// # Errors
     /// As [`Ledger::bind_batch`], or parts before this one were not asked for.
@@ -308,17 +338,23 @@ impl Ledger {
         }
         let whole = step.0 < self.next_bind();
         let batch = self.batch_of(step).expect("the part is bound");
-        let is_last = whole && part + 1 == batch.parts.len();
-        batch.handed_out |= is_last;
-        let begin = part.checked_sub(1).map_or(0, |before| batch.parts[before]);
-        let groups = begin..batch.parts[part];
-        Ok(BindPart::Ready(
-            &batch.bound,
-            BatchPart {
-                groups,
-                last: is_last,
-            },
-        ))
+        let part = batch.part(part, whole);
+        batch.handed_out |= part.last;
+        Ok(BindPart::Ready(&batch.bound, part))
+    }
+
+    /// A part that is bound of a batch that is not trained yet.
+    #[must_use]
+    pub fn batch_part(&self, step: Step, part: usize) -> Option<(&BoundBatch, BatchPart)> {
+        let index = step.0.checked_sub(self.learner.committed)? as usize;
+        let whole = self.batches.get(index);
+        let filling = self
+            .filling
+            .as_ref()
+            .filter(|_| index == self.batches.len());
+        let batch = whole.or(filling)?;
+        let part = (part < batch.parts.len()).then(|| batch.part(part, whole.is_some()))?;
+        Some((&batch.bound, part))
     }
 
     /// The batch of a step that is bound, or being bound part by part.
@@ -331,8 +367,11 @@ impl Ledger {
         }
     }
 
-    /// Binds the groups that are ready as a part of the batch that is not the last one; `false`: there are none.
+    /// Binds the groups that are ready as a part of the batch that is not the last one; `false`: too few are.
     fn bind_ready(&mut self, now: f64, step: Step) -> bool {
+        if self.settings.part_groups == 0 {
+            return false;
+        }
         let want = self.settings.groups_per_step - self.filled();
         // The last part has at least one group, for whose sake the step may be held.
         let kept = self.last_chances(step).max(1);
@@ -341,7 +380,7 @@ impl Ledger {
             .filter(|id| !self.open.contains(*id))
             .take(want.saturating_sub(kept))
             .collect();
-        if ready.is_empty() {
+        if ready.len() < self.settings.part_groups {
             return false;
         }
         self.pace.served(now);
@@ -350,6 +389,7 @@ impl Ledger {
             self.take_ready(id, &mut batch);
         }
         batch.parts.push(batch.bound.groups.len());
+        self.tell_batch(&mut batch);
         self.filling = Some(batch);
         self.news.rollouts = true;
         true
@@ -416,10 +456,7 @@ impl Ledger {
         self.waste.next_step();
         self.waste.died(dying.all);
         let mut batch = self.take_groups(step, &chosen.groups);
-        if let Some(trace) = &mut self.trace {
-            trace.append(&mut batch.trace);
-        }
-        batch.trace.clear();
+        self.tell_batch(&mut batch);
         self.batches.push_back(batch);
         self.refills = 0;
         self.pace.bound(now, self.ready.len(), &self.settings);
@@ -429,6 +466,14 @@ impl Ledger {
         self.news.rollouts = true;
         self.news.prompts = true;
         None
+    }
+
+    /// What became of the batch's new members.
+    fn tell_batch(&mut self, batch: &mut StepBatch) {
+        let told = std::mem::take(&mut batch.trace);
+        if let Some(trace) = &mut self.trace {
+            trace.extend(told);
+        }
     }
 
     /// Drops ready groups that have no token young enough for `step`.

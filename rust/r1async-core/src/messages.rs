@@ -214,6 +214,8 @@ pub enum Message<'a> {
         epoch: i64,
         /// The step it wants.
         step: i64,
+        /// The part of its batch.
+        part: usize,
         /// Its rank.
         rank: usize,
         /// Ranks that train together.
@@ -445,9 +447,11 @@ fn learner_message<'a>(kind: &str, fields: &Fields<'_, 'a>) -> Result<Message<'a
                 .get("rank")?
                 .in_range(0, world - 1, "0 <= rank < world")?;
             let step = fields.get("step")?.count()?;
+            let part = fields.get("part")?.in_range(0, 1 << 31, "below 2^31")?;
             Message::NextBatch {
                 epoch,
                 step,
+                part: part as usize,
                 rank: rank as usize,
                 world: world as usize,
             }

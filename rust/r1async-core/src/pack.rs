@@ -6,34 +6,46 @@
 use std::collections::BTreeSet;
 
 use crate::balance::{Share, split};
-use crate::batch::{BoundBatch, BoundGroup, BoundRollout};
+use crate::batch::{BatchPart, BoundBatch, BoundGroup, BoundRollout};
 use crate::frame::{FrameWriter, Open};
 use crate::group::Finish;
 
-/// Splits a batch over `ranks` ranks by the length of its rollouts, prompt and completion (see [`split`]).
+/// Splits a part of a batch over `ranks` ranks by the length of its rollouts, prompt and completion (see [`split`]).
 ///
 /// # Panics
 /// `ranks` is zero.
 #[must_use]
-pub fn shares(batch: &BoundBatch, ranks: usize, micro_batch_tokens: usize) -> Vec<Share> {
+pub fn shares(
+    batch: &BoundBatch,
+    part: &BatchPart,
+    ranks: usize,
+    micro_batch_tokens: usize,
+) -> Vec<Share> {
     let lengths: Vec<usize> = batch
-        .rollouts()
+        .rollouts_of(part)
         .map(|(group, rollout)| length(group, rollout))
         .collect();
     split(&lengths, ranks, micro_batch_tokens)
 }
 
-/// The `batch` message of one rank. `head` names its type and what every reply says; the batch's epoch is there too.
+/// The `batch` message of one rank, of one part. `head` names its type and what every reply says; the batch's
+/// epoch is there too.
 #[must_use]
-pub fn pack(batch: &BoundBatch, share: &Share, temperature: f64, head: FrameWriter) -> Vec<u8> {
-    let all: Vec<(&BoundGroup, &BoundRollout)> = batch.rollouts().collect();
+pub fn pack(
+    batch: &BoundBatch,
+    part: &BatchPart,
+    share: &Share,
+    temperature: f64,
+    head: FrameWriter,
+) -> Vec<u8> {
+    let all: Vec<(&BoundGroup, &BoundRollout)> = batch.rollouts_of(part).collect();
     let mine: Vec<(&BoundGroup, &BoundRollout)> =
         share.places.iter().map(|&place| all[place]).collect();
     let parts: BTreeSet<&str> = all
         .iter()
         .flat_map(|(_, rollout)| rollout.score.parts.iter().map(|(name, _)| name.as_str()))
         .collect();
-    let head = totals(head, batch, &all)
+    let head = totals(head, batch, part, &all)
         .float("temperature", temperature)
         .list("parts", parts.len(), |out| {
             parts.iter().for_each(|name| out.str(name))
@@ -71,17 +83,20 @@ fn length(group: &BoundGroup, rollout: &BoundRollout) -> usize {
     group.prompt.tokens.len() + rollout.tokens.len()
 }
 
-/// What the learner normalises by: over all ranks.
+/// What the learner normalises by: over all ranks, and in the end over all parts.
 fn totals(
     head: FrameWriter,
     batch: &BoundBatch,
+    part: &BatchPart,
     all: &[(&BoundGroup, &BoundRollout)],
 ) -> FrameWriter {
     let completion: usize = all.iter().map(|(_, rollout)| rollout.tokens.len()).sum();
     let loss: u64 = all.iter().map(|(_, rollout)| rollout.loss_tokens()).sum();
     head.int("step", batch.step.0 as i64)
+        .int("part", part.place as i64)
+        .bool("last", part.last)
         .int("total_rollouts", all.len() as i64)
-        .int("total_groups", batch.groups.len() as i64)
+        .int("total_groups", part.groups.len() as i64)
         .int("total_completion_tokens", completion as i64)
         .int("total_loss_tokens", loss as i64)
 }

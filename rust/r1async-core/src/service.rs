@@ -217,10 +217,11 @@ impl Service {
             Message::NextBatch {
                 epoch,
                 step,
+                part,
                 rank,
                 world,
             } => {
-                self.next_batch(holder, epoch, step, (rank, world))?;
+                self.next_batch(holder, epoch, (step, part), (rank, world))?;
             }
             Message::Stepped {
                 epoch,

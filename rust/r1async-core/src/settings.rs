@@ -82,6 +82,8 @@ pub struct Settings {
     pub min_group_size: usize,
     /// B: groups that one optimizer step trains.
     pub groups_per_step: usize,
+    /// Groups that a part of a batch has at least, but for its last; 0: a batch is handed out whole.
+    pub part_groups: usize,
     /// Optimizer steps of the run.
     pub steps: u64,
     /// e: no token older than this many steps has a loss (unless `over_age` is `Train`).
@@ -152,6 +154,7 @@ impl Default for Settings {
             group_size: 8,
             min_group_size: 4,
             groups_per_step: 16,
+            part_groups: 0,
             steps: 100,
             max_staleness: 2,
             pacing: 2,

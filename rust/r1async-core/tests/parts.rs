@@ -11,6 +11,7 @@ fn rule() -> Settings {
         1,
         Settings {
             groups_per_step: 3,
+            part_groups: 1,
             ..settings()
         },
     )
@@ -19,7 +20,7 @@ fn rule() -> Settings {
 /// The groups of one part, whether it is the last, and the batch as far as it goes.
 fn part(run: &mut Run, step: u64, part: usize) -> (Vec<u64>, bool, BoundBatch) {
     match run.ledger.bind_part(run.now, Step(step), part).unwrap() {
-        BindPart::Ready(batch, BatchPart { groups, last }) => {
+        BindPart::Ready(batch, BatchPart { groups, last, .. }) => {
             let ids = batch.groups[groups].iter().map(|group| group.group.0);
             (ids.collect(), last, batch.clone())
         }

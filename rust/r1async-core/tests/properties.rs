@@ -25,7 +25,7 @@ fn settings() -> impl Strategy<Value = Settings> {
         1u32..4,
         any::<bool>(),
         prop::option::of((1u64..8, 0.1f64..1.0)),
-        any::<bool>(),
+        (any::<bool>(), 0usize..3),
     );
     (sizes, pacing, rules, more).prop_map(|(sizes, pacing, rules, more)| {
         let (group_size, groups_per_step, steps, min) = sizes;
@@ -40,7 +40,7 @@ fn settings() -> impl Strategy<Value = Settings> {
         Settings {
             close_early: more.4,
             windows: slow.into_iter().collect(),
-            mode: if more.6 {
+            mode: if more.6.0 {
                 StalenessMode::Adaptive
             } else {
                 StalenessMode::Fixed
@@ -48,6 +48,7 @@ fn settings() -> impl Strategy<Value = Settings> {
             group_size,
             min_group_size: min.min(group_size),
             groups_per_step,
+            part_groups: more.6.1,
             steps,
             max_staleness,
             pacing: w,

@@ -26,6 +26,11 @@ fn settings(rng: &mut Rng) -> Settings {
         group_size,
         min_group_size: (group_size / 2).max(1),
         groups_per_step: 1 + rng.below(8) as usize,
+        part_groups: if rng.chance(0.3) {
+            1 + rng.below(3) as usize
+        } else {
+            0
+        },
         steps: 5 + rng.below(12),
         max_staleness: e,
         pacing: rng.below(e + 1),

@@ -62,7 +62,7 @@ pub struct Told {
     /// The call's name.
     pub call: &'static str,
     /// A batch that was handed out by it.
-    pub bound: Option<(Step, Bound)>,
+    pub bound: Option<(Step, usize, Bound)>,
     /// A peer that came with it: number, role, name.
     pub joined: Option<(u64, String, String)>,
     /// What it did, if the history is traced.
@@ -190,8 +190,9 @@ impl History {
         match &command {
             Command::Bind {
                 step,
+                part,
                 bound: Some(it),
-            } => bound = Some((*step, *it)),
+            } => bound = Some((*step, *part, *it)),
             Command::Join { holder, role, name } => {
                 joined = Some((holder.0, role.to_string(), name.to_string()));
             }

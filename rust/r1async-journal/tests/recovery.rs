@@ -6,7 +6,7 @@ use std::fs;
 use std::path::Path;
 
 use common::{Buffer, identity, options, settings};
-use r1async_core::Bind;
+use r1async_core::BindPart;
 use r1async_core::Step;
 use r1async_journal::{Durability, History, Identity, Journal, JournalError, Options, RunAudit};
 
@@ -31,16 +31,16 @@ fn a_killed_buffer_goes_on_where_it_was() {
     let folder = tempfile::tempdir().unwrap();
     let before = run(folder.path(), options());
     let audit = before.ledger.audit();
-    let batch = before.ledger.batch(Step(3)).unwrap().clone();
+    let batch = before.ledger.batch_part(Step(3), 0).unwrap().0.clone();
     drop(before.journal); // A kill leaves what was handed to the operating system.
     let mut after = Buffer::open(folder.path(), options());
     assert_eq!(after.ledger.audit().prompts, audit.prompts);
     assert_eq!(after.ledger.audit().tokens, audit.tokens);
     assert_eq!(after.ledger.committed_steps(), 3);
-    let again = after.ledger.bind_batch(100.0, Step(3)).unwrap();
+    let again = after.ledger.bind_part(100.0, Step(3), 0).unwrap();
     assert_eq!(
         again,
-        Bind::Ready(&batch),
+        BindPart::Ready(&batch, batch.whole()),
         "the same batch, to the last bit"
     );
     after.train(3);
@@ -187,8 +187,8 @@ fn a_run_that_keeps_all_is_replayed_to_the_same_batches() {
     let mut buffer = run(folder.path(), keep);
     let snapshot = buffer.ledger.snapshot();
     buffer.journal.snapshot(&snapshot).unwrap();
-    let sampled = buffer.ledger.bind_batch(99.0, Step(4)).unwrap();
-    let Bind::Ready(last) = sampled else {
+    let sampled = buffer.ledger.bind_part(99.0, Step(4), 0).unwrap();
+    let BindPart::Ready(last, _) = sampled else {
         panic!("{sampled:?}")
     };
     let last = last.clone();
@@ -197,10 +197,14 @@ fn a_run_that_keeps_all_is_replayed_to_the_same_batches() {
     let mut history = History::whole(folder.path()).unwrap();
     let mut steps = Vec::new();
     while let Some(told) = history.next().unwrap() {
-        steps.extend(told.bound.map(|(step, _)| step.0));
+        steps.extend(told.bound.map(|(step, ..)| step.0));
     }
     assert_eq!(steps, [0, 1, 2, 3, 4]);
-    assert_eq!(history.replay().batch(Step(4)), Some(&last));
+    let whole = last.whole();
+    assert_eq!(
+        history.replay().batch_part(Step(4), 0),
+        Some((&last, whole))
+    );
 }
 
 #[test]

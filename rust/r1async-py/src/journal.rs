@@ -169,12 +169,13 @@ impl JournalBatches {
         &mut self,
     ) -> Result<Option<(u64, usize, Vec<u8>)>, r1async_journal::JournalError> {
         while let Some(told) = self.history.next()? {
-            let Some((step, bound)) = told.bound else {
+            let Some((step, part, bound)) = told.bound else {
                 continue;
             };
-            if let Some(batch) = self.history.replay().batch(step) {
-                let all = shares(batch, 1, self.micro_batch_tokens);
-                let frame = pack(batch, &all[0], self.temperature, FrameWriter::new("batch"));
+            if let Some((batch, part)) = self.history.replay().batch_part(step, part) {
+                let all = shares(batch, &part, 1, self.micro_batch_tokens);
+                let head = FrameWriter::new("batch");
+                let frame = pack(batch, &part, &all[0], self.temperature, head);
                 return Ok(Some((step.0, bound.groups, frame)));
             }
         }

@@ -13,7 +13,7 @@ pub struct Settings(pub ServiceSettings);
 impl Settings {
     #[new]
     #[pyo3(signature = (
-        *, run, seed, steps, group_size, min_group_size, groups_per_step, max_staleness, pacing, mode,
+        *, run, seed, steps, group_size, min_group_size, groups_per_step, part_groups, max_staleness, pacing, mode,
         ess_floor, close_early, windows, publish_every, over_age, retries, waste_budget, hold_deadline_s, baseline, std, eps, pass_mark, zero_variance, oversample,
         max_refills, drop_truncated, rollout_deadline_s, lease_s, group_deadline_s, scoring_deadline_s,
         score_retries, max_attempts, max_tokens, temperature, incarnation, micro_batch_tokens, peer_deadline_s,
@@ -27,6 +27,7 @@ impl Settings {
         group_size: usize,
         min_group_size: usize,
         groups_per_step: usize,
+        part_groups: usize,
         max_staleness: u64,
         pacing: u64,
         mode: &str,
@@ -66,6 +67,7 @@ impl Settings {
             group_size,
             min_group_size,
             groups_per_step,
+            part_groups,
             steps,
             max_staleness,
             pacing,

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use serde::{Deserialize, Serialize};
 
-use crate::batch::BoundBatch;
+use crate::batch::{BatchPart, BoundBatch};
 use crate::group::Finish;
 use crate::ids::{HolderId, LeaseId, PolicyVersion, Step};
 use crate::lease::Announcement;
@@ -159,10 +159,12 @@ pub enum Command<'a> {
         /// Steps in it.
         step: u64,
     },
-    /// A batch is asked for.
+    /// A part of a batch is asked for.
     Bind {
         /// Of this step.
         step: Step,
+        /// Its number in the batch.
+        part: usize,
         /// What was handed out, if it was.
         bound: Option<Bound>,
     },
@@ -190,11 +192,13 @@ pub enum Command<'a> {
     Tick,
 }
 
-/// A batch as it was handed out, to see whether a replay binds the same.
+/// A part of a batch as it was handed out, to see whether a replay binds the same.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Bound {
     /// Groups in it.
     pub groups: usize,
+    /// Whether the batch is whole with it.
+    pub last: bool,
     /// CRC-32 of who is in it, what was masked, versions, rewards and advantages.
     pub members: u32,
     /// CRC-32 of prompts, tokens and log-probabilities.
@@ -202,11 +206,11 @@ pub struct Bound {
 }
 
 impl Bound {
-    /// What `batch` looks like.
+    /// What a part of `batch` looks like.
     #[must_use]
-    pub fn of(batch: &BoundBatch) -> Self {
+    pub fn of(batch: &BoundBatch, part: &BatchPart) -> Self {
         let (mut members, mut content) = (crc32fast::Hasher::new(), crc32fast::Hasher::new());
-        for group in batch.groups.iter().chain(&batch.late) {
+        for group in batch.groups_of(part) {
             number(&mut members, group.group.0);
             content.update(bytemuck::cast_slice(&group.prompt.tokens));
             for rollout in &group.rollouts {
@@ -226,7 +230,8 @@ impl Bound {
             }
         }
         Self {
-            groups: batch.groups.len(),
+            groups: part.groups.len(),
+            last: part.last,
             members: members.finalize(),
             content: content.finalize(),
         }
@@ -235,7 +240,7 @@ impl Bound {
     /// Whether the same rollouts train in the same way, whatever their tokens.
     #[must_use]
     pub fn same_members(&self, other: &Bound) -> bool {
-        (self.groups, self.members) == (other.groups, other.members)
+        (self.groups, self.last, self.members) == (other.groups, other.last, other.members)
     }
 }
 

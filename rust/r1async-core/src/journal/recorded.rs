@@ -8,7 +8,7 @@ use thiserror::Error;
 
 use super::command::{Bound, Command};
 use super::record::{Kind, append};
-use crate::batch::{Bind, BindError};
+use crate::batch::{BindError, BindPart};
 use crate::chunk::{ChunkError, ChunkRef};
 use crate::evaluation::{EvaluateError, EvaluatedGroup, EvaluationRequest};
 use crate::ids::{GroupId, HolderId, LeaseId, PolicyVersion, Step};
@@ -475,28 +475,33 @@ impl Recorded {
         }
     }
 
-    /// See [`Ledger::bind_batch`].
+    /// See [`Ledger::bind_part`].
     ///
     /// # Errors
     /// As there.
-    pub fn bind_batch(&mut self, now: f64, step: Step) -> Result<Bind<'_>, BindError> {
+    pub fn bind_part(
+        &mut self,
+        now: f64,
+        step: Step,
+        part: usize,
+    ) -> Result<BindPart<'_>, BindError> {
         self.now = now;
         let before = self.ledger.bind_state();
-        let answer = match self.ledger.bind_batch(now, step)? {
-            Bind::Wait(reason) => Some(Bind::Wait(reason)),
-            Bind::Finished => Some(Bind::Finished),
-            Bind::Ready(_) => None,
+        let is_recorded = self.pending.is_some();
+        let (bound, answer) = match self.ledger.bind_part(now, step, part)? {
+            BindPart::Wait(reason) => (None, Some(BindPart::Wait(reason))),
+            BindPart::Finished => (None, Some(BindPart::Finished)),
+            BindPart::Ready(batch, part) => (is_recorded.then(|| Bound::of(batch, &part)), None),
         };
-        if self.pending.is_some() && self.ledger.bind_state() != before {
-            let bound = self.ledger.batch(step).map(Bound::of);
-            self.record(&Command::Bind { step, bound });
+        if is_recorded && self.ledger.bind_state() != before {
+            self.record(&Command::Bind { step, part, bound });
             if bound.is_some() {
                 self.make_urgent();
             }
         }
         match answer {
             Some(answer) => Ok(answer),
-            None => self.ledger.bind_batch(now, step),
+            None => self.ledger.bind_part(now, step, part),
         }
     }
 

@@ -4,7 +4,7 @@ use thiserror::Error;
 
 use super::command::{Bound, Command};
 use super::recorded::{Recorded, SnapshotError};
-use crate::batch::{Bind, BoundBatch};
+use crate::batch::{BatchPart, BindPart, BoundBatch};
 use crate::chunk::ChunkRef;
 use crate::columns;
 use crate::evaluation::EvaluationRequest;
@@ -122,10 +122,10 @@ impl Replay {
             .map_or_else(Vec::new, Ledger::take_trace)
     }
 
-    /// The batch of a step that is bound and not trained yet.
+    /// See [`Ledger::batch_part`].
     #[must_use]
-    pub fn batch(&self, step: Step) -> Option<&BoundBatch> {
-        self.ledger.as_ref().and_then(|ledger| ledger.batch(step))
+    pub fn batch_part(&self, step: Step, part: usize) -> Option<(&BoundBatch, BatchPart)> {
+        self.ledger.as_ref()?.batch_part(step, part)
     }
 
     /// Goes on where the history ends, in a new life of the buffer.
@@ -344,7 +344,9 @@ fn tell(
         Command::Stepped { epoch, step, ess } => ledger.stepped_with(*epoch, *step, *ess).is_ok(),
         Command::Published { version, hash } => ledger.published(*version, hash).is_ok(),
         Command::Committed { epoch, step } => ledger.committed(*epoch, *step).is_ok(),
-        Command::Bind { step, bound } => return bind(ledger, now, *step, *bound, payload),
+        Command::Bind { step, part, bound } => {
+            return bind(ledger, now, (*step, *part), *bound, payload);
+        }
         Command::Evaluate {
             id,
             pin,
@@ -390,15 +392,15 @@ fn tell(
 fn bind(
     ledger: &mut Ledger,
     now: f64,
-    step: Step,
+    (step, part): (Step, usize),
     bound: Option<Bound>,
     payload: Payload<'_>,
 ) -> Result<(), ReplayError> {
-    let again = match ledger.bind_batch(now, step) {
-        Ok(Bind::Ready(batch)) => Some(Bound::of(batch)),
-        Ok(Bind::Wait(_) | Bind::Finished) => None,
+    let again = match ledger.bind_part(now, step, part) {
+        Ok(BindPart::Ready(batch, part)) => Some(Bound::of(batch, &part)),
+        Ok(BindPart::Wait(_) | BindPart::Finished) => None,
         Err(error) => {
-            let what = format!("the batch of step {step}: {error}");
+            let what = format!("part {part} of the batch of step {step}: {error}");
             return Err(ReplayError::Differs { what });
         }
     };
@@ -411,7 +413,8 @@ fn bind(
     if same {
         Ok(())
     } else {
-        let what = format!("the batch of step {step} was {bound:?}, and is {again:?} now");
+        let what =
+            format!("part {part} of the batch of step {step} was {bound:?}, and is {again:?} now");
         Err(ReplayError::Differs { what })
     }
 }

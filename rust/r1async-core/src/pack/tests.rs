@@ -60,6 +60,7 @@ fn batch() -> BoundBatch {
 fn packed(share: &Share) -> Vec<u8> {
     pack(
         &batch(),
+        &batch().whole(),
         share,
         0.75,
         FrameWriter::new("batch").int("epoch", 2),
@@ -77,7 +78,7 @@ fn elements<T: Element>(frame: &Frame<'_>, name: &str) -> Vec<T> {
 
 #[test]
 fn whole_batch_is_packed_in_place_in_line() {
-    let share = &shares(&batch(), 1, 1000)[0];
+    let share = &shares(&batch(), &batch().whole(), 1, 1000)[0];
     let bytes = packed(share);
     assert_eq!(bytes.len(), bytes.capacity());
     let frame = Frame::decode(&bytes, 1 << 20).unwrap();
@@ -121,7 +122,7 @@ fn whole_batch_is_packed_in_place_in_line() {
 
 #[test]
 fn ranks_share_the_totals_and_nothing_else() {
-    let shares = shares(&batch(), 2, 1000);
+    let shares = shares(&batch(), &batch().whole(), 2, 1000);
     assert_eq!(
         shares
             .iter()

@@ -1,11 +1,11 @@
 //! Learner ranks: their life, their shares of batches, their reports.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::peers::{LearnerState, Peer, RoleState};
 use super::{Refusal, Service};
 use crate::balance::Share;
-use crate::batch::Bind;
+use crate::batch::BindPart;
 use crate::frame::Value;
 use crate::ids::{HolderId, PolicyVersion, Step};
 use crate::learner::LearnerError;
@@ -26,8 +26,8 @@ pub(super) struct Learners {
     rank_zero: Option<Vec<u8>>,
     /// Ranks that train together.
     world: usize,
-    /// (epoch, step) that is being handed out, and who gets what of it.
-    shares: Option<(u64, u64, Vec<Share>)>,
+    /// (epoch, step) that is being handed out, and who gets what of each part.
+    shares: (u64, u64, BTreeMap<usize, Vec<Share>>),
     /// The learner said that it is done.
     pub(super) finished: bool,
 }
@@ -193,7 +193,7 @@ impl Service {
         &mut self,
         holder: HolderId,
         epoch: i64,
-        step: i64,
+        (step, part): (i64, usize),
         (rank, world): (usize, usize),
     ) -> Result<(), Refusal> {
         let (step, done, now) = (step as u64, self.ledger.steps_done(), self.now);
@@ -212,7 +212,7 @@ impl Service {
                 format!("next_batch: step {step}; {done} steps are reported, so {done} is next"),
             ));
         }
-        (state.wants, state.told) = (Some(step), None);
+        (state.wants, state.told) = (Some((step, part)), None);
         state.since = now;
         self.news.batch = true;
         Ok(())
@@ -223,62 +223,72 @@ impl Service {
         let (Some(epoch), step) = (self.ledger.epoch(), self.ledger.steps_done()) else {
             return;
         };
-        let wanting = self.ranks_that_want(epoch, step);
-        if wanting.is_empty() {
-            return;
+        // Ranks wait for each other after every part: they are at most one apart.
+        for (part, wanting) in self.ranks_that_want(epoch, step) {
+            self.serve_part(epoch, step, part, &wanting);
         }
-        // A step that one rank has begun is handed to all of them, or they would wait for each other for good.
-        let begun = matches!(self.learners.shares, Some((of, at, _)) if (of, at) == (epoch, step));
-        if self.stopping && !begun {
-            return self.end_ranks(&wanting);
+    }
+
+    fn serve_part(&mut self, epoch: u64, step: u64, part: usize, wanting: &[HolderId]) {
+        let shares = &mut self.learners.shares;
+        if (shares.0, shares.1) != (epoch, step) {
+            *shares = (epoch, step, BTreeMap::new());
         }
-        match self.ledger.bind_batch(self.now, Step(step)) {
-            Ok(Bind::Ready(batch)) => {
-                if !begun {
-                    let tokens = self.settings.micro_batch_tokens;
-                    let shares = shares(batch, self.learners.world, tokens);
-                    self.learners.shares = Some((epoch, step, shares));
-                }
-                self.send_shares(&wanting, step);
+        // What one rank has begun is handed to all of them, or they would wait for each other for good.
+        if self.stopping && !shares.2.contains_key(&part) {
+            return self.end_ranks(wanting);
+        }
+        match self.ledger.bind_part(self.now, Step(step), part) {
+            Ok(BindPart::Ready(..)) => self.send_shares(wanting, Step(step), part),
+            Ok(BindPart::Wait(reason)) => self.tell_wait(wanting, &reason),
+            Ok(BindPart::Finished) => self.end_ranks(wanting),
+            Err(error) => self.refuse_ranks(wanting, &Refusal::new("invalid", error)),
+        }
+    }
+
+    /// By the part that they want.
+    fn ranks_that_want(&self, epoch: u64, step: u64) -> BTreeMap<usize, Vec<HolderId>> {
+        let mut wanting: BTreeMap<usize, Vec<HolderId>> = BTreeMap::new();
+        for &holder in &self.learners.connected {
+            let Some(RoleState::Learner(rank)) = self.peers.get(holder).map(|peer| &peer.state)
+            else {
+                continue;
+            };
+            if let Some((at, part)) = rank.wants
+                && rank.epoch == epoch
+                && at == step
+            {
+                wanting.entry(part).or_default().push(holder);
             }
-            Ok(Bind::Wait(reason)) => self.tell_wait(&wanting, &reason),
-            Ok(Bind::Finished) => self.end_ranks(&wanting),
-            Err(error) => self.refuse_ranks(&wanting, &Refusal::new("invalid", error)),
         }
+        wanting
     }
 
-    fn ranks_that_want(&self, epoch: u64, step: u64) -> Vec<HolderId> {
-        let wants = |holder: &HolderId| match self.peers.get(*holder).map(|peer| &peer.state) {
-            Some(RoleState::Learner(rank)) => rank.epoch == epoch && rank.wants == Some(step),
-            _ => false,
-        };
-        self.learners
-            .connected
-            .iter()
-            .copied()
-            .filter(wants)
-            .collect()
-    }
-
-    /// Packs the bound batch for each rank.
-    fn send_shares(&mut self, wanting: &[HolderId], step: u64) {
+    /// Packs a bound part for each rank.
+    fn send_shares(&mut self, wanting: &[HolderId], step: Step, part: usize) {
         let (line, temperature, now) = (
             self.state_line(),
             self.settings.ledger.temperature,
             self.now,
         );
-        let Ok(Bind::Ready(batch)) = self.ledger.bind_batch(self.now, Step(step)) else {
+        let Some((batch, place)) = self.ledger.batch_part(step, part) else {
             return;
         };
-        let Some((_, _, shares)) = &self.learners.shares else {
-            return;
-        };
+        let (world, tokens) = (self.learners.world, self.settings.micro_batch_tokens);
+        let known = self.learners.shares.2.entry(part);
+        let shares = known.or_insert_with(|| shares(batch, &place, world, tokens));
         for &holder in wanting {
             let Some(rank) = self.peers.learner(holder) else {
                 continue;
             };
             (rank.wants, rank.told, rank.since) = (None, None, now);
-            let frame = pack(batch, &shares[rank.rank], temperature, line.head("batch"));
+            let frame = pack(
+                batch,
+                &place,
+                &shares[rank.rank],
+                temperature,
+                line.head("batch"),
+            );
             if let Some((socket, peer)) = self.peers.address(holder) {
                 self.outgoing.push_back(Outgoing {
                     socket,

@@ -144,8 +144,8 @@ pub(super) struct LearnerState {
     pub(super) epoch: u64,
     /// When it asked for a batch or got one.
     pub(super) since: f64,
-    /// The step whose share it waits for.
-    pub(super) wants: Option<u64>,
+    /// The step, and the part of its batch, whose share it waits for.
+    pub(super) wants: Option<(u64, usize)>,
     /// What it was told that it waits for.
     pub(super) told: Option<String>,
     /// A rank above 0 that came before its rank 0 is welcomed after it.

@@ -283,7 +283,8 @@ impl World {
             Act::NextBatch(peer, epoch, step) => {
                 let head = FrameWriter::new("next_batch")
                     .int("epoch", epoch)
-                    .int("step", step);
+                    .int("step", step)
+                    .int("part", 0);
                 self.send(
                     peer,
                     &head

@@ -4,7 +4,7 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
 
 use r1async_core::{
-    BatchPart, Bind, BindPart, BoundBatch, ChunkAck, ChunkRef, Finish, HolderId, LeaseId, Ledger,
+    BatchPart, BindPart, BoundBatch, ChunkAck, ChunkRef, Finish, HolderId, LeaseId, Ledger,
     OverAge, PolicyVersion, Settings, Stats, Step, Verdict, VersionRun,
 };
 
@@ -54,8 +54,6 @@ pub struct Clock {
     slow_verdict_s: f64,
     abstains: f64,
     agrees: f64,
-    /// The learner takes its batch part by part.
-    streamed: bool,
 }
 
 impl Clock {
@@ -77,7 +75,6 @@ impl Clock {
                 0.0
             },
             agrees: 0.7 * rng.unit(),
-            streamed: rng.chance(0.3),
         }
     }
 }
@@ -309,15 +306,7 @@ impl World {
     }
 
     fn train(&mut self) {
-        let batch = if self.clock.streamed {
-            self.last_part()
-        } else {
-            match self.ledger.bind_batch(self.now, Step(self.steps)).unwrap() {
-                Bind::Ready(batch) => Some(batch.clone()),
-                Bind::Wait(_) | Bind::Finished => None,
-            }
-        };
-        let Some(batch) = batch else {
+        let Some(batch) = self.last_part() else {
             return;
         };
         self.check(&batch);

@@ -11,8 +11,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use r1async_core::journal::{Kind as RecordKind, Payload, Recorded, Replay, first};
 use r1async_core::{
-    Bind, BoundBatch, EvaluationRequest, Finish, HolderId, LeaseId, Ledger, OverAge, PolicyVersion,
-    Prompt, RolloutId, Sampling, Settings, Step, Verdict,
+    BindPart, BoundBatch, EvaluationRequest, Finish, HolderId, LeaseId, Ledger, OverAge,
+    PolicyVersion, Prompt, RolloutId, Sampling, Settings, Step, Verdict,
 };
 
 /// What may happen next.
@@ -279,11 +279,23 @@ impl World {
     /// The learner asks for its next batch. Answers whether there is one.
     pub fn bind(&mut self) -> bool {
         let step = self.stepped;
-        let batch = match self.ledger.bind_batch(self.now, Step(step)).unwrap() {
-            Bind::Ready(batch) => batch.clone(),
-            Bind::Wait(_) | Bind::Finished => return false,
+        let mut groups = 0;
+        let mut parts = 0..;
+        let batch = loop {
+            let part = parts.next().unwrap();
+            match self.ledger.bind_part(self.now, Step(step), part).unwrap() {
+                BindPart::Ready(batch, part) => {
+                    assert_eq!(part.groups.start, groups, "parts follow one another");
+                    groups = part.groups.end;
+                    if part.last {
+                        break batch.clone();
+                    }
+                    assert!(part.groups.len() >= self.settings.part_groups.max(1));
+                }
+                BindPart::Wait(_) | BindPart::Finished => return false,
+            }
         };
-        assert_eq!(batch.step, Step(step));
+        assert_eq!((batch.step, batch.groups.len()), (Step(step), groups));
         if let Some(before) = self.batches.get(&step) {
             assert_eq!(*before, batch, "handed out again: the same batch");
         } else {
@@ -493,7 +505,10 @@ impl World {
         };
         assert_eq!(names(is), names(was));
         for step in was.committed_steps()..=self.stepped {
-            assert_eq!(is.batch(Step(step)), was.batch(Step(step)));
+            for part in 0..=self.settings.groups_per_step {
+                let step = Step(step);
+                assert_eq!(is.batch_part(step, part), was.batch_part(step, part));
+            }
         }
         self.settings.incarnation += 1;
         self.ledger = replay.resume(self.settings.clone()).unwrap();

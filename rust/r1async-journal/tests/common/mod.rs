@@ -9,7 +9,9 @@ use std::path::Path;
 use std::time::Duration;
 
 use r1async_core::journal::Recorded;
-use r1async_core::{Bind, ChunkRef, Finish, PolicyVersion, Settings, Step, Verdict, VersionRun};
+use r1async_core::{
+    BindPart, ChunkRef, Finish, PolicyVersion, Settings, Step, Verdict, VersionRun,
+};
 use r1async_journal::{Durability, Identity, Journal, Options};
 
 pub fn settings() -> Settings {
@@ -128,8 +130,8 @@ impl Buffer {
 
     pub fn train(&mut self, step: u64) {
         let now = self.ledger.now() + 1.0;
-        let bound = self.ledger.bind_batch(now, Step(step)).unwrap();
-        assert!(matches!(bound, Bind::Ready(_)), "{bound:?}");
+        let bound = self.ledger.bind_part(now, Step(step), 0).unwrap();
+        assert!(matches!(bound, BindPart::Ready(..)), "{bound:?}");
         self.ledger
             .stepped_with(self.epoch, Step(step), None)
             .unwrap();
