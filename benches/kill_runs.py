@@ -3,8 +3,7 @@
     python benches/kill_runs.py [--runs 100] [--seed 0] [--jobs 1] [--json FILE]
 
 Each run kills one role (buffer, generator, scorer, learner), two of them at once, or the whole tree, with SIGKILL, at a
-random moment of a random step; a tree is started again by the same command, and so is, once, a run that ended with
-exit code 1 because its learner fell while it ended. A run is good if it ends with exit code 0,
+random moment of a random step; a tree is started again by the same command. A run is good if it ends with exit code 0,
 its journal balances, every prompt is trained or dropped for a reason and none twice, and no process is left. Some
 undisturbed runs give the mean trained length to compare with. Exits 1 if any run was not good.
 """
@@ -55,8 +54,6 @@ class Result:
     killed: list[str]
     at_step: int = 0
     wall_s: float = 0.0
-    started_again: bool = False
-    """The run ended with exit code 1 and the same command was given again."""
     faults: list[str] = field(default_factory=list)
     """Why it is not good; empty if it is."""
     mean_trained: float = 0.0
@@ -168,12 +165,7 @@ def kill_run(root: Path, model: Path, seed: int, *, disturbed: bool) -> Result:
         seen = list({process.pid: process for process in [*seen, *run.tree()]}.values())
         with suppress(subprocess.TimeoutExpired):
             run.process.wait(1.0)
-        if run.process.poll() is None:
-            continue
-        if run.process.returncode == 1 and disturbed and not result.started_again:
-            result.started_again = True  # A learner that falls while the run ends: the same command goes on.
-            run.again()
-        else:
+        if run.process.poll() is not None:
             break
     if run.process.poll() is None:
         result.faults.append(f"it hung for {DEADLINE_S:.0f} s")
@@ -236,7 +228,6 @@ def report(disturbed: Sequence[Result], undisturbed: Sequence[Result]) -> dict:
         "good": len(good),
         "faults": {result.seed: result.faults for result in [*disturbed, *undisturbed] if result.faults},
         "killed": {kind: sum(kind in result.killed for result in disturbed) for kind in [*ROLES, "tree"]},
-        "started_again": sum(result.started_again for result in disturbed),
         "first_lease_s_max": max(leases, default=None),
         "first_step_s_max": max(steps, default=None),
         "mean_trained": mean,

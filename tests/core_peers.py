@@ -256,8 +256,8 @@ class Learner:
         self.step += 1
         self.tell("published", version=self.step, hash=f"hash-{self.step}")
 
-    def commit(self, *, last: bool = False) -> None:
-        self.tell("committed", step=self.step, last=last)
+    def commit(self) -> None:
+        self.tell("committed", step=self.step)
         assert self.run.take(self.name, "committed_ok").header["step"] == self.step
 
 

@@ -223,8 +223,8 @@ class Crew:
         publish(self.learner, step + 1, self.epoch)
         return batch
 
-    def commit(self, steps: int, *, last: bool = False) -> None:
-        self.learner.send({"t": "committed", "epoch": self.epoch, "step": steps, "last": last})
+    def commit(self, steps: int) -> None:
+        self.learner.send({"t": "committed", "epoch": self.epoch, "step": steps})
         assert self.learner.expect("committed_ok").header["step"] == steps
 
     def __enter__(self) -> Crew:
@@ -258,7 +258,7 @@ def test_a_run_of_three_steps_balances_and_leaves_its_files(config: Config) -> N
     with Serving(config), Crew(config) as crew:
         crew.start()
         batches = [crew.train(step) for step in range(3)]
-        crew.commit(3, last=True)
+        crew.commit(3)
     assert [batch.header["step"] for batch in batches] == [0, 1, 2]
     assert batches[0].columns["rollouts"].tolist() == [0, 1, 2, 3]
     assert batches[0].columns["token_ids"].tolist() == [
@@ -297,7 +297,7 @@ def test_the_whole_run_goes_on_with_all_that_the_journal_has(config: Config) -> 
         crew.learner.send({"t": "stepped", "epoch": 2, "step": 1, "metrics": {"loss": 0.5}})
         publish(crew.learner, 2, 2)
         crew.train(2)
-        crew.commit(3, last=True)
+        crew.commit(3)
         # Nothing is asked for again: the prompts are in the journal, and the batch is the one that was lost.
         assert serving.source.asked == []
         for name in ("rollouts", "token_ids", "behavior_logprobs", "advantages"):

@@ -57,7 +57,7 @@ class Trainer:
         return batch
 
     def commit(self, steps: int) -> None:
-        self.rank.send({"t": "committed", "epoch": 1, "step": steps, "last": True})
+        self.rank.send({"t": "committed", "epoch": 1, "step": steps})
         self.rank.expect("committed_ok")
 
     def close(self) -> None:

@@ -37,7 +37,7 @@ def test_run_trains_its_steps_and_everything_is_accounted_for():
         accounts(run)
     learner.ask()
     run.take(learner.name, "finished")
-    learner.commit(last=True)
+    learner.commit()
     learner.tell("finish")
     books = accounts(run)
     assert books["prompts"] == (6, 6, 0, 0)

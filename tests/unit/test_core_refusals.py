@@ -22,7 +22,7 @@ ROLLOUTS_HOSTILE = [
     (pack({"t": "chunks", "items": []}), "malformed", "column tokens must be i4"),
     (pack({"t": "ready", "free": -1}), "malformed", "free must be an integer >= 0, got -1"),
     (pack({"t": "verdicts", "items": []}), "role", "not a message of a generator"),
-    (pack({"t": "committed", "epoch": 1, "step": 1, "last": True}), "role", "not a message of a generator"),
+    (pack({"t": "committed", "epoch": 1, "step": 1}), "role", "not a message of a generator"),
     (pack({"t": "announce", "items": [[1, 2]]}), "malformed", "items[0] must be [lease, rollout, offset]"),
 ]
 BATCHES_HOSTILE = [
@@ -31,7 +31,7 @@ BATCHES_HOSTILE = [
     (pack({"t": "next_batch", "epoch": 7, "step": 0, "part": 0, "rank": 0, "world": 1}), "epoch", "epoch 7"),
     (pack({"t": "stepped", "epoch": 1, "step": 5, "metrics": {}}), "version", "5"),
     (pack({"t": "published", "epoch": 1, "version": 50, "hash": "x"}), "version", "50"),
-    (pack({"t": "committed", "epoch": 1, "step": 5, "last": False}), "version", "5"),
+    (pack({"t": "committed", "epoch": 1, "step": 5}), "version", "5"),
 ]
 
 

@@ -49,7 +49,7 @@ def learner(config: Config, work: Workload, checked: int, warm: int, note: bool,
             link.stepped(step, {})
             link.published(PolicyVersion(1, step + 1), f"version-{step + 1}")
             if (step + 1) % COMMIT_EVERY == 0:
-                link.committed(step + 1, last=False)
+                link.committed(step + 1)
             if step + 1 < config.steps:
                 link.ask_batch(step + 1)
         report.send(("end", time.monotonic()))

@@ -122,7 +122,7 @@ class Driven:
         """The batch asked for is trained and safe."""
         self.say(LEARNER, {"t": "stepped", "epoch": 1, "step": self._step, "metrics": {}})
         self._step += 1
-        self.say(LEARNER, {"t": "committed", "epoch": 1, "step": self._step, "last": False})
+        self.say(LEARNER, {"t": "committed", "epoch": 1, "step": self._step})
 
     def next_batch(self) -> tuple[float, Frame]:
         """CPU seconds from the question to the batch's frame in Python, and the frame."""

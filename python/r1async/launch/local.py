@@ -372,8 +372,8 @@ class Launcher:
         return None
 
     def _done(self) -> Outcome | None:
-        """The run is done when the last version is evaluated and the learner has saved it: one that dies between the
-        two still has something to do. Without any event (all of them lost) the evaluator alone decides.
+        """The run is done when the last version is evaluated, and saved and exported by the learner: one that dies
+        before still has something to do. Without any event (all of them lost) the evaluator alone decides.
         """
         saved = self._final >= 0 or not self._heard
         return Outcome("done", 0) if "evaluator" in self._finished and saved else None
@@ -397,7 +397,9 @@ class Launcher:
             supervisor.kill(running)  # nobody hears their last words
         supervisor.terminate(running)
         well = self._await_ends(deadlines, events, view)
-        saved = all(name in well or name in self._finished for name, kind in running.items() if kind == "learner")
+        # A learner that was done and is being started again has nothing left to save.
+        done = well | self._finished | (set(running) if outcome.kind == "done" and self._final >= 0 else set())
+        saved = all(name in done for name, kind in running.items() if kind == "learner")
         supervisor.terminate(["buffer"])
         if "buffer" in supervisor.running:
             saved = "buffer" in self._await_ends({"buffer": time.monotonic() + BUFFER_END_S}, events, view) and saved

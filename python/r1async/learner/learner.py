@@ -222,13 +222,13 @@ class Learner:
         every = self.config.eval.every
         return version in (0, self.config.steps) or (every > 0 and version % every == 0)
 
-    def _save(self, link: Link, *, last: bool = False) -> None:
+    def _save(self, link: Link) -> None:
         """Checkpoint the core's version and tell the buffer; collective. The buffer's answer is not waited for."""
         with self.timeline.busy("checkpoint"):
             save_checkpoint(self.checkpoints, self.core, link.epoch)
             self.saved_steps = self.core.version
             if self.ranks.first:
-                link.committed(self.core.version, last=last)
+                link.committed(self.core.version)
                 prune(self.checkpoints, self.config.learner.keep_checkpoints, link.committed_steps)
 
     def _finish(self, link: Link) -> None:
@@ -236,9 +236,7 @@ class Learner:
         if self._published != self.core.version:
             self._publish(link)
         if self.saved_steps != self.core.version:
-            self._save(link, last=True)
-        elif self.ranks.first:
-            link.committed(self.core.version, last=True)
+            self._save(link)
         with self.timeline.busy("export"):
             self._export()
         if self.ranks.first:

@@ -140,8 +140,8 @@ class Link:
         """Called in the publishing thread."""
         self._say("published", version=version.number, hash=digest)
 
-    def committed(self, step: int, *, last: bool) -> None:
-        self._say("committed", step=step, last=last)
+    def committed(self, step: int) -> None:
+        self._say("committed", step=step)
 
     def wait_committed(self, step: int, deadline_s: float = REPLY_S) -> None:
         """Until the buffer has confirmed the checkpoint with `step` steps."""

@@ -245,10 +245,8 @@ pub enum Message<'a> {
         epoch: i64,
         /// Steps in the checkpoint.
         step: i64,
-        /// Nothing comes after it.
-        last: bool,
     },
-    /// The learner is done.
+    /// The learner is done: the last version is published, saved and exported.
     Finish {
         /// Its epoch.
         epoch: i64,
@@ -472,7 +470,6 @@ fn learner_message<'a>(kind: &str, fields: &Fields<'_, 'a>) -> Result<Message<'a
         "committed" => Message::Committed {
             epoch,
             step: fields.get("step")?.count()?,
-            last: fields.get("last")?.bool()?,
         },
         _ => Message::Finish { epoch },
     })

@@ -233,9 +233,7 @@ impl Service {
                 version,
                 hash,
             } => self.published(holder, epoch, version, hash)?,
-            Message::Committed { epoch, step, last } => {
-                self.committed(holder, epoch, step, last)?
-            }
+            Message::Committed { epoch, step } => self.committed(holder, epoch, step)?,
             Message::Finish { epoch } => self.finish(holder, epoch)?,
         }
         Ok(())

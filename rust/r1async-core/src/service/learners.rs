@@ -399,11 +399,9 @@ impl Service {
         holder: HolderId,
         epoch: i64,
         step: i64,
-        last: bool,
     ) -> Result<(), Refusal> {
         self.check_rank_zero(holder, epoch, "committed")?;
         self.ledger.committed(epoch as u64, step as u64)?;
-        self.learners.finished |= last;
         self.answer(holder, "committed_ok", |head| head.int("step", step));
         Ok(())
     }

@@ -300,7 +300,6 @@ impl World {
                     .int("version", number);
                 let head = head
                     .str("hash", "x")
-                    .bool("last", false)
                     .map("metrics", 0, |_| ());
                 self.send(peer, &head.finish());
             }
