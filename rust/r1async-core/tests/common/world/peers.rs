@@ -164,7 +164,7 @@ impl World {
             assert_eq!(by, held.lease, "two holders finished one rollout");
             self.held.retain(|other| other.lease != held.lease);
             self.past.push(held.clone());
-            if held.lease.0 % 3 == 0 {
+            if held.lease.0.is_multiple_of(3) {
                 self.grade_own(held);
             }
         }
