@@ -29,7 +29,6 @@ QUIET_S = 0.5
 """Without a word from the buffer; then a generator says that it is there, and sees whether it should stop."""
 BURST = 8
 """Messages that are sent before a generator looks at what has come, unless it is paced."""
-READABLE = int(zmq.POLLIN)
 
 
 def bench_config(folder: str, ports: Sequence[int], *, steps: int, max_tokens: int, more: Sequence[str] = ()) -> Config:
@@ -168,11 +167,11 @@ class _Generator:
     def _receive(self, due: float) -> None:
         """Takes what has come; with nothing to send now it waits for more, but not past the next sending."""
         wait_s = QUIET_S if len(self._todo) < self._at_once() else min(QUIET_S, due - time.monotonic())
-        if wait_s > 0.0 and not self._socket.poll(wait_s * 1000):
+        if wait_s > 0.0 and not self._socket.poll(max(1, round(wait_s * 1000))):
             if wait_s == QUIET_S:
                 self._say({"t": "heartbeat", "stats": {}})
             return
-        while self._socket.getsockopt(zmq.EVENTS) & READABLE:
+        while self._socket.poll(0):
             self._take(unpack(self._socket.recv()))
 
     def _take(self, message: Message) -> None:

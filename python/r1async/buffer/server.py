@@ -36,7 +36,7 @@ SEND_HWM = 1000
 """Messages that ZeroMQ keeps for one peer; the outbox keeps `buffer.outbox` more."""
 BURST = 256
 """Messages read from one socket before the buffer's answers are sent and the other socket is looked at."""
-GATHER_S = 0.001
+GATHER_MS = 1
 """From answering several messages to reading again, unless a learner says something. What comes meanwhile is
 answered together: without it a crowd of senders has the buffer answer every second message by itself, and each of
 them is woken for that. A message that comes alone is read at once."""
@@ -157,7 +157,7 @@ class Server:
             poller.register(self._wake_read, zmq.POLLIN)
             poller.register(self._sockets["batches"], zmq.POLLIN)
         everybody.register(self._sockets["rollouts"], zmq.POLLIN)
-        crowded, answered = False, 0.0
+        crowded = False
         self._settle()
         while True:
             if self._disk_error is not None:
@@ -165,17 +165,18 @@ class Server:
                     return
                 continue
             with self._timeline.wait("messages"):
-                if crowded and time.monotonic() < answered + GATHER_S:
-                    learners.poll(GATHER_S * 1000)
+                if crowded:
+                    learners.poll(GATHER_MS)
                 ready = dict(everybody.poll(self._timeout_ms()))
             if self._wake_read in ready:
                 return
             with self._timeline.busy("messages"):
-                said = [(name, socket) for name, socket in self._sockets.items() if socket in ready]
+                said: list[tuple[Socket, zmq.Socket]] = [
+                    (name, socket) for name, socket in self._sockets.items() if socket in ready
+                ]
                 crowded = sum(self._answer(name, socket) for name, socket in said) > 1
                 if not said:
                     self._settle()
-                answered = time.monotonic()
 
     def _wait_for_disk(self, error: OSError) -> bool:
         """Tries again to write the journal; True: the run ends.
