@@ -104,8 +104,8 @@ class Run:
             for socket, peer, frame in outgoing:
                 self.frames.append(frame)
                 if socket == "events":
-                    assert peer == b""
                     self.events.append(unpack(frame))
+                    assert peer == self.events[-1].type.encode()
                 else:
                     self.inboxes[peer.decode()].append(unpack(frame))
             wanted = self.buffer.wanted_prompts() if self.feeds else []

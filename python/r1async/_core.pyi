@@ -132,7 +132,7 @@ class Buffer:
     def tick(self, now: float) -> None:
         """Lets deadlines pass; call it at `next_deadline()`, earlier does no harm."""
     def outgoing(self) -> list[tuple[str, bytes, bytes | memoryview]]:
-        """(socket, peer, frame) of all messages to send now, in order; on "events" the peer is empty.
+        """(socket, peer, frame) of all messages to send now, in order; on "events" the peer is the event's type.
 
         A large frame is an array of the bytes where the core wrote them. Before it returns the journal has all that
         they say.

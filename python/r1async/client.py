@@ -40,6 +40,8 @@ SAY_EVERY_S = 10.0
 """Seconds between two log lines of one wait for the buffer."""
 GONE_WITHIN_S = 0.4
 """Seconds that `close` gives the buffer to answer our bye."""
+READABLE, WRITABLE = int(zmq.POLLIN), int(zmq.POLLOUT)
+"""As plain numbers: combining zmq's enums costs as much as receiving."""
 CONNECTION_EVENTS = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_DISCONNECTED
 FATAL = frozenset({"protocol", "run", "epoch", "role"})
 """Error codes that saying it again cannot mend."""
@@ -315,12 +317,12 @@ class _Worker:
     def _loop(self) -> None:
         while True:
             # A socket that is full stops the role's sends, not its receives.
-            self._poller.register(self._dealer, zmq.POLLIN | (zmq.POLLOUT if self._pending else 0))
-            self._poller.register(self._outgoing, 0 if self._pending else zmq.POLLIN)
+            self._poller.register(self._dealer, READABLE | (WRITABLE if self._pending else 0))
+            self._poller.register(self._outgoing, 0 if self._pending else READABLE)
             ready = dict(self._poller.poll(self._timeout_ms()))
             if self._monitor in ready:
                 self._on_connection()
-            if ready.get(self._dealer, 0) & zmq.POLLIN:
+            if ready.get(self._dealer, 0) & READABLE:
                 self._receive()
             if self._outgoing in ready:
                 self._forward()

@@ -10,19 +10,28 @@ from pathlib import Path
 from r1async.monitor.metrics import jsonable
 
 
-def write_atomic(path: Path, data: bytes) -> None:
-    """Replaces a file by a whole new one that is on the disk when this returns."""
+def write_atomic(path: Path, data: bytes, *, synced: bool = True) -> None:
+    """Replaces a file by a whole new one that is on the disk when this returns.
+
+    Args:
+        path: the file.
+        data: what it holds.
+        synced: False: does not wait for the disk. A kill still leaves a whole file, a power cut may leave none.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         with temporary.open("wb") as file:
             file.write(data)
             file.flush()
-            os.fsync(file.fileno())
+            if synced:
+                os.fsync(file.fileno())
     except OSError:
         temporary.unlink(missing_ok=True)  # half a file would only fill the disk further
         raise
     temporary.replace(path)
+    if not synced:
+        return
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)  # or the new name may be lost with the power
@@ -30,6 +39,7 @@ def write_atomic(path: Path, data: bytes) -> None:
         os.close(folder)
 
 
-def write_json(path: Path, value: Mapping[str, object]) -> None:
+def write_json(path: Path, value: Mapping[str, object], *, synced: bool = True) -> None:
     """The same of a JSON object; numbers that JSON does not know become null."""
-    write_atomic(path, (json.dumps(jsonable(value), indent=2, ensure_ascii=False) + "\n").encode())
+    text = json.dumps(jsonable(value), indent=2, ensure_ascii=False)
+    write_atomic(path, f"{text}\n".encode(), synced=synced)

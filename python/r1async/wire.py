@@ -70,10 +70,9 @@ def pack(header: Mapping, columns: Mapping[str, NDArray] | None = None) -> bytes
     cols = [[name, _NAMES[column.dtype], len(column)] for name, column in columns.items()]
     head = msgpack.packb({**header, "cols": cols})
     assert isinstance(head, bytes)
-    parts = [MAGIC, struct.pack("<I", len(head)), head, bytes(_padding(len(head)))]
+    parts: list[bytes | memoryview] = [MAGIC, struct.pack("<I", len(head)), head, bytes(_padding(len(head)))]
     for column in columns.values():
-        raw = np.ascontiguousarray(column).tobytes()
-        parts += [raw, bytes(_padding(len(raw)))]
+        parts += [np.ascontiguousarray(column).data.cast("B"), bytes(_padding(column.nbytes))]
     return b"".join(parts)
 
 

@@ -57,6 +57,7 @@ def bench(options: argparse.Namespace) -> dict[str, Any]:
     load_before = os.getloadavg()[0]
     transfers = [
         *(Transfer(way="buffer", per_message=k, durability=each) for each in options.durability for k in (16, 1)),
+        *(Transfer(way="scorer", per_message=k) for k in (16, 1)),
         *(Transfer(way=peer, per_message=k) for peer in PEERS for k in (16, 1) if options.baselines),
     ]
     runs: defaultdict[str, list[dict[str, float]]] = defaultdict(list)
@@ -89,7 +90,7 @@ def _run(transfer: Transfer, work: Workload, producers: int, batches: int, where
 
 def _paced(work: Workload, options: argparse.Namespace) -> dict[str, dict[str, float]]:
     """Milliseconds at a steady rate, one completion a message, over all repeats."""
-    ways = ("buffer", "msgpack") if options.baselines else ("buffer",)
+    ways = ("buffer", "scorer", "msgpack") if options.baselines else ("buffer", "scorer")
     batches = max(1, round(options.paced_s * options.rate / ROLLOUTS_PER_BATCH))
     found: defaultdict[str, list[float]] = defaultdict(list)
     for repeat in range(options.repeats):

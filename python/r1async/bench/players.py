@@ -11,18 +11,24 @@ from collections.abc import Sequence
 from multiprocessing.connection import Connection as Pipe
 
 import numpy as np
+import zmq
+from numpy.typing import NDArray
 
 from r1async.bench.workload import GROUP_SIZE, GROUPS_PER_BATCH, VERSIONS_BACK, Workload
-from r1async.client import Connected, Connection, greeting
+from r1async.client import Connection, greeting
 from r1async.config import Config, load_config
 from r1async.inbox import DeadlineExceeded, Inbox, Stopped, stop_on_signals
 from r1async.types import Prompt
-from r1async.wire import Message
+from r1async.wire import Message, pack, unpack
 
 WAIT_S = 60.0
 SLOTS = 128
 """Rollouts of one generator under way: eight groups, whose members end in random order."""
 SCORER_QUEUE = 256
+QUIET_S = 0.5
+"""Without a word from the buffer; then a generator says that it is there, and sees whether it should stop."""
+BURST = 8
+"""Messages that are sent before a generator looks at what has come, unless it is paced."""
 
 
 def bench_config(folder: str, ports: Sequence[int], *, steps: int, max_tokens: int, more: Sequence[str] = ()) -> Config:
@@ -76,27 +82,48 @@ def buffer(config: Config, work: Workload) -> None:
     serve(config, _Source(work))
 
 
-def generator(config: Config, work: Workload, index: int, per_message: int, rate: float | None, report: Pipe) -> None:
+def generator(
+    config: Config, work: Workload, index: int, per_message: int, rate: float | None, grades: bool, report: Pipe
+) -> None:
     """Finishes what it is lent, `per_message` rollouts a message, at `rate` a second or as fast as they are taken.
 
     At the end it reports (rollout, when it was sent) of all of them, for a paced run.
+
+    Args:
+        config: of the run.
+        work: the rollouts.
+        index: of this generator.
+        per_message: rollouts of one message.
+        rate: rollouts a second; None: as many as go.
+        grades: it sends each rollout's verdict along; else a scorer is asked.
+        report: see above.
     """
     inbox = Inbox()
+    player = _Generator(config, work, index, inbox, per_message, rate, grades)
     with stop_on_signals(inbox):
-        player = _Generator(config, work, index, inbox, per_message, rate)
         try:
             player.run()
         except Stopped:
             report.send(player.sent)
         finally:
-            player.connection.close()
+            player.close()
 
 
 class _Generator:
+    """Speaks to the buffer through a socket of its own, as a peer's producer does: `client.Connection` has a thread
+    that keeps the connection alive, which generators that send some messages a second do not notice."""
+
     def __init__(
-        self, config: Config, work: Workload, index: int, inbox: Inbox, per_message: int, rate: float | None
+        self,
+        config: Config,
+        work: Workload,
+        index: int,
+        inbox: Inbox,
+        per_message: int,
+        rate: float | None,
+        grades: bool,
     ) -> None:
-        self._work, self._inbox, self._per_message = work, inbox, per_message
+        self._work, self._inbox, self._per_message, self._grades = work, inbox, per_message, grades
         self._every_s = None if rate is None else per_message / rate
         self._random = random.Random(index)
         self._todo: list[tuple[int, int]] = []
@@ -106,44 +133,50 @@ class _Generator:
         self._seen = self._granted = 0
         self._weights = (-1, -1)
         self.sent: dict[int, float] = {}
-        self.connection = Connection(
-            config.endpoint("rollouts"),
-            greeting("generator", f"generator-{index}", config.name),
-            inbox,
-            watch=("state", "published", "epoch"),
-        )
+        self._context = zmq.Context()
+        self._socket = self._context.socket(zmq.DEALER)
+        self._socket.linger = 0
+        self._socket.connect(config.endpoint("rollouts"))
+        self._say(greeting("generator", f"generator-{index}", config.name))
 
     def run(self) -> None:
         due = 0.0
         while True:
-            for item in self._arrivals(due):
-                self._take(item)
-            if self._todo and time.monotonic() >= due and len(self._todo) >= self._at_once():
+            self._inbox.take()
+            self._receive(due)
+            if self._every_s is None:
+                for _ in range(BURST):
+                    if len(self._todo) >= self._at_once():
+                        self._send()
+            elif len(self._todo) >= self._at_once() and time.monotonic() >= due:
                 self._send()
                 # From when it was due, so that a late message does not slow the pace; a first one starts it.
-                if self._every_s is not None:
-                    due = max(due, time.monotonic() - WAIT_S) + self._every_s if due else time.monotonic()
+                due = max(due, time.monotonic() - WAIT_S) + self._every_s if due else time.monotonic()
+
+    def close(self) -> None:
+        self._socket.close()
+        self._context.term()
+
+    def _say(self, header: dict[str, object], columns: dict[str, NDArray] | None = None) -> None:
+        self._socket.send(pack(header, columns))
 
     def _at_once(self) -> int:
         """Rollouts that a message waits for, unless there will be no more before these are sent."""
-        return min(self._per_message, self._held)
+        return max(1, min(self._per_message, self._held))
 
-    def _arrivals(self, due: float) -> list[object]:
-        wait_s = WAIT_S if len(self._todo) < max(1, self._at_once()) else max(0.0, due - time.monotonic())
-        if wait_s == 0.0:
-            return self._inbox.take()
-        try:
-            return [self._inbox.get("leases", wait_s), *self._inbox.take()]
-        except DeadlineExceeded:
-            return []
-
-    def _take(self, item: object) -> None:
-        if isinstance(item, Connected):
-            self._ready()
+    def _receive(self, due: float) -> None:
+        """Takes what has come; with nothing to send now it waits for more, but not past the next sending."""
+        wait_s = QUIET_S if len(self._todo) < self._at_once() else min(QUIET_S, due - time.monotonic())
+        if wait_s > 0.0 and not self._socket.poll(max(1, round(wait_s * 1000))):
+            if wait_s == QUIET_S:
+                self._say({"t": "heartbeat", "stats": {}})
             return
-        assert isinstance(item, Message)
-        header = item.header
-        match header["t"]:
+        while self._socket.poll(0):
+            self._take(unpack(self._socket.recv()))
+
+    def _take(self, message: Message) -> None:
+        header = message.header
+        match message.type:
             case "leases":
                 leases = header["items"]
                 self._seen, self._held = header["seq"], self._held + len(leases)
@@ -165,7 +198,7 @@ class _Generator:
         if version < 0:
             return
         self._granted = SLOTS - self._held
-        self.connection.send(
+        self._say(
             {
                 "t": "ready",
                 "free": self._granted,
@@ -190,11 +223,20 @@ class _Generator:
             items.append([lease, 0, len(tokens), finish, runs])
             if self._every_s is not None:
                 self.sent[rollout] = now
+        header: dict[str, object] = {"t": "chunks", "items": items}
+        if self._grades:
+            header["verdicts"] = [verdict(work, lease, rollout) for lease, rollout in taken]
         columns = {
             "tokens": np.concatenate([tokens for tokens, _ in completions]),
             "logprobs": np.concatenate([logprobs for _, logprobs in completions]),
         }
-        self.connection.send({"t": "chunks", "items": items}, columns)
+        self._say(header, columns)
+
+
+def verdict(work: Workload, lease: int, rollout: int) -> list[object]:
+    """An item of `verdicts`."""
+    reward = work.reward(rollout)
+    return [lease, reward, {"accuracy": reward}, "ok"]
 
 
 def scorer(config: Config, work: Workload, note: bool, report: Pipe) -> None:
@@ -212,11 +254,10 @@ def scorer(config: Config, work: Workload, note: bool, report: Pipe) -> None:
                         seen, granted = item.header["seq"], granted - len(item.header["items"])
                 if items:
                     now = time.monotonic() if note else 0.0
-                    rewards = [(lease, rollout, work.reward(rollout)) for lease, rollout, *_ in items]
-                    graded = [[lease, reward, {"accuracy": reward}, "ok"] for lease, _, reward in rewards]
+                    graded = [verdict(work, lease, rollout) for lease, rollout, *_ in items]
                     connection.send({"t": "verdicts", "items": graded})
                     if note:
-                        sent.update((rollout, now) for _, rollout, _ in rewards)
+                        sent.update((rollout, now) for _, rollout, *_ in items)
                 if granted <= SCORER_QUEUE // 2:
                     granted = SCORER_QUEUE
                     connection.send({"t": "ready", "free": granted, "leases_seen": seen})

@@ -24,7 +24,7 @@ class Transfer:
     """One way of moving rollouts, and how it is driven."""
 
     way: str
-    """`buffer` or a `Peer`."""
+    """`buffer`, `scorer` or a `Peer`."""
     per_message: int
     rate: float | None = None
     """Completions a second; None: as many as go."""
@@ -32,8 +32,8 @@ class Transfer:
 
     @property
     def name(self) -> str:
-        kept = f" {self.durability}" if self.way == "buffer" else ""
-        return f"{self.way}{kept}, {self.per_message} a message"
+        names = {"buffer": f"buffer {self.durability}", "scorer": f"buffer {self.durability} with a scorer"}
+        return f"{names.get(self.way, self.way)}, {self.per_message} a message"
 
 
 def run_transfer(transfer: Transfer, work: Workload, *, producers: int, batches: int, warm: int = WARM) -> Timed:
@@ -43,7 +43,7 @@ def run_transfer(transfer: Transfer, work: Workload, *, producers: int, batches:
         BenchError: a process failed, values that differ from the truth included.
     """
     rate = None if transfer.rate is None else transfer.rate / producers
-    run = _through_buffer if transfer.way == "buffer" else _through_peer
+    run = _through_peer if transfer.way in PEERS else _through_buffer
     return run(transfer, work, producers, rate, batches, warm)
 
 
@@ -52,6 +52,7 @@ def _through_buffer(
 ) -> Timed:
     with tempfile.TemporaryDirectory(prefix="r1async-bench-") as folder:
         steps, checked, paced = warm + batches, min(CHECKED, warm), rate is not None
+        grades = transfer.way == "buffer"
         config = bench_config(
             folder,
             free_ports(3),
@@ -61,10 +62,15 @@ def _through_buffer(
         )
         parts = [Part("buffer", "r1async.bench.players:buffer", (config, work), reports=False)]
         parts += [
-            Part("generators", "r1async.bench.players:generator", (config, work, index, transfer.per_message, rate))
+            Part(
+                "generators",
+                "r1async.bench.players:generator",
+                (config, work, index, transfer.per_message, rate, grades),
+            )
             for index in range(producers)
         ]
-        parts.append(Part("scorer", "r1async.bench.players:scorer", (config, work, paced)))
+        if not grades:
+            parts.append(Part("scorer", "r1async.bench.players:scorer", (config, work, paced)))
         return measure(parts, Part("learner", "r1async.bench.consumers:learner", (config, work, checked, warm, paced)))
 
 
@@ -103,10 +109,10 @@ def figures(timed: Timed, work: Workload, batches: int) -> dict[str, float]:
 
 
 def latencies_ms(timed: Timed, warm: int) -> dict[str, list[float]]:
-    """From the moment the last rollout (and the last verdict) of a batch's groups was sent to the batch in hand."""
-    *generators, last = timed.sent
-    scored = last if len(timed.memory_mb) > 2 else {}
-    moments = {"rollout": _merged([*generators, *([] if scored else [last])]), "verdict": scored}
+    """From the moment the last rollout (and a scorer's last verdict) of a batch's groups was sent to the batch in
+    hand."""
+    scored = timed.sent[-1] if "scorer" in timed.cpu_s else {}
+    moments = {"rollout": _merged(timed.sent[:-1] if scored else timed.sent), "verdict": scored}
     found: dict[str, list[float]] = {}
     for name, sent in moments.items():
         pairs = [(came, [sent.get(int(each)) for each in rollouts]) for came, rollouts in timed.batches[warm:]]

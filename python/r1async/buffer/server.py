@@ -36,6 +36,11 @@ SEND_HWM = 1000
 """Messages that ZeroMQ keeps for one peer; the outbox keeps `buffer.outbox` more."""
 BURST = 256
 """Messages read from one socket before the buffer's answers are sent and the other socket is looked at."""
+GATHER_MS = 1
+"""From answering several messages to reading again, unless a learner says something. What comes meanwhile is
+answered together: without it a crowd of senders has the buffer answer every second message by itself, and each of
+them is woken for that. A message that comes alone is read at once."""
+NOBLOCK = int(zmq.NOBLOCK)
 LINGER_MS = 300
 """For the last messages to leave, at the end."""
 FEED_BURST = 8192
@@ -94,8 +99,8 @@ class Server:
         self._gate = Gate(self._context)
         try:
             self._sockets: dict[Socket, zmq.Socket] = {
+                "batches": self._bind("batches"),  # a step's time is worth more than a chunk's
                 "rollouts": self._bind("rollouts"),
-                "batches": self._bind("batches"),
             }
             self._events = self._context.socket(zmq.PUB)
             self._events.linger = 0
@@ -147,10 +152,12 @@ class Server:
         return self._clock_start + time.monotonic()
 
     def _loop(self) -> None:
-        poller = zmq.Poller()
-        poller.register(self._wake_read, zmq.POLLIN)
-        for socket in self._sockets.values():
-            poller.register(socket, zmq.POLLIN)
+        learners, everybody = zmq.Poller(), zmq.Poller()
+        for poller in (learners, everybody):
+            poller.register(self._wake_read, zmq.POLLIN)
+            poller.register(self._sockets["batches"], zmq.POLLIN)
+        everybody.register(self._sockets["rollouts"], zmq.POLLIN)
+        crowded = False
         self._settle()
         while True:
             if self._disk_error is not None:
@@ -158,14 +165,18 @@ class Server:
                     return
                 continue
             with self._timeline.wait("messages"):
-                ready = dict(poller.poll(self._timeout_ms()))
+                if crowded:
+                    learners.poll(GATHER_MS)
+                ready = dict(everybody.poll(self._timeout_ms()))
             if self._wake_read in ready:
                 return
             with self._timeline.busy("messages"):
-                for name, socket in self._sockets.items():
-                    if socket in ready:
-                        self._receive(name, socket)
-                self._settle()
+                said: list[tuple[Socket, zmq.Socket]] = [
+                    (name, socket) for name, socket in self._sockets.items() if socket in ready
+                ]
+                crowded = sum(self._answer(name, socket) for name, socket in said) > 1
+                if not said:
+                    self._settle()
 
     def _wait_for_disk(self, error: OSError) -> bool:
         """Tries again to write the journal; True: the run ends.
@@ -192,40 +203,51 @@ class Server:
             due.append(deadline)
         return max(0, int((min(due) - now) * 1000) + 1) if due else None
 
-    def _receive(self, name: Socket, socket: zmq.Socket) -> None:
-        for _ in range(BURST):
+    def _answer(self, name: Socket, socket: zmq.Socket) -> int:
+        """Reads what has come and says what follows from it; how many messages it was."""
+        count = self._receive(name, socket)
+        self._settle()
+        return count
+
+    def _receive(self, name: Socket, socket: zmq.Socket) -> int:
+        outbox, file = self._outboxes[name], self._buffer.handle
+        for count in range(BURST):
             try:
-                peer = socket.recv(zmq.NOBLOCK)
+                peer = socket.recv(NOBLOCK)
             except zmq.Again:
-                return
+                return count
             part = socket.recv(copy=False)
             # Read-only, so that Rust may read it without the GIL; one of two is answered as malformed.
             frame = memoryview(b"") if part.more else part.buffer.toreadonly()
             while part.more:
                 part = socket.recv(copy=False)
             now = self._now()
-            if not self._outboxes[name].empty and not self._outboxes[name].retry(peer):
+            if not outbox.empty and not outbox.retry(peer):
                 self._buffer.peer_lost(name, peer, now)
-            self._buffer.handle(name, peer, frame, now)
+            file(name, peer, frame, now)
+        return BURST
 
     def _settle(self) -> None:
-        """Let time pass, give it what it wants, send what it has to say."""
+        """Let time pass, send what it has to say, give it what it wants: a batch does not wait for prompts."""
         now = self._now()
         self._buffer.tick(now)
         for name, outbox in self._outboxes.items():
             for peer in outbox.retry_all():
                 self._buffer.peer_lost(name, peer, now)
-        self._feed(now)
         self._send(now)
+        if self._feed(now):
+            self._send(now)
 
-    def _feed(self, now: float) -> None:
+    def _feed(self, now: float) -> bool:
+        """Brings the prompts that are wanted; whether there were any."""
         fed = 0
         while fed < FEED_BURST and (ordinals := self._buffer.wanted_prompts()):
             for ordinal in ordinals:
                 if not self._admit(ordinal, now):
-                    return
+                    return True
             fed += len(ordinals)
         self._hungry = fed >= FEED_BURST
+        return fed > 0
 
     def _admit(self, ordinal: int, now: float) -> bool:
         """False: the prompts are used up."""
@@ -250,10 +272,11 @@ class Server:
                     if not self._outboxes[name].send(peer, frame):
                         self._buffer.peer_lost(name, peer, now)
                 else:
-                    self._publish(frame)
+                    self._publish(peer, frame)
         if self._disk_error is None and self._committed != self._buffer.committed_steps():
             self._committed = self._buffer.committed_steps()
-            write_json(self._config.run_dir / "audit.json", self._buffer.audit())
+            # Not waited for: the journal has it all, and generators and learners wait while we do.
+            write_json(self._config.run_dir / "audit.json", self._buffer.audit(), synced=False)
 
     def _outgoing(self) -> list[tuple[str, bytes, Frame]]:
         """What the buffer wants sent, once the journal has it; nothing while the disk has no room for that."""
@@ -272,15 +295,16 @@ class Server:
             self._disk_error = None
         return outgoing
 
-    def _publish(self, frame: Frame) -> None:
+    def _publish(self, kind: bytes, frame: Frame) -> None:
         """Events; figures and incidents are kept in the run's folder as well, because events may be lost."""
         self._events.send(frame, zmq.NOBLOCK)
-        message = unpack(frame)
-        if message.type == "stats":
-            self._metrics.write("stats", {key: value for key, value in message.header.items() if key != "t"})
-        elif message.type == "incident":
-            log.warning("%s: %s", message.header["incident"]["name"], message.header["incident"])
-            self._metrics.write("incident", message.header["incident"])
+        if kind == b"stats":
+            header = unpack(frame).header
+            self._metrics.write("stats", {key: value for key, value in header.items() if key != "t"})
+        elif kind == b"incident":
+            incident = unpack(frame).header["incident"]
+            log.warning("%s: %s", incident["name"], incident)
+            self._metrics.write("incident", incident)
 
     def _close_pipe(self) -> None:
         write_end, self._wake_write = self._wake_write, -1

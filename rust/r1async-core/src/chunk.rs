@@ -208,7 +208,7 @@ impl Ledger {
         }
     }
 
-    /// Appends all but the first `skip` tokens of a chunk. Only a new token renews the lease.
+    /// Appends all but the first `skip` tokens of a chunk. Only a new token renews the lease; the last chunk ends it.
     fn file_tokens(&mut self, now: f64, member: Member, chunk: &ChunkRef<'_>, skip: usize) {
         let Some(new) = chunk.tokens.get(skip..).filter(|new| !new.is_empty()) else {
             return;
@@ -222,8 +222,8 @@ impl Ledger {
         let (source, counts_age) = (group.source, group.counts_age());
         let rollout = &mut group.members[member.index];
         let lowest = rollout.runs.lowest();
-        rollout.tokens.extend_from_slice(new);
-        rollout.logprobs.extend_from_slice(&chunk.logprobs[skip..]);
+        append(&mut rollout.tokens, new);
+        append(&mut rollout.logprobs, &chunk.logprobs[skip..]);
         for run in runs_after(chunk.runs, skip) {
             rollout.runs.push(run);
             if counts_age {
@@ -256,8 +256,10 @@ impl Ledger {
             self.ripen(member.group);
         }
         self.news.batch |= self.hold.is_some(); // The budget has grown.
-        self.leases
-            .renew(chunk.lease, now + self.settings.lease_s, &mut self.timers);
+        if chunk.finish.is_none() {
+            self.leases
+                .renew(chunk.lease, now + self.settings.lease_s, &mut self.timers);
+        }
     }
 
     /// The completion is whole: it waits for a scorer, or abstains because it was cut.
@@ -273,7 +275,7 @@ impl Ledger {
             return;
         };
         rollout.finish = Some(finish);
-        // It came in pieces, for which the columns grew by halves: up to that much of what is held would be air.
+        // It came in pieces, for which the columns grew ahead: up to a quarter of what is held would be air.
         rollout.tokens.shrink_to_fit();
         rollout.logprobs.shrink_to_fit();
         rollout.state = State::Unscored(place);
@@ -355,6 +357,15 @@ fn is_sound(tokens: &[i32], logprobs: &[f32]) -> bool {
         .iter()
         .fold(true, |finite, logprob| finite & logprob.is_finite());
     signs >= 0 && finite
+}
+
+/// Grows by a quarter: what is held a piece at a time is mostly held for long, and the room that doubling gives up
+/// again at the end is too small for the next to grow in.
+fn append<T: Copy>(column: &mut Vec<T>, new: &[T]) {
+    if column.capacity() - column.len() < new.len() {
+        column.reserve_exact(new.len().max(column.len() / 4));
+    }
+    column.extend_from_slice(new);
 }
 
 /// Version runs without their first `skip` tokens.

@@ -5,7 +5,7 @@ use std::collections::{BTreeSet, HashMap};
 use serde::{Deserialize, Serialize};
 
 use crate::ids::{GroupId, HolderId, LeaseId, Member, PolicyVersion};
-use crate::timers::{Timer, Timers};
+use crate::timers::{Moment, Timer, Timers};
 
 /// What a lease is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -32,7 +32,8 @@ pub(crate) struct Lease {
 /// What a generator or scorer has.
 #[derive(Debug, Default, Serialize, Deserialize)]
 struct Holder {
-    leases: BTreeSet<LeaseId>,
+    /// By the moment when their timers fire: the first has been quiet longest.
+    leases: BTreeSet<(Moment, LeaseId)>,
     /// Leases of evaluations among them, all of one version.
     pinned: usize,
     pin: Option<PolicyVersion>,
@@ -79,7 +80,7 @@ impl Leases {
     pub(crate) fn begin(&mut self, id: LeaseId, lease: Lease, timers: &mut Timers) {
         if let Some(holder) = lease.holder {
             let holder = self.holders.entry(holder).or_default();
-            holder.leases.insert(id);
+            holder.leases.insert((Moment(lease.until), id));
             if lease.pin.is_some() {
                 holder.pinned += 1;
                 holder.pin = lease.pin;
@@ -123,7 +124,7 @@ impl Leases {
         timers.clear(lease.until, Timer::Lease(id));
         let holder = lease.holder.and_then(|it| self.holders.get_mut(&it));
         if let Some(holder) = holder {
-            holder.leases.remove(&id);
+            holder.leases.remove(&(Moment(lease.until), id));
             if lease.pin.is_some() {
                 holder.pinned -= 1;
             }
@@ -152,6 +153,10 @@ impl Leases {
     pub(crate) fn renew(&mut self, id: LeaseId, until: f64, timers: &mut Timers) {
         if let Some(lease) = self.table.get_mut(&id) {
             timers.clear(lease.until, Timer::Lease(id));
+            if let Some(holder) = lease.holder.and_then(|it| self.holders.get_mut(&it)) {
+                holder.leases.remove(&(Moment(lease.until), id));
+                holder.leases.insert((Moment(until), id));
+            }
             lease.until = until;
             timers.set(until, Timer::Lease(id));
         }
@@ -184,9 +189,23 @@ impl Leases {
 
     /// All that `holder` has, in order.
     pub(crate) fn of(&self, holder: HolderId) -> Vec<LeaseId> {
-        self.holders
-            .get(&holder)
-            .map_or_else(Vec::new, |holder| holder.leases.iter().copied().collect())
+        let leases = self.holders.get(&holder).map(|holder| &holder.leases);
+        let mut leases: Vec<LeaseId> = leases.into_iter().flatten().map(|&(_, id)| id).collect();
+        leases.sort_unstable();
+        leases
+    }
+
+    /// What each holder at work has: how many leases, and those whose timers fire first, at most `most`.
+    pub(crate) fn at_work(
+        &self,
+        most: usize,
+    ) -> impl Iterator<Item = (HolderId, usize, Vec<Lease>)> {
+        let of = move |(&id, holder): (&HolderId, &Holder)| {
+            let first = holder.leases.iter().take(most);
+            let leases: Vec<Lease> = first.map(|(_, lease)| self.table[lease]).collect();
+            (!leases.is_empty()).then_some((id, holder.leases.len(), leases))
+        };
+        self.holders.iter().filter_map(of)
     }
 
     /// Groups of rollouts that `holder` generates.
@@ -195,15 +214,10 @@ impl Leases {
         leases
             .into_iter()
             .flatten()
-            .filter_map(|id| self.table.get(id))
+            .filter_map(|(_, id)| self.table.get(id))
             .filter(|lease| lease.work == Work::Generate)
             .map(|lease| lease.member.group)
             .collect()
-    }
-
-    /// Every lease that somebody works under, in no order.
-    pub(crate) fn at_work(&self) -> impl Iterator<Item = &Lease> {
-        self.table.values().filter(|lease| lease.work != Work::Sent)
     }
 
     pub(crate) fn forget(&mut self, holder: HolderId) {

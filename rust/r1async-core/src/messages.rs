@@ -104,12 +104,14 @@ pub struct Chunks<'a> {
     pub tokens: Cow<'a, [i32]>,
     /// Their logprobs, in nats.
     pub logprobs: Cow<'a, [f32]>,
+    /// On rollouts that end here, from a sender that knows their rewards; the leases are those of the items.
+    pub verdicts: Vec<Graded<'a>>,
 }
 
 /// A grader's word on one rollout.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Graded<'a> {
-    /// The scoring lease.
+    /// The scorer's lease, or in `Chunks` the generator's.
     pub lease: i64,
     /// The reward; `None` abstains.
     pub total: Option<f64>,
@@ -356,10 +358,15 @@ fn chunks<'a>(fields: &Fields<'_, 'a>) -> Result<Message<'a>, MessageError> {
     })?;
     fields.length_is("tokens", tokens.len(), end)?;
     fields.length_is("logprobs", logprobs.len(), end)?;
+    let verdicts = match fields.given("verdicts") {
+        Some(verdicts) => verdicts.each(graded)?,
+        None => Vec::new(),
+    };
     Ok(Message::Chunks(Chunks {
         items,
         tokens,
         logprobs,
+        verdicts,
     }))
 }
 

@@ -29,8 +29,6 @@ pub struct ScoreLease {
     pub group: GroupId,
     /// The question; its `meta` says what the grader needs to know.
     pub prompt: Arc<Prompt>,
-    /// The completion's tokens.
-    pub tokens: Vec<i32>,
     /// Why it ended.
     pub finish: Finish,
 }
@@ -100,7 +98,6 @@ impl Ledger {
         let finish = rollout
             .finish
             .expect("only finished rollouts wait for a scorer");
-        let tokens = rollout.tokens.clone();
         let (rollout, prompt) = (group.rollout_id(member.index), group.prompt.clone());
         let group = group.id;
         if !group.is_evaluation() {
@@ -115,12 +112,20 @@ impl Ledger {
             rollout,
             group,
             prompt,
-            tokens,
             finish,
         }
     }
 
-    /// Files a verdict, if its lease is current.
+    /// The completion that `lease` is about: what a scorer is to grade. Empty if nobody holds the lease.
+    #[must_use]
+    pub fn completion(&self, lease: LeaseId) -> &[i32] {
+        self.leases.get(lease).map_or(&[], |lease| {
+            &self.groups[&lease.member.group].members[lease.member.index].tokens
+        })
+    }
+
+    /// Files a verdict, if its lease is current: a scorer's, or that under which a generator has just finished the
+    /// rollout, as long as no scorer has taken it.
     pub fn verdict(
         &mut self,
         now: f64,
@@ -128,14 +133,24 @@ impl Ledger {
         lease: LeaseId,
         verdict: Verdict,
     ) -> VerdictAck {
-        let Some(held) = self.leases.held_by(lease, holder, Work::Score) else {
+        let scoring = self.leases.held_by(lease, holder, Work::Score);
+        let Some(held) = scoring.or_else(|| self.unscored(lease, holder)) else {
             self.counters.late_verdicts += 1;
             return VerdictAck::Lost;
         };
-        self.leases.gave_verdict(holder, now);
+        if scoring.is_some() {
+            self.leases.gave_verdict(holder, now);
+            self.news.scoring = true;
+        }
         self.end_rollout(held.member, verdict.into_ended());
-        self.news.scoring = true;
         VerdictAck::Held
+    }
+
+    /// The lease under which `holder` finished a rollout that waits for a scorer.
+    fn unscored(&self, lease: LeaseId, holder: HolderId) -> Option<Lease> {
+        let held = self.leases.held_by(lease, holder, Work::Sent)?;
+        let rollout = &self.groups[&held.member.group].members[held.member.index];
+        matches!(rollout.state, State::Unscored(_)).then_some(held)
     }
 }
 

@@ -66,7 +66,7 @@ impl Socket {
 pub struct Outgoing {
     /// Through which socket.
     pub socket: Socket,
-    /// To whom; empty for events.
+    /// To whom; of an event, its type, for those who keep some of them.
     pub peer: Vec<u8>,
     /// What.
     pub frame: Vec<u8>,

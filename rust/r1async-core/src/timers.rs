@@ -18,7 +18,7 @@ pub(crate) enum Timer {
 
 /// A point in time with a total order.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
-struct Moment(f64);
+pub(crate) struct Moment(pub(crate) f64);
 
 impl PartialEq for Moment {
     fn eq(&self, other: &Self) -> bool {

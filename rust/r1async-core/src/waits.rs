@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::figure::Figure;
 use crate::ids::{GroupId, HolderId, Member, RolloutId, Step};
 use crate::incident::NAMED;
+use crate::leases::{self, Lease};
 use crate::ledger::Ledger;
 use crate::sources::MAIN;
 
@@ -159,6 +160,7 @@ pub(crate) struct Work {
     pub(crate) quiet_s: f64,
     /// Seconds that it may be quiet.
     pub(crate) deadline_s: f64,
+    /// Those that have been quiet longest, as many as are named.
     pub(crate) members: BTreeSet<Member>,
 }
 
@@ -330,33 +332,28 @@ impl Ledger {
         }
     }
 
-    /// What every generator and scorer has.
+    /// What every generator and scorer has. Costs the same however much that is.
     pub(crate) fn work(&self, now: f64) -> BTreeMap<HolderId, Work> {
-        let mut all: BTreeMap<HolderId, Work> = BTreeMap::new();
-        for lease in self.leases.at_work() {
-            let Some(holder) = lease.holder else {
-                continue; // Its holder is gone.
-            };
-            let scoring = lease.work == crate::leases::Work::Score;
+        let work = |(holder, count, leases): (HolderId, usize, Vec<Lease>)| {
+            let first = leases[0];
+            let scoring = first.work == leases::Work::Score;
             let (deadline_s, moved) = if scoring {
                 let verdict = self.leases.last_verdict(holder);
-                let moved = verdict.map_or(lease.since, |at| at.max(lease.since));
+                let moved = verdict.map_or(first.since, |at| at.max(first.since));
                 (self.settings.scoring_lease_s(), moved)
             } else {
                 let lease_s = self.settings.lease_s;
-                (lease_s, lease.until - lease_s)
+                (lease_s, first.until - lease_s)
             };
-            let work = all.entry(holder).or_insert_with(|| Work {
+            let work = Work {
                 scoring,
-                count: 0,
-                quiet_s: 0.0,
+                count,
+                quiet_s: (now - moved).max(0.0),
                 deadline_s,
-                members: BTreeSet::new(),
-            });
-            work.count += 1;
-            work.quiet_s = work.quiet_s.max(now - moved);
-            work.members.insert(lease.member);
-        }
-        all
+                members: leases.iter().map(|lease| lease.member).collect(),
+            };
+            (holder, work)
+        };
+        self.leases.at_work(NAMED).map(work).collect()
     }
 }

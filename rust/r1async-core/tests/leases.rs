@@ -5,7 +5,7 @@ mod common;
 use common::{GENERATOR, OTHER_GENERATOR, Run, SCORER, settings, with_bound};
 use r1async_core::{
     Announcement, ChunkAck, ChunkError, ChunkRef, DropReason, Finish, HolderId, LeaseId,
-    PolicyVersion, RolloutId, Settings, VerdictAck, VersionRun,
+    PolicyVersion, RolloutId, Settings, Verdict, VerdictAck, VersionRun,
 };
 
 fn rollouts(leases: &[r1async_core::RolloutLease]) -> Vec<u64> {
@@ -141,7 +141,10 @@ fn a_chunk_sent_twice_or_overlapping_counts_once() {
     assert_eq!(run.ledger.stats().gaps, 1);
     let scoring = run.ledger.lease_scoring(0.0, SCORER, 9);
     assert_eq!(scoring.len(), 1);
-    assert_eq!(scoring[0].tokens, (0..8).collect::<Vec<i32>>());
+    assert_eq!(
+        run.ledger.completion(scoring[0].lease),
+        (0..8).collect::<Vec<i32>>()
+    );
 }
 
 #[test]
@@ -513,6 +516,33 @@ fn a_second_verdict_is_late() {
     let scoring = run.ledger.lease_scoring(0.0, SCORER, 1)[0].lease;
     assert_eq!(run.verdict(scoring, 1.0), VerdictAck::Held);
     assert_eq!(run.verdict(scoring, 0.0), VerdictAck::Lost);
+}
+
+#[test]
+fn who_finished_a_rollout_may_grade_it_until_a_scorer_has_it() {
+    let mut run = Run::new(settings());
+    let leases = run.lease(0, 2);
+    let score = |total| Verdict::Score {
+        total,
+        parts: Vec::new(),
+        status: "ok".into(),
+    };
+    let grade = |run: &mut Run, holder, place: usize| {
+        run.ledger
+            .verdict(0.0, holder, leases[place].lease, score(1.0))
+    };
+    assert_eq!(grade(&mut run, GENERATOR, 0), VerdictAck::Lost); // Not finished yet.
+    run.finish(leases[0].lease, 0, &[(0, 1)]);
+    run.finish(leases[1].lease, 0, &[(0, 1)]);
+    assert_eq!(grade(&mut run, OTHER_GENERATOR, 0), VerdictAck::Lost);
+    assert_eq!(grade(&mut run, GENERATOR, 0), VerdictAck::Held);
+    assert_eq!(grade(&mut run, GENERATOR, 0), VerdictAck::Lost);
+    let scoring = run.ledger.lease_scoring(0.0, SCORER, 9);
+    assert_eq!(scoring.len(), 1); // The other one.
+    assert_eq!(grade(&mut run, GENERATOR, 1), VerdictAck::Lost);
+    assert_eq!(run.verdict(scoring[0].lease, 0.0), VerdictAck::Held);
+    assert_eq!(run.ledger.stats().groups_ready, 1);
+    assert!(run.ledger.audit().is_balanced());
 }
 
 #[test]

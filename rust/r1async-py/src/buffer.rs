@@ -37,7 +37,10 @@ impl Kept {
     fn outgoing(&mut self) -> Result<Vec<Outgoing>, JournalError> {
         self.service.settle(); // before the journal is written: what is handed out is in it too
         if let Some(journal) = &mut self.journal {
-            if let Some(pending) = self.service.take_pending() {
+            let pending = self.service.take_pending();
+            if self.unwritten.is_empty() {
+                self.unwritten = pending.unwrap_or_default();
+            } else if let Some(pending) = pending {
                 self.unwritten.events.extend(pending.events);
                 self.unwritten.payload.extend(pending.payload);
                 self.unwritten.urgent |= pending.urgent;
@@ -249,7 +252,7 @@ impl Buffer {
         Ok(())
     }
 
-    /// (socket, peer, frame) of all messages to send now, in order; on "events" the peer is empty. Before it returns
+    /// (socket, peer, frame) of all messages to send now, in order; on "events" the peer is the event's type. Before it returns
     /// the journal has all that they say; if it cannot be written they are kept for the next call. A large frame is
     /// a view of the bytes where the core wrote them, a small one is copied into `bytes`.
     #[expect(clippy::type_complexity, reason = "a list of plain tuples")]

@@ -21,7 +21,7 @@ use crate::scoring::{ScoreLease, Verdict, VerdictAck};
 use crate::settings::{Settings, SettingsError};
 
 /// Layout of a snapshot.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 
 /// What is to be written, in both streams, before anything is answered.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

@@ -57,18 +57,27 @@ impl<'f, 'a> Fields<'f, 'a> {
     }
 
     pub(super) fn get(&'f self, name: &'f str) -> Result<At<'f, 'a>, MessageError> {
+        self.given(name).ok_or_else(|| {
+            let path = Path::Field {
+                of: &self.path,
+                name,
+            };
+            self.wrong(&path.to_string(), "given", "nothing".into())
+        })
+    }
+
+    /// A field that may be left out.
+    pub(super) fn given(&'f self, name: &'f str) -> Option<At<'f, 'a>> {
         let path = Path::Field {
             of: &self.path,
             name,
         };
-        match self.entries.iter().rfind(|(key, _)| *key == name) {
-            Some((_, value)) => Ok(At {
-                kind: self.kind,
-                path,
-                value,
-            }),
-            None => Err(self.wrong(&path.to_string(), "given", "nothing".into())),
-        }
+        let (_, value) = self.entries.iter().rfind(|(key, _)| *key == name)?;
+        Some(At {
+            kind: self.kind,
+            path,
+            value,
+        })
     }
 
     pub(super) fn column<T: Element>(&self, name: &str) -> Result<Cow<'a, [T]>, MessageError> {

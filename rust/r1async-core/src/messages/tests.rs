@@ -66,6 +66,38 @@ fn chunks_say_where_their_tokens_lie() {
 }
 
 #[test]
+fn chunks_may_bring_verdicts_along() {
+    let bytes = FrameWriter::new("chunks")
+        .list("items", 0, |_| ())
+        .list("verdicts", 1, |out| {
+            out.list(4);
+            out.int(7);
+            out.float(0.5);
+            out.map(1);
+            out.str("accuracy");
+            out.float(0.5);
+            out.str("ok");
+        })
+        .column::<i32>("tokens", 0)
+        .column::<f32>("logprobs", 0);
+    let mut open = bytes.open();
+    open.end_column();
+    open.end_column();
+    let bytes = open.finish();
+    let frame = Frame::decode(&bytes, CAP).unwrap();
+    let Message::Chunks(chunks) = Message::read(&frame, Role::Generator).unwrap() else {
+        panic!()
+    };
+    let want = Graded {
+        lease: 7,
+        total: Some(0.5),
+        parts: vec![("accuracy", 0.5)],
+        status: "ok",
+    };
+    assert_eq!(chunks.verdicts, [want]);
+}
+
+#[test]
 fn error_names_the_field_what_it_got_and_what_it_wants() {
     let said = |bytes: &[u8]| error(bytes, Role::Generator);
     assert_eq!(

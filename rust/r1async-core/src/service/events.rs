@@ -56,18 +56,25 @@ impl Service {
         self.state_line().head(kind)
     }
 
+    pub(super) fn publish(&mut self, kind: &str, event: FrameWriter) {
+        self.push(Socket::Events, kind.into(), event.finish());
+    }
+
     /// Publishes a change of state.
     pub(super) fn tell_state(&mut self) {
         let line = self.state_line();
         if self.told != Some(line) {
             self.told = Some(line);
-            self.push(Socket::Events, Vec::new(), line.head("state").finish());
+            self.publish("state", line.head("state"));
         }
     }
 
-    /// Publishes figures when they are due.
+    /// Publishes figures when they are due. They count all that is held, so what waits to be sent goes first: they
+    /// come with the next call, or an interval later if there is something every time.
     pub(super) fn publish_figures(&mut self) {
-        if self.now < self.next_figures {
+        let last_moment = self.next_figures + self.settings.interval_s;
+        let is_busy = !self.outgoing.is_empty() && self.now < last_moment;
+        if self.now < self.next_figures || is_busy {
             return;
         }
         self.next_figures = self.now + self.settings.interval_s;
@@ -77,8 +84,7 @@ impl Service {
         for (name, figure) in [("buffer", buffer), ("audit", audit), ("peers", peers)] {
             head = head.figure(name, &figure);
         }
-        let frame = head.figure("waits", &waits).finish();
-        self.push(Socket::Events, Vec::new(), frame);
+        self.publish("stats", head.figure("waits", &waits));
     }
 
     fn peer_figures(&self) -> Figure {

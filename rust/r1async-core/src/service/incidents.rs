@@ -1,7 +1,7 @@
 //! Waits with the names of peers, and faults on their way to whoever listens.
 
 use super::peers::{Peer, RoleState};
-use super::{Figure, Service, Socket};
+use super::{Figure, Service};
 use crate::ids::{GroupId, HolderId, RolloutId};
 use crate::incident::{Incident, NAMED};
 use crate::messages::{Reported, Role};
@@ -240,7 +240,7 @@ impl Service {
         *count += 1;
         if *count <= TOLD {
             let frame = self.head("incident").figure("incident", &incident.figure());
-            self.push(Socket::Events, Vec::new(), frame.finish());
+            self.publish("incident", frame);
         }
     }
 }

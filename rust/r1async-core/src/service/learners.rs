@@ -373,7 +373,7 @@ impl Service {
                     out.value(value);
                 }
             });
-        self.push(Socket::Events, Vec::new(), event.finish());
+        self.publish("step", event);
         Ok(())
     }
 

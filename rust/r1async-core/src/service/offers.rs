@@ -9,6 +9,7 @@ use super::peers::{Peer, RoleState};
 use crate::group::Prompt;
 use crate::ids::HolderId;
 use crate::lease::RolloutLease;
+use crate::ledger::Ledger;
 use crate::scoring::ScoreLease;
 use crate::settings::Sampling;
 
@@ -114,7 +115,8 @@ impl Service {
             scorer.ready_unanswered = false;
             scorer.credits.send(leases.len(), false);
             let seq = scorer.credits.sent();
-            let frame = score_frame(self.head("score").int("seq", seq as i64), leases);
+            let head = self.head("score").int("seq", seq as i64);
+            let frame = score_frame(head, leases, &self.ledger);
             self.send(holder, frame);
         }
     }
@@ -219,17 +221,21 @@ fn put_sampling(out: &mut crate::frame::Nested, sampling: &Sampling) {
     out.bool(sampling.greedy);
 }
 
-fn score_frame(head: crate::frame::FrameWriter, leases: &[ScoreLease]) -> Vec<u8> {
+fn score_frame(head: crate::frame::FrameWriter, leases: &[ScoreLease], ledger: &Ledger) -> Vec<u8> {
+    let completions: Vec<&[i32]> = leases
+        .iter()
+        .map(|lease| ledger.completion(lease.lease))
+        .collect();
     let (prompts, places) = distinct(leases.iter().map(|lease| &lease.prompt));
     let head = head
         .list("items", leases.len(), |out| {
-            for (lease, place) in leases.iter().zip(&places) {
+            for ((lease, place), tokens) in leases.iter().zip(&places).zip(&completions) {
                 out.list(6);
                 out.int(lease.lease.0 as i64);
                 out.int(lease.rollout.0 as i64);
                 out.int(lease.group.0 as i64);
                 out.int(*place as i64);
-                out.int(lease.tokens.len() as i64);
+                out.int(tokens.len() as i64);
                 out.str(lease.finish.name());
             }
         })
@@ -239,10 +245,10 @@ fn score_frame(head: crate::frame::FrameWriter, leases: &[ScoreLease]) -> Vec<u8
     let mut frame = head
         .column::<i32>(
             "tokens",
-            leases.iter().map(|lease| lease.tokens.len()).sum(),
+            completions.iter().map(|tokens| tokens.len()).sum(),
         )
         .open();
-    leases.iter().for_each(|lease| frame.put(&lease.tokens));
+    completions.iter().for_each(|tokens| frame.put(tokens));
     frame.end_column();
     frame.finish()
 }

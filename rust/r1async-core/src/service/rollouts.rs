@@ -123,6 +123,15 @@ impl Service {
             }
         }
         self.acks.insert(holder, acks);
+        // Not answered: a rollout that was sent again has its verdict, and for its chunk it is held.
+        for item in &chunks.verdicts {
+            self.ledger.verdict(
+                self.now,
+                holder,
+                LeaseId(item.lease as u64),
+                verdict_of(item),
+            );
+        }
     }
 
     pub(super) fn release(&mut self, holder: HolderId, leases: &[i64]) {
@@ -179,25 +188,10 @@ impl Service {
     pub(super) fn verdicts(&mut self, holder: HolderId, items: &[Graded<'_>]) {
         let mut acks = self.acks.remove(&holder).unwrap_or_default();
         for item in items {
-            let status = item.status.to_owned();
-            let verdict = match item.total {
-                None => Verdict::Abstain { status },
-                Some(total) => {
-                    let parts = item
-                        .parts
-                        .iter()
-                        .map(|(name, value)| ((*name).to_owned(), *value))
-                        .collect();
-                    Verdict::Score {
-                        total,
-                        parts,
-                        status,
-                    }
-                }
-            };
+            let lease = LeaseId(item.lease as u64);
             match self
                 .ledger
-                .verdict(self.now, holder, LeaseId(item.lease as u64), verdict)
+                .verdict(self.now, holder, lease, verdict_of(item))
             {
                 VerdictAck::Held => acks.add(item.lease, ChunkAck::Held(1)),
                 VerdictAck::Lost => acks.add(item.lease, ChunkAck::Lost),
@@ -242,6 +236,23 @@ impl Service {
                 self.answer(holder, "alive", |head| head);
             }
         }
+    }
+}
+
+fn verdict_of(item: &Graded<'_>) -> Verdict {
+    let status = item.status.to_owned();
+    let Some(total) = item.total else {
+        return Verdict::Abstain { status };
+    };
+    let parts = item
+        .parts
+        .iter()
+        .map(|(name, value)| ((*name).to_owned(), *value))
+        .collect();
+    Verdict::Score {
+        total,
+        parts,
+        status,
     }
 }
 

@@ -311,6 +311,8 @@ impl World {
                 self.now += seconds;
                 self.service.tick(self.now);
                 self.pump();
+                self.service.tick(self.now); // Figures wait until all else is sent.
+                self.pump();
                 assert!(
                     self.service
                         .next_deadline()

@@ -164,7 +164,27 @@ impl World {
             assert_eq!(by, held.lease, "two holders finished one rollout");
             self.held.retain(|other| other.lease != held.lease);
             self.past.push(held.clone());
+            if held.lease.0.is_multiple_of(3) {
+                self.grade_own(held);
+            }
         }
+    }
+
+    /// A generator that knows the reward of what it has just finished says so, and says it again.
+    fn grade_own(&mut self, held: &Held) {
+        let verdict = || Verdict::Score {
+            total: (held.lease.0 / 3 % 2) as f64,
+            parts: Vec::new(),
+            status: "ok".to_owned(),
+        };
+        let (now, holder) = (self.now, held.holder);
+        self.ledger.verdict(now, holder, held.lease, verdict());
+        let before = self.ledger.audit();
+        assert_eq!(
+            self.ledger.verdict(now, holder, held.lease, verdict()),
+            VerdictAck::Lost
+        );
+        assert_eq!(self.ledger.audit(), before);
     }
 
     pub(super) fn install(&mut self, a: usize) {
@@ -239,7 +259,8 @@ impl World {
     pub(super) fn lease_scoring(&mut self, a: usize, max: usize) {
         let holder = HolderId(1000 + a as u64 % 2);
         for lease in self.ledger.lease_scoring(self.now, holder, max) {
-            assert_eq!(lease.tokens.len(), self.versions[&lease.rollout].len());
+            let tokens = self.ledger.completion(lease.lease);
+            assert_eq!(tokens.len(), self.versions[&lease.rollout].len());
             self.scoring.push((holder, lease.lease));
         }
     }
