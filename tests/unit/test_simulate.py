@@ -301,7 +301,7 @@ def test_time_at_work_without_a_core_is_that_of_other_programs(tmp_path):
             for start in range(300):
                 writer.write("timeline", {"start": start, "span_s": 1, "cpu_s": 0.2, "busy": {"x": 0.4}, "wait": {}})
     found = observe(run_dir)
-    cores = os.cpu_count()
+    cores = os.cpu_count() or 0
     assert found.cores == cores
     assert found.other_load == pytest.approx(2 * cores - 1)  # cores / (1 + load) = 1/2
     assert [seconds for _, seconds in found.steps] == pytest.approx([1.5] * len(found.steps))

@@ -575,11 +575,17 @@ impl Ledger {
 
     /// How many rollouts waiting might save, and the first of their groups.
     fn waited_for(&self, version: u64, chosen: &Candidates) -> (usize, Vec<GroupId>) {
+        let rollouts = if chosen.is_full {
+            self.savable(version, chosen).count()
+        } else {
+            self.ages.unfinished(version).map_or(0, BTreeSet::len)
+        };
         let mut groups: Vec<GroupId> = Vec::with_capacity(GROUPS_NAMED);
-        let mut rollouts = 0;
         for member in self.savable(version, chosen) {
-            rollouts += 1;
-            if groups.len() < GROUPS_NAMED && groups.last() != Some(&member.group) {
+            if groups.last() != Some(&member.group) {
+                if groups.len() == GROUPS_NAMED {
+                    break;
+                }
                 groups.push(member.group);
             }
         }

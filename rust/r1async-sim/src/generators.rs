@@ -454,7 +454,7 @@ impl Simulation {
 #[derive(Debug)]
 pub(crate) struct Rooms {
     slots: Vec<usize>,
-    /// Who has the most, until a number changes: it is asked for far more often than numbers change.
+    /// Who has the most, while that is known: until they have less, it is asked for far more often than it changes.
     most: Option<Option<(usize, usize)>>,
 }
 
@@ -468,7 +468,13 @@ impl Rooms {
 
     fn set(&mut self, generator: usize, slots: usize) {
         self.slots[generator] = slots;
-        self.most = None;
+        let Some(known) = self.most else { return };
+        let (first, most) = known.unwrap_or((usize::MAX, 0));
+        if slots > most || (slots == most && generator < first && slots > 0) {
+            self.most = Some(Some((generator, slots)));
+        } else if generator == first && slots < most {
+            self.most = None;
+        }
     }
 
     fn add(&mut self, generator: usize, slots: usize) {
