@@ -1,7 +1,8 @@
 """Does `r1async simulate --from RUN` predict real runs? `python benches/simulate_prediction.py`.
 
-Runs the demo at max_staleness 0, 1 and 4 and with a slow scorer, fits the model on the run at 1 and predicts the
-others. Speed is steps a second between the first steps and the last `pacing + 1`; repeats are interleaved.
+Runs the demo at max_staleness 0, 1 and 4 and with a slow scorer, fits the model on one of them and predicts all.
+Speed is steps a second between the first steps and the last `pacing + 1`; repeats are interleaved. What other programs
+take of the machine changes from run to run and nobody can know it beforehand: a second prediction has it as it was.
 """
 
 from __future__ import annotations
@@ -13,14 +14,15 @@ import shutil
 import statistics
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from r1async.config import Config, load_config
 from r1async.monitor.rundata import load_run
 from r1async.simulate import fit
 from r1async.simulate.model import simulated
-from r1async.simulate.observe import observe
+from r1async.simulate.observe import Observed, observe
 
 SLOW_S = 0.008
 """Seconds that the slow grader sleeps: with one worker about twice as long as a step trains."""
@@ -38,12 +40,13 @@ CASES: Mapping[str, Sequence[str]] = {
     "bound 4": ("staleness.max_staleness=4",),
     "slow scorer": ("staleness.max_staleness=1", "reward.weights.slow_grader:part=0"),
 }
-FITTED_ON = "bound 1"
+SLOW_CASE = "slow scorer"
 
 
 def run(folder: Path, case: str, repeat: int, steps: int) -> Path:
     """One real run's folder."""
     name = f"{case.replace(' ', '_')}-{repeat}"
+    shutil.rmtree(folder / name, ignore_errors=True)
     common = [f"runs_dir={folder}", f"name={name}", f"steps={steps}", "eval.every=0", "eval.prompts=20"]
     command = [sys.executable, "-m", "r1async", "run", "configs/demo.yaml", *common, *CASES[case]]
     path = os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH")]))
@@ -63,15 +66,56 @@ def measured(run_dir: Path, config: Config) -> tuple[float, float]:
     return (last - first) / (steps[last]["time"] - steps[first]["time"]), staleness / tokens
 
 
-def predicted(fitted: Path, case: str, steps: int) -> tuple[float, float]:
-    """The same from the model of another run."""
-    observed = observe(fitted)
-    overrides = [*fit.overrides(observed), f"steps={steps}", *CASES[case]]
-    if case == "slow scorer" and fitted.name.startswith(FITTED_ON.replace(" ", "_")):
-        (usual_s,) = observed.verdicts_s
-        overrides.append(f"simulate.verdicts_s=[{usual_s + SLOW_S}]")
+def predicted(fitted: Observed, case: str, steps: int, *, is_slow: bool) -> tuple[float, float]:
+    """The same from the model of another run; `is_slow`: it had the slow grader, too."""
+    overrides = [*fit.overrides(fitted), f"steps={steps}", *CASES[case]]
+    if (case == SLOW_CASE) != is_slow:
+        usual_s, _ = fit.grading_seconds(fitted.grading, fitted.workers)
+        slower_s = SLOW_S if case == SLOW_CASE else -SLOW_S
+        overrides.append(f"simulate.verdicts_s=[{max(0.0, statistics.fmean(usual_s) + slower_s)}]")
     outcome = simulated(load_config("configs/demo.yaml", overrides))
     return outcome["steps_per_s"], outcome["staleness"]["mean"]
+
+
+@dataclass(frozen=True)
+class Row:
+    case: str
+    real: tuple[float, float]
+    """Steps a second, mean staleness."""
+    model: tuple[float, float]
+    at_its_load: tuple[float, float]
+    """The model's, if other programs had wanted as much of the machine as they did during the real run."""
+
+
+def rows_of(folder: Path, repeat: int, steps: int, fitted_on: str) -> list[Row]:
+    """All cases of one repeat, from the model fitted on one of them."""
+
+    def run_dir(case: str) -> Path:
+        return folder / f"{case.replace(' ', '_')}-{repeat}"
+
+    rows, fitted, is_slow = [], observe(run_dir(fitted_on)), fitted_on == SLOW_CASE
+    for case in CASES:
+        config = load_config("configs/demo.yaml", [f"steps={steps}", *CASES[case]])
+        at_its_load = replace(fitted, other_load=observe(run_dir(case)).other_load)
+        models = [predicted(each, case, steps, is_slow=is_slow) for each in (fitted, at_its_load)]
+        rows.append(Row(case, measured(run_dir(case), config), *models))
+    return rows
+
+
+def table(rows: Sequence[Row]) -> Iterator[str]:
+    """Medians over repeats, and the ratios of each repeat's prediction to its run."""
+    yield "| case | steps/s, real | predicted / real | at its load | staleness, real | predicted |"
+    yield "|---|---|---|---|---|---|"
+    for case in CASES:
+        of_case = [row for row in rows if row.case == case]
+        speed, age = (statistics.median(row.real[figure] for row in of_case) for figure in (0, 1))
+        ratios = [
+            [row.model[0] / row.real[0] for row in of_case],
+            [row.at_its_load[0] / row.real[0] for row in of_case],
+        ]
+        shown = [f"{statistics.median(each):.2f} ({min(each):.2f}..{max(each):.2f})" for each in ratios]
+        model_age = statistics.median(row.model[1] for row in of_case)
+        yield f"| {case} | {speed:.2f} | {shown[0]} | {shown[1]} | {age:.2f} | {model_age:.2f} |"
 
 
 def main() -> None:
@@ -80,35 +124,18 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--reuse", action="store_true", help="take the runs that are there")
-    parser.add_argument(
-        "--own", action="store_true", help="fit each case on itself: on a busy machine, the model alone"
-    )
+    parser.add_argument("--fit", default="bound 1", choices=list(CASES), help="the run that the model is fitted on")
     options = parser.parse_args()
     folder, repeats, steps = options.folder.resolve(), options.repeats, options.steps
     if not options.reuse:
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
         (folder / "slow_grader.py").write_text(SLOW_GRADER)
         for repeat in range(repeats):
             for case in CASES:
                 run(folder, case, repeat, steps)
-    rows = []
-    for case in CASES:
-        config = load_config("configs/demo.yaml", [f"steps={steps}", *CASES[case]])
-        for repeat in range(repeats):
-            real = measured(folder / f"{case.replace(' ', '_')}-{repeat}", config)
-            fitted = case if options.own else FITTED_ON
-            model = predicted(folder / f"{fitted.replace(' ', '_')}-{repeat}", case, steps)
-            rows.append((case, real, model))
-    print("| case | steps/s, real | predicted | ratio | staleness, real | predicted |\n|---|---|---|---|---|---|")
-    for case in CASES:
-        of_case = [(real, model) for name, real, model in rows if name == case]
-        real_s, model_s = (statistics.median(pair[side][0] for pair in of_case) for side in (0, 1))
-        real_age, model_age = (statistics.median(pair[side][1] for pair in of_case) for side in (0, 1))
-        ratios = [model[0] / real[0] for real, model in of_case]
-        shown = f"{statistics.median(ratios):.2f} ({min(ratios):.2f}..{max(ratios):.2f})"
-        print(f"| {case} | {real_s:.2f} | {model_s:.2f} | {shown} | {real_age:.2f} | {model_age:.2f} |")
-    (folder / "prediction.json").write_text(json.dumps(rows, indent=1) + "\n")
+    rows = [row for repeat in range(repeats) for row in rows_of(folder, repeat, steps, options.fit)]
+    print("\n".join(table(rows)))
+    (folder / "prediction.json").write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
 
 
 if __name__ == "__main__":

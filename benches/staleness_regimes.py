@@ -33,12 +33,14 @@ from r1async.simulate.model import Outcome, simulated
 
 RULES: Mapping[str, Mapping[str, object]] = {
     "train": {"over_age": "train", "waste_budget": 1.0},
-    "wait": {"over_age": "mask", "waste_budget": 0.0},
     "drop, paced": {"over_age": "drop", "waste_budget": 1.0},
-    "mask, never hold": {"over_age": "mask", "waste_budget": 1.0},
-    "mask, budget 5 %": {"over_age": "mask", "waste_budget": 0.05},
+    "wait": {"over_age": "mask", "waste_budget": 0.0, "close_early": False},
+    "mask": {"over_age": "mask", "waste_budget": 1.0, "close_early": False},
+    "mask, close, late members": {"over_age": "mask", "waste_budget": 1.0},
+    "same, budget 5 %": {"over_age": "mask", "waste_budget": 0.05},
+    "same, budget 5 %, streamed": {"over_age": "mask", "waste_budget": 0.05, "streamed": True},
 }
-"""`staleness.*` settings by name; the first is what the speed of the others is measured against."""
+"""`staleness.*` settings by name, and `simulate.streamed`; the speed of all is measured against the first."""
 
 GROUPS, GROUP_SIZE = 32, 8
 MEDIAN_TOKENS = 1000.0
@@ -76,6 +78,8 @@ def config_of(regime: Regime, rule: Mapping[str, object], steps: int) -> Config:
     long_s, rollouts = 1e6, GROUPS * GROUP_SIZE
     slots_need_s = rollouts * mean_tokens(regime) / TOKENS_PER_S / (regime.slots * rollouts)
     staleness = StalenessConfig(max_staleness=regime.bound, hold_deadline_s=long_s)
+    streamed = bool(rule.get("streamed", False))
+    rule = {name: value for name, value in rule.items() if name != "streamed"}
     return Config(
         steps=steps,
         sampling=SamplingConfig(max_tokens=int(MEDIAN_TOKENS) * (regime.cap or 5000)),
@@ -86,7 +90,8 @@ def config_of(regime: Regime, rule: Mapping[str, object], steps: int) -> Config:
         scorer=ScorerConfig(workers=rollouts, queue=100_000),
         simulate=SimulateConfig(
             tokens_per_s=TOKENS_PER_S, length_median=MEDIAN_TOKENS, length_sigma=regime.sigma, length_shared=0.0,
-            verdict_s=0.0, step_base_s=regime.step * slots_need_s, step_token_s=0.0, transfer_s=0.0, install_s=0.0,
+            verdict_s=0.0, transfer_s=0.0, install_s=0.0, streamed=streamed,
+            step_base_s=0.0, step_group_s=regime.step * slots_need_s / GROUPS, step_token_s=0.0,
         ),
     )  # fmt: skip
 

@@ -380,7 +380,9 @@ class SimulateConfig:
     tokens_per_s_alone: float = 0.0
     """Tokens a second of a slot that is alone; the time for a token is linear in between. 0: as when all are taken."""
     turnaround_s: float = 0.0
-    """Seconds from the end of a rollout to the first decode step of the next one in its slot."""
+    """Seconds from the end of a rollout until its generator asks for another one."""
+    start_s: float = 0.0
+    """Seconds from the loan of a rollout to its first token: the message, the prompt's prefill."""
     length_median: float = 500.0
     """Completion tokens that half of all rollouts have fewer of; `sampling.max_tokens` cuts."""
     length_sigma: float = 0.8
@@ -407,14 +409,23 @@ class SimulateConfig:
     """See pass_a."""
     step_base_s: float = 1.0
     """Seconds of an optimizer step however few tokens it has: optimizer, packing, copying weights out."""
+    step_group_s: float = 0.0
+    """Further seconds for each group of the batch."""
     step_token_s: float = 1e-5
     """Further seconds for each token of the batch, prompt and completion."""
+    streamed: bool = False
+    """Whether the learner accumulates gradients of what is ready while its batch fills."""
     checkpoint_s: float = 0.0
     """Seconds that one checkpoint keeps the learner from training."""
     transfer_s: float = 0.5
     """Seconds from the end of a step until a generator has its weights whole; it decodes meanwhile."""
     install_s: float = 0.1
     """Seconds that a generator stands still to install them."""
+    cores: float = 0.0
+    """Processors of one machine that all generators and the learner share, each one of them while it is at work.
+    Seconds above are then those of a processor that nobody else wants. 0: each has processors of its own."""
+    other_load: float = 0.0
+    """What else runs on that machine all the time, in processors that it would keep busy."""
     failures_per_hour: float = 0.0
     """Deaths of one generator an hour; the buffer notices after `buffer.peer_deadline_s`."""
     back_s: float = 60.0

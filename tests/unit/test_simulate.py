@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from pathlib import Path
 
 import pytest
+from core_peers import Run, completion_of, crew
 from r1async.cli import main
 from r1async.config import ConfigError, load_config
 from r1async.monitor.metrics import MetricsWriter
 from r1async.simulate import fit
 from r1async.simulate.model import faster, machines, simulated, split
-from r1async.simulate.observe import Observed, observe
+from r1async.simulate.observe import Observed, events_of, observe
+from r1async.simulate.recorded import Recorded
 from r1async.simulate.run import Split, best, configs_of, point_of, splits_of
 
 BY_HAND = """
@@ -163,44 +166,52 @@ def test_what_was_observed_becomes_settings():
     observed = Observed(
         lengths=[5, 15],
         prompt_tokens=7.0,
-        token_s=[(0.0, 0.01), (0.5, 0.015), (1.0, 0.02)],
-        verdicts_s=[0.5],
-        verdict_travels_s=[0.75],
+        # 2 s until the first token; a token takes 0.01 s alone and 0.02 in a full generator.
+        sampling=[(100.0, 2 + 1.0, 0.0), (200.0, 2 + 3.0, 0.5), (300.0, 2 + 6.0, 1.0), (50.0, 2 + 1.0, 1.0)],
+        # 0.25 s on the way; two workers take 0.5 s each, so every second place waits as long again.
+        grading=[(2.0, 0.75), (4.0, 1.25), (6.0, 1.75)],
+        workers=2,
         verdict_failure_rate=0.1,
         steps=[(100.0, 2.0), (200.0, 3.0), (300.0, 4.0)],
         checkpoints_s=[1.0, 3.0],
-        transfers_s=[0.25],
+        weights_s=[0.25, 0.5],
         installs_s=[0.125],
+        cores=2,
+        other_load=0.5,
     )
     values = dict(line.removeprefix("simulate.").split("=") for line in fit.overrides(observed))
     assert json.loads(values.pop("lengths")) == [5, 15]
-    assert json.loads(values.pop("verdicts_s")) == [0.5]
+    assert json.loads(values.pop("verdicts_s")) == pytest.approx([0.5])
     assert {name: float(value) for name, value in values.items()} == pytest.approx(
         {
             "prompt_tokens": 7,
+            "start_s": 2,
             "tokens_per_s": 50,
             "tokens_per_s_alone": 100,
             "verdict_failure_rate": 0.1,
-            "verdict_travel_s": 0.75,
+            "verdict_travel_s": 0.25,
             "step_base_s": 1,
+            "step_group_s": 0,
             "step_token_s": 0.01,
             "checkpoint_s": 2,
             "transfer_s": 0.25,
             "install_s": 0.125,
+            "cores": 2,
+            "other_load": 0.5,
         }
     )
 
 
 def test_nothing_observed_changes_nothing():
-    assert fit.overrides(Observed()) == []
+    assert fit.overrides(Observed()) == ["simulate.cores=0.0", "simulate.other_load=0.0"]
 
 
 def test_a_slope_is_not_read_out_of_noise():
-    assert fit.line([(100, 1.0), (101, 5.0), (102, 3.0)]) == (3.0, 0.0)
-    assert fit.line([(100, 3.0), (200, 2.0), (300, 1.0)]) == (2.0, 0.0)  # nothing gets faster by more tokens
+    assert fit.line([(100, 1.0), (101, 5.0), (102, 3.0)]) == pytest.approx((3.0, 0.0))
+    assert fit.line([(100, 3.0), (200, 2.0), (300, 1.0)]) == pytest.approx((2.0, 0.0))  # more tokens slow nothing
     base, slope = fit.line([(100, 1.0), (200, 3.0), (300, 5.0)])  # a line through below 0
-    assert base == pytest.approx(0)
-    assert slope == pytest.approx(3 / 200)
+    assert base == 0
+    assert slope == pytest.approx((100 + 600 + 1500) / (1 + 4 + 9) / 100**2)
 
 
 def test_many_values_become_quantiles_of_the_same_distribution():
@@ -209,79 +220,127 @@ def test_many_values_become_quantiles_of_the_same_distribution():
     assert sum(few) / len(few) == pytest.approx(50_000, rel=0.001)
 
 
+def test_where_nobody_stood_in_line_all_is_the_graders_work():
+    assert fit.grading_seconds([(1.0, 3.0), (2.0, 5.0), (4.0, 1.0)], workers=4) == ([1.0, 3.0, 5.0], 0.0)
+
+
+def test_rollouts_of_all_lengths_that_took_the_same_time_still_have_a_speed():
+    start_s, alone_s, full_s = fit.sampling_seconds([(10.0, 4.0, 1.0), (20.0, 4.0, 1.0), (30.0, 4.0, 1.0)])
+    assert start_s == 0
+    assert alone_s == full_s == pytest.approx(240 / 1400)  # least squares through 0
+
+
 def test_a_folder_that_is_no_run_is_refused_by_name(tmp_path):
     with pytest.raises(ConfigError, match=r"--from: no run at .*nothing"):
         configs_of(None, [], tmp_path / "nothing")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ConfigError, match=r"recorded 0 steps and 0 lines"):
+    with pytest.raises(ConfigError, match=r"holds no journal"):
         observe(tmp_path / "empty")
 
 
-def _recorded(folder: Path) -> Path:
-    """Ten steps 2 s apart: 0.5 s of waiting, 1.5 s of work. One generator of 4 slots, one scorer."""
-    now = 1000.0
+def test_a_run_of_a_few_steps_tells_nothing(tmp_path):
+    with pytest.raises(ConfigError, match=r"recorded 8 steps; at least 11 are wanted"):
+        observe(_recorded(tmp_path / "run", steps=8))
+
+
+def _recorded(folder: Path, steps: int = 30) -> Path:
+    """A run at bound 0 of 2 groups of 2 a step. A rollout takes 1 s and 0.5 s a token, its verdict none; the learner
+    takes 3 s; half a second later the generator has the weights."""
     folder.mkdir()
     (folder / "config.yaml").write_text(BY_HAND.replace("slots: 1", "slots: 4"))
-    (folder / "audit.json").write_text(json.dumps({"prompts": {"trained": 10}, "prompt_tokens": {"trained": 130}}))
-    with (
-        MetricsWriter(folder / "metrics" / "learner.jsonl", 1000.0, lambda: now) as learner,
-        MetricsWriter(folder / "metrics" / "buffer.jsonl", 1000.0, lambda: now) as buffer,
-    ):
-        for step in range(10):
-            now = 1002.0 + 2 * step
-            figures = {"length/mean": 20.0, "length/max": 40.0, "tokens": 160, "rollouts": 8}
-            times = {"step_s": 1.2, "wait_s": 0.5, "publish_s": 0.1, "checkpoint_s": 0.5 if step == 8 else 0.0}
-            learner.write("step", {"step": step, "epoch": 1, **figures, **times})
-            generator = {"installs": 11.0, "busy_s:install": 0.22}
-            peers = [
-                {"name": "generator-0", "role": "generator", "stats": generator},
-                {"name": "scorer-0", "role": "scorer", "stats": {"verdicts": 8.0 * step, "busy_s:score": 0.8 * step}},
-            ]
-            # 8 rollouts of 20 tokens a step, by 2 of 4 slots: 40 tokens a second of each.
-            held = {"rollouts_generating": 2, "tokens": 160 * step}
-            held |= {"rollouts_unscored": 1, "rollouts_scoring": 3, "abstentions": {"deadline": 5, "nan": 6}}
-            buffer.write("stats", {"buffer": held, "peers": peers})
+    run = Run(
+        journal=folder / "journal",
+        steps=steps,
+        group_size=2,
+        min_group_size=1,
+        groups_per_step=2,
+        max_staleness=0,
+        pacing=0,
+    )
+    generator, scorer, learner = crew(run)
+    for _ in range(steps):
+        begin = run.now
+        generator.receive()
+        generator.held.sort(key=lambda held: len(completion_of(held["rollout"])[0]))
+        while generator.held:
+            run.tick(begin + 1 + 0.5 * len(completion_of(generator.held[0]["rollout"])[0]))
+            generator.finish(1)
+            scorer.score()
+        learner.ask()
+        run.tick(run.now + 3)
+        learner.train()
+        run.tick(run.now + 0.5)
+        generator.version = (1, learner.step)
+        generator.ready()
     return folder
 
 
 def test_a_recorded_run_says_what_its_machines_are(tmp_path):
     found = observe(_recorded(tmp_path / "run"))
-    assert found.prompt_tokens == 13
-    assert found.token_s == [(0.5, 2 * 12 / (160 * 6))]
-    assert found.verdicts_s == pytest.approx([0.1])
-    assert found.verdict_travels_s == pytest.approx([0.6])  # 4 held, 4 a second: 1 s in all, 0.4 s of work
-    assert found.verdict_failure_rate == pytest.approx(6 / 72)
-    assert found.checkpoints_s == [0.5]
-    assert {tokens for tokens, _ in found.steps} == {160 + 13 * 8}
-    assert [seconds for _, seconds in found.steps] == pytest.approx([1.5] * 5 + [1.2] + [1.5])  # never below step_s
-    assert found.installs_s == pytest.approx([0.02])
-    assert found.transfers_s == []  # without time lines there is nothing to tell them by
-    assert sum(found.lengths) / len(found.lengths) == pytest.approx(20, rel=0.01)
-    assert 36 < max(found.lengths) <= 40
+    assert sorted(set(found.lengths)) == [3, 4, 5, 6, 7]
+    assert all(seconds == pytest.approx(1 + 0.5 * tokens) for tokens, seconds, _ in found.sampling)
+    assert max(taken for *_, taken in found.sampling) == 1  # the shortest of four: all slots were taken
+    assert [seconds for _, seconds in found.steps] == pytest.approx([3.0] * len(found.steps))
+    assert found.weights_s == pytest.approx([0.5] * len(found.weights_s))
+    assert {seconds for _, seconds in found.grading} == {0.0}
+    assert (found.cores, found.other_load) == (0, 0.0)  # no time lines tell what they had of the processors
+    start_s, alone_s, full_s = fit.sampling_seconds(found.sampling)
+    assert (start_s, alone_s, full_s) == pytest.approx((1, 0.5, 0.5))
 
 
-def test_the_way_of_weights_is_read_off_the_time_line(tmp_path):
+def test_time_at_work_without_a_core_is_that_of_other_programs(tmp_path):
+    # Both roles had a core for half of the time that they were at work, one after the other: the rest went to others.
     run_dir = _recorded(tmp_path / "run")
-    lines = [json.loads(line) for line in (run_dir / "metrics" / "learner.jsonl").read_text().splitlines()]
-    for number, line in enumerate(lines):
-        line["time"] += 0.07 * number  # steps end everywhere in the bins
-    (run_dir / "metrics" / "learner.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    installs = {int((line["time"] - line["checkpoint_s"] + 0.3) * 4) for line in lines}
-    with MetricsWriter(run_dir / "metrics" / "generator-0.jsonl", 1000.0, lambda: 1000.0) as writer:
-        for start in range(4000, 4120):
-            busy = {"install": 0.01} if start in installs else {}
-            writer.write("timeline", {"start": start / 4, "span_s": 0.25, "busy": busy, "wait": {}})
-    assert observe(run_dir).transfers_s == pytest.approx([0.3], abs=0.05)
+    (run_dir / "config.yaml").write_text(BY_HAND.replace("slots: 1", "slots: 4, engine: torch"))
+    recorded = Recorded(events_of(run_dir), 2)
+    with MetricsWriter(run_dir / "metrics" / "learner.jsonl", 0.0, lambda: 0.0) as writer:
+        for number, step in recorded.steps.items():
+            writer.write("step", {"step": number, "time": step.stepped})
+    for name in ("learner", "generator-0"):
+        with MetricsWriter(run_dir / "metrics" / f"{name}.jsonl", 0.0, lambda: 0.0) as writer:
+            for start in range(300):
+                writer.write("timeline", {"start": start, "span_s": 1, "cpu_s": 0.2, "busy": {"x": 0.4}, "wait": {}})
+    found = observe(run_dir)
+    cores = os.cpu_count() or 0
+    assert found.cores == cores
+    assert found.other_load == pytest.approx(2 * cores - 1)  # cores / (1 + load) = 1/2
+    assert [seconds for _, seconds in found.steps] == pytest.approx([1.5] * len(found.steps))
+
+
+def test_a_generator_at_work_shows_new_weights_by_the_tokens_it_has_of_them():
+    version = [{"version": {"epoch": 1, "number": number}, "count": count} for number, count in ((0, 6), (1, 4))]
+    events = [
+        (0.0, {"what": "admitted", "group": 0, "prompt_tokens": 3}),
+        (0.0, {"what": "leased", "rollout": 0, "lease": 1, "holder": "5", "resumed": 0}),
+        (1.0, {"what": "taken", "rollout": 9, "step": 0, "tokens": 1}),
+        (5.0, {"what": "stepped", "step": 0}),
+        (10.0, {"what": "tokens", "rollout": 0, "runs": version}),
+        (10.0, {"what": "finished", "rollout": 0, "finish": "Stop", "tokens": 10}),
+        (10.5, {"what": "leased", "rollout": 1, "lease": 2, "holder": "5", "resumed": 0}),
+        (11.5, {"what": "tokens", "rollout": 1, "runs": version[1:]}),
+        (11.5, {"what": "finished", "rollout": 1, "finish": "Stop", "tokens": 4}),
+    ]
+    recorded = Recorded([(0.0, {"what": "admitted", "group": 9, "prompt_tokens": 3}), *events], 1)
+    assert recorded.weights_s((0.0, 20.0)) == pytest.approx([1.0])  # 4 tokens of 1 s: since 6 s; the step ended at 5
+
+
+def test_a_rollout_that_was_lent_twice_is_left_out():
+    lost = [(0.0, {"what": "leased", "rollout": 0, "lease": 1, "holder": "5", "resumed": 0})]
+    lost += [(3.0, {"what": "lost", "rollout": 0, "lease": 1, "scoring": False})]
+    again = [(4.0, {"what": "leased", "rollout": 0, "lease": 2, "holder": "6", "resumed": 3})]
+    assert not Recorded(lost, 1).rollouts
+    assert Recorded(lost + again, 1).rollouts[0].leased == 4.0
 
 
 def test_a_run_is_simulated_with_its_own_settings_or_others(tmp_path, capsys):
     run_dir = _recorded(tmp_path / "run")
-    (((values, config),)) = configs_of(None, ["steps=7"], run_dir)
+    (((values, config),)) = configs_of(None, ["steps=60", "group.group_size=2", "learner.groups_per_step=2"], run_dir)
     assert values == ()
-    assert config.steps == 7
     assert config.generator.slots == 4
-    assert config.simulate.step_base_s == pytest.approx((6 * 1.5 + 1.2) / 7)
-    assert config.simulate.tokens_per_s == pytest.approx(40)
+    assert config.simulate.step_base_s == pytest.approx(3)
+    assert config.simulate.tokens_per_s == pytest.approx(2)
+    # 1 s to start, 0.5 s a token of the longest of four rollouts (6.43 on average), 3 s to train, 0.5 s for weights.
+    assert simulated(config)["steps_per_s"] == pytest.approx(1 / (1 + 0.5 * 6.43 + 3 + 0.5), rel=0.03)
     ((_, changed),) = configs_of(None, ["simulate.step_base_s=9"], run_dir)
     assert changed.simulate.step_base_s == 9
     assert main(["simulate", "--from", str(run_dir), "staleness.max_staleness=0,1", "--quick"]) == 0

@@ -51,6 +51,7 @@ def machines(config: Config, seed: int) -> dict[str, Any]:
             "token_s": token_s,
             "token_alone_s": 1 / it.tokens_per_s_alone if it.tokens_per_s_alone else token_s,
             "turnaround_s": it.turnaround_s,
+            "start_s": it.start_s,
         },
         "lengths": {
             "completion": _distribution(it.lengths, it.length_median, it.length_sigma),
@@ -67,11 +68,14 @@ def machines(config: Config, seed: int) -> dict[str, Any]:
         },
         "learner": {
             "step_s": it.step_base_s,
+            "group_s": it.step_group_s,
             "token_s": it.step_token_s,
+            "streamed": it.streamed,
             "checkpoint_every": config.learner.checkpoint_every,
             "checkpoint_s": it.checkpoint_s,
         },
         "weights": {"transfer_s": it.transfer_s, "install_s": it.install_s},
+        "machine": {"cores": it.cores, "others": it.other_load},
         "failures": {
             "per_hour": it.failures_per_hour,
             "noticed_s": config.buffer.peer_deadline_s,
@@ -109,8 +113,9 @@ def faster(config: Config, pool: str, factor: float) -> Config:
             seen = tuple(seconds / factor for seconds in it.verdicts_s)
             it = replace(it, verdict_s=it.verdict_s / factor, verdicts_s=seen)
         case "learner":
-            base, token = it.step_base_s / factor, it.step_token_s / factor
-            it = replace(it, step_base_s=base, step_token_s=token, checkpoint_s=it.checkpoint_s / factor)
+            base, group, token = (each / factor for each in (it.step_base_s, it.step_group_s, it.step_token_s))
+            checkpoint = it.checkpoint_s / factor
+            it = replace(it, step_base_s=base, step_group_s=group, step_token_s=token, checkpoint_s=checkpoint)
         case "weights":
             it = replace(it, transfer_s=it.transfer_s / factor, install_s=it.install_s / factor)
         case _:
@@ -120,7 +125,8 @@ def faster(config: Config, pool: str, factor: float) -> Config:
 
 def split(config: Config, generators: int, learners: int) -> Config:
     """The same run on other numbers of machines: each generator is one; learners share the tokens of a step."""
-    it = replace(config.simulate, step_token_s=config.simulate.step_token_s * config.learner.ranks / learners)
+    it, share = config.simulate, config.learner.ranks / learners
+    it = replace(it, step_group_s=it.step_group_s * share, step_token_s=it.step_token_s * share)
     generator = replace(config.generator, count=generators)
     learner = replace(config.learner, ranks=learners)
     return replace(config, simulate=it, generator=generator, learner=learner)

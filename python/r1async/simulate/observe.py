@@ -1,53 +1,65 @@
-"""What a run's folder says about its machines, for `r1async simulate --from RUN`."""
+"""What a run's folder says about its machines, for `r1async simulate --from RUN`: its journal has what happened when,
+its time lines how much of a processor each role had meanwhile."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean, median
 from typing import Any
 
+import msgpack
 import numpy as np
-from numpy.typing import NDArray
 
-from r1async.config import ConfigError
-from r1async.monitor.rundata import RunData, load_run
+from r1async._core import JournalEvents
+from r1async.config import ConfigError, has_journal, journal_dir
+from r1async.monitor.rundata import RunData, load_run, role_of
+from r1async.simulate.recorded import Recorded, Span, counted, within
 
-DELAY_RESOLUTION_S = 0.002
-"""Steps in which the way of weights is searched."""
-
-STRETCHES, STRETCH_LINES = 16, 6
-"""A run's speed of sampling is looked at in so many stretches, none shorter than so many lines of the buffer."""
-
-SKIPPED_STEPS = 3
+SKIPPED_STEPS = 5
 """Steps at the start that are slower than the others: caches are cold."""
+
+ROLES = ("generator", "learner")
+"""Who competes for the cores of a machine."""
+
+LOAD_STEP, MOST_LOAD = 0.02, 20.0
+"""Precision and limit to which the load of other programs is told."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Observed:
-    """What was measured of one run. An empty list is a thing that was not recorded."""
+    """What was measured of one run. An empty list is a thing that was not recorded.
+
+    Where roles shared a machine's cores, `sampling`, `steps` and `checkpoints_s` are seconds of a whole core.
+    """
 
     lengths: Sequence[float] = ()
-    """Completion tokens of rollouts, a sample of them all."""
+    """Completion tokens of rollouts."""
     prompt_tokens: float | None = None
     """Mean tokens of a prompt."""
-    token_s: Sequence[tuple[float, float]] = ()
-    """(slots taken, share of all; seconds that a slot needs for a token)."""
-    verdicts_s: Sequence[float] = ()
-    """Seconds of a worker for one verdict."""
-    verdict_travels_s: Sequence[float] = ()
-    """Seconds from a finished rollout to its verdict, besides those of the worker."""
+    sampling: Sequence[tuple[float, float, float]] = ()
+    """(tokens, seconds from loan to end, share of the generator's slots that were taken)."""
+    grading: Sequence[tuple[float, float]] = ()
+    """(place in the scorer's line, seconds from loan to verdict)."""
+    workers: int = 1
+    """Of a scorer."""
     verdict_failure_rate: float = 0.0
     steps: Sequence[tuple[float, float]] = ()
     """(tokens of the batch, prompt and completion; seconds that the learner was busy with it)."""
     checkpoints_s: Sequence[float] = ()
-    transfers_s: Sequence[float] = ()
-    """Seconds from the end of a step to a generator's having its weights."""
+    weights_s: Sequence[float] = ()
+    """Seconds from the end of a step to a generator's sampling with its weights."""
     installs_s: Sequence[float] = ()
+    cores: int = 0
+    """That generators and learner shared; 0: each role had processors of its own."""
+    other_load: float = 0.0
+    """What other programs wanted of them, in cores."""
 
 
 def observe(run_dir: Path) -> Observed:
-    """From the metrics of a run.
+    """From the journal and the time lines of a run.
 
     Raises:
         ConfigError: no such run, or too little in it to tell anything.
@@ -56,152 +68,112 @@ def observe(run_dir: Path) -> Observed:
         data = load_run(run_dir)
     except FileNotFoundError as error:
         raise ConfigError(f"--from: {error}") from error
-    steps = data.steps[SKIPPED_STEPS:]
-    if len(steps) < SKIPPED_STEPS or not data.buffer:
-        raise ConfigError(
-            f"--from {run_dir}: recorded {len(data.steps)} steps and {len(data.buffer)} lines of the buffer; "
-            f"at least {2 * SKIPPED_STEPS} steps are wanted"
-        )
-    training = [line for line in data.buffer if steps[0]["time"] <= line["time"] <= steps[-1]["time"]]
-    prompt_tokens = _prompt_tokens(data)
-    scorer = data.config.get("scorer", {})
-    workers = scorer.get("count", 1) * scorer.get("workers", 1)
-    verdicts_s = _verdicts_s(training, workers)
+    if not has_journal(run_dir):
+        raise ConfigError(f"--from {run_dir}: holds no journal; want a run with journal.durability=group or sync")
+    return from_records(Recorded(events_of(run_dir), JournalEvents(journal_dir(run_dir), None).group_size), data)
+
+
+def events_of(run_dir: Path) -> Iterator[tuple[float, dict[str, Any]]]:
+    """What happened, from a run's journal: seconds of its clock, and what."""
+    for at, packed in JournalEvents(journal_dir(run_dir), None):
+        yield at, msgpack.unpackb(packed, strict_map_key=False)
+
+
+def from_records(recorded: Recorded, data: RunData) -> Observed:
+    """From what was read.
+
+    Raises:
+        ConfigError: too few steps to tell anything.
+    """
+    window = _window(recorded, data)
+    config = data.config
+    shares = _core_shares(data, window, recorded) if config.get("generator", {}).get("engine") == "torch" else {}
+    of_generator, of_learner = (shares.get(role, 1.0) for role in ROLES)
+    slots, scorer = config.get("generator", {}).get("slots", 1), config.get("scorer", {})
+    saved = {line["step"]: line["checkpoint_s"] for line in data.steps if line.get("checkpoint_s")}
+    steps = [
+        (float(step.tokens), (step.stepped - step.bound) * of_learner)
+        for number, step in recorded.steps.items()
+        # The learner writes a checkpoint before it looks at the next batch, which may be bound by then.
+        if step.stepped is not None and window[0] <= step.bound < window[1] and number - 1 not in saved
+    ]
+    cores = (os.cpu_count() or 0) if shares else 0
     return Observed(
-        lengths=_lengths(steps),
-        prompt_tokens=prompt_tokens,
-        token_s=_token_s(data, training),
-        verdicts_s=verdicts_s,
-        verdict_travels_s=_verdict_travels_s(training, verdicts_s, workers),
-        verdict_failure_rate=_failure_rate(training),
-        steps=_steps(data.steps, prompt_tokens),
-        checkpoints_s=[step["checkpoint_s"] for step in steps if step.get("checkpoint_s")],
-        transfers_s=_transfers_s(data),
+        lengths=[float(rollout.tokens) for rollout in recorded.rollouts.values() if rollout.finished is not None],
+        prompt_tokens=fmean(recorded.prompt_tokens.values()) if recorded.prompt_tokens else None,
+        sampling=[
+            (tokens, seconds * of_generator, min(1.0, taken / slots))
+            for tokens, seconds, taken in recorded.sampling(window)
+        ],
+        grading=recorded.grading(window),
+        workers=scorer.get("workers", 1),
+        verdict_failure_rate=recorded.failure_rate(),
+        steps=steps,
+        checkpoints_s=[seconds * of_learner for step, seconds in saved.items() if step >= SKIPPED_STEPS],
+        weights_s=recorded.weights_s(window),
         installs_s=_installs_s(data),
+        cores=cores,
+        other_load=_other_load(recorded, window, shares, cores),
     )
 
 
-def _lengths(steps: Sequence[Mapping[str, Any]]) -> list[float]:
-    """A step records mean and maximum only: its rollouts are spread evenly between the mean's mirror image of the
-    maximum and the maximum, which has the mean right and the longest about right."""
-    lengths = []
-    for step in steps:
-        mean, longest = step["length/mean"], step["length/max"]
-        shortest = max(1.0, 2 * mean - longest)
-        share = (mean - shortest) / (longest - shortest) if longest > shortest else 1.0
-        lengths += [shortest + (longest - shortest) * ((i + 0.5) / 8) ** (1 / share - 1) for i in range(8)]
-    return lengths
+def _window(recorded: Recorded, data: RunData) -> Span:
+    """From the steps that are warm to those for which the last groups were opened: later, generators run dry."""
+    staleness = data.config.get("staleness", {})
+    pacing = staleness.get("pacing", -1)
+    tail = 1 + (staleness.get("max_staleness", 0) if pacing < 0 else pacing)
+    ends = [step.stepped for _, step in sorted(recorded.steps.items()) if step.stepped is not None]
+    if len(ends) < 2 * SKIPPED_STEPS + tail:
+        raise ConfigError(
+            f"--from {data.run_dir}: recorded {len(ends)} steps; at least {2 * SKIPPED_STEPS + tail} are wanted"
+        )
+    return ends[SKIPPED_STEPS - 1], ends[-1 - tail]
 
 
-def _prompt_tokens(data: RunData) -> float | None:
-    if not data.audit:
-        return None
-    prompts = data.audit["prompts"]["trained"]
-    return data.audit["prompt_tokens"]["trained"] / prompts if prompts else None
+def _core_shares(data: RunData, window: Span, recorded: Recorded) -> dict[str, float]:
+    """CPU seconds of a second at work in the window, by role; nothing unless time lines of both tell it. A role with
+    more than one had helping threads: that is the whole core. For roles that compute on the processor alone, as they
+    do beside the embedded engine."""
+    # The journal counts from its own start; both know when the steps were reported.
+    stepped = {number: step.stepped for number, step in recorded.steps.items() if step.stepped is not None}
+    offsets = [line["time"] - stepped[line["step"]] for line in data.steps if line["step"] in stepped]
+    if not offsets:
+        return {}
+    offset = median(offsets)
+    begin, end = window[0] + offset, window[1] + offset
+    sums = {role: [0.0, 0.0] for role in ROLES}
+    for name, bins in data.bins.items():
+        if (role := role_of(name)) in sums:
+            inside = [bin_ for bin_ in bins if begin <= bin_["start"] and bin_["start"] + bin_["span_s"] <= end]
+            sums[role][0] += sum(bin_["cpu_s"] for bin_ in inside)
+            sums[role][1] += sum(sum(bin_["busy"].values()) for bin_ in inside)
+    if not all(cpu_s > 0 and busy_s > 0 for cpu_s, busy_s in sums.values()):
+        return {}
+    return {role: min(1.0, cpu_s / busy_s) for role, (cpu_s, busy_s) in sums.items()}
 
 
-def _steps(lines: Sequence[Mapping[str, Any]], prompt_tokens: float | None) -> list[tuple[float, float]]:
-    """A step's line is written when all its work is done, so what lies between two lines was waiting or work."""
-    found = []
-    for before, step in zip(lines[SKIPPED_STEPS - 1 :], lines[SKIPPED_STEPS:], strict=False):
-        seconds = step["time"] - before["time"] - step["wait_s"] - (step.get("checkpoint_s") or 0.0)
-        tokens = step["tokens"] + (prompt_tokens or 0.0) * step["rollouts"]
-        if step["step"] == before["step"] + 1 and step["epoch"] == before["epoch"]:
-            found.append((tokens, max(seconds, step["step_s"])))
-    return found
-
-
-def _generator_stats(line: Mapping[str, Any]) -> dict[str, dict[str, float]]:
-    return {peer["name"]: peer["stats"] for peer in line["peers"] if peer["role"] == "generator"}
-
-
-def _last_generator_stats(data: RunData) -> dict[str, dict[str, float]]:
-    """The last that was heard of generators: they leave before the buffer does."""
-    heard = (_generator_stats(line) for line in reversed(data.buffer))
-    return next((stats for stats in heard if stats), {})
-
-
-def _token_s(data: RunData, training: Sequence[Mapping[str, Any]]) -> list[tuple[float, float]]:
-    """Slot-seconds a token over stretches of the run, by the slots taken while any was."""
-    generator = data.config.get("generator", {})
-    slots = generator.get("slots", 1) * generator.get("count", 1)
-    size = max(STRETCH_LINES, len(training) // STRETCHES)
-    found = []
-    for begin in range(0, len(training) - size, size):
-        stretch = training[begin : begin + size + 1]
-        taken = [line["buffer"]["rollouts_generating"] for line in stretch]
-        tokens = stretch[-1]["buffer"]["tokens"] - stretch[0]["buffer"]["tokens"]
-        seconds = stretch[-1]["time"] - stretch[0]["time"]
-        if tokens > 0 and any(taken):
-            share = sum(taken) / sum(number > 0 for number in taken) / slots
-            found.append((min(share, 1.0), sum(taken) / len(taken) * seconds / tokens))
-    return found
-
-
-def _verdicts_s(training: Sequence[Mapping[str, Any]], workers: int) -> list[float]:
-    """Time in which scorers worked or waited for their workers, by verdicts: right where workers are kept busy."""
-    if len(training) < 2:
-        return []
-    first, last = training[0], training[-1]
-    verdicts = _scorers_sum(last, "verdicts") - _scorers_sum(first, "verdicts")
-    seconds = sum(_scorers_sum(last, name) - _scorers_sum(first, name) for name in ("busy_s:score", "wait_s:verdicts"))
-    return [seconds * workers / (verdicts * max(1, _scorers(last)))] if verdicts > 0 else []
-
-
-def _verdict_travels_s(training: Sequence[Mapping[str, Any]], verdicts_s: Sequence[float], workers: int) -> list[float]:
-    """Little's law: rollouts being scored / verdicts a second, less the worker's time for it and those before it."""
-    if not verdicts_s:
-        return []
-    held = [line["buffer"]["rollouts_unscored"] + line["buffer"]["rollouts_scoring"] for line in training]
-    mean_held = sum(held) / len(held)
-    verdicts = _scorers_sum(training[-1], "verdicts") - _scorers_sum(training[0], "verdicts")
-    seconds = training[-1]["time"] - training[0]["time"]
-    return [max(0.0, mean_held * seconds / verdicts - verdicts_s[0] * max(1.0, mean_held / workers))]
-
-
-def _scorers(line: Mapping[str, Any]) -> int:
-    return sum(peer["role"] == "scorer" for peer in line["peers"])
-
-
-def _scorers_sum(line: Mapping[str, Any], name: str) -> float:
-    return sum(peer["stats"].get(name, 0.0) for peer in line["peers"] if peer["role"] == "scorer")
-
-
-def _failure_rate(training: Sequence[Mapping[str, Any]]) -> float:
-    if not training:
+def _other_load(recorded: Recorded, window: Span, shares: Mapping[str, float], cores: int) -> float:
+    """The least load of other programs that gives every role the share of a core it had, if all get the same."""
+    if not shares:
         return 0.0
-    buffer, verdicts = training[-1]["buffer"], _scorers_sum(training[-1], "verdicts")
-    not_scored = ("deadline", "lost", "truncated", "scorer_lost")
-    failed = sum(count for status, count in buffer["abstentions"].items() if status not in not_scored)
-    return min(1.0, failed / verdicts) if verdicts else 0.0
+    sampling = [span for taken in recorded.taken().values() for span in taken.spans()]
+    spans = dict(zip(ROLES, (sampling, recorded.training()), strict=True))
+    busy = counted([span for each in spans.values() for span in each])
+    loads = np.arange(0.0, MOST_LOAD, LOAD_STEP)
+    errors = np.zeros(len(loads))
+    for role, of_role in spans.items():
+        seconds = busy.seconds_by_count([span for span in of_role if within(span, window)])
+        total = sum(seconds.values())
+        if total > 0:
+            given = sum(s * np.minimum(1.0, cores / (count + loads)) for count, s in seconds.items()) / total
+            errors += total * (given - shares[role]) ** 2
+    return float(loads[int(errors.argmin())])
 
 
 def _installs_s(data: RunData) -> list[float]:
-    stats = _last_generator_stats(data)
-    installs = sum(each.get("installs", 0.0) for each in stats.values())
-    seconds = sum(each.get("busy_s:install", 0.0) for each in stats.values())
+    """The last that was heard of generators: they leave before the buffer does."""
+    heard = ([peer["stats"] for peer in line["peers"] if peer["role"] == "generator"] for line in reversed(data.buffer))
+    stats = next((stats for stats in heard if stats), [])
+    installs = sum(each.get("installs", 0.0) for each in stats)
+    seconds = sum(each.get("busy_s:install", 0.0) for each in stats)
     return [seconds / installs] if installs else []
-
-
-def _transfers_s(data: RunData) -> list[float]:
-    """The delay that fits the time line of one generator best: a version is installed so long after its step ended.
-
-    Bins of the time line say only whether weights were installed in them; over many steps that is enough.
-    """
-    bins = next((bins for name, bins in data.bins.items() if name.startswith("generator")), [])
-    if not bins or len(data.steps) < 2 or data.config.get("weights", {}).get("publish_every", 1) != 1:
-        return []
-    ended = np.array([step["time"] - (step.get("checkpoint_s") or 0.0) for step in data.steps])
-    starts = np.array([bin_["start"] for bin_ in bins])
-    installed = np.array([bin_["busy"].get("install", 0.0) > 0 for bin_ in bins])
-    installed &= starts + bins[0]["span_s"] > ended[0]  # before the first step, the start checkpoint's
-    delays = np.arange(0.0, 2 * float(np.diff(ended).mean()), DELAY_RESOLUTION_S)
-    wrong = np.array([_mismatches(starts, installed, ended + delay) for delay in delays])
-    return [float(delays[wrong == wrong.min()].mean())]
-
-
-def _mismatches(starts: NDArray[np.float64], installed: NDArray[np.bool_], times: NDArray[np.float64]) -> int:
-    """Bins that hold an install and should not, or the other way round."""
-    expected = np.zeros(len(starts), bool)
-    expected[np.searchsorted(starts, times, side="right") - 1] = True
-    return int((expected != installed).sum())

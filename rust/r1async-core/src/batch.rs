@@ -215,8 +215,6 @@ struct Dying {
     all: u64,
     /// Those that waiting might save, as far as the batch has room for their groups.
     tokens: u64,
-    /// The unfinished rollouts that have some of them.
-    unfinished: BTreeSet<Member>,
 }
 
 impl StepBatch {
@@ -450,7 +448,7 @@ impl Ledger {
             return Some(Bind::Wait(self.wait_for_late(step)));
         }
         let dying = self.dying(step, &chosen);
-        if let Some(reason) = self.hold(now, step, &dying) {
+        if let Some(reason) = self.hold(now, step, &chosen, dying.tokens) {
             return Some(Bind::Wait(reason));
         }
         self.waste.next_step();
@@ -527,51 +525,42 @@ impl Ledger {
         }
     }
 
-    /// Tokens at their last chance in `step` that `chosen` leaves behind, and whom waiting could save.
+    /// Tokens at their last chance in `step` that `chosen` leaves behind.
     fn dying(&self, step: Step, chosen: &Candidates) -> Dying {
-        let Some(last_chance) = self.last_chance(step) else {
+        let Some(version) = self.last_chance(step) else {
             return Dying::default();
         };
-        let at_last_chance = |rollout: &Rollout| -> u64 {
-            let runs = rollout.runs.as_slice().iter();
-            runs.filter(|run| run.version.number == last_chance)
-                .map(|run| u64::from(run.count))
-                .sum()
-        };
-        let groups = chosen.groups.iter().map(|id| &self.groups[id]);
-        let scored = groups
-            .filter(|group| group.counts_age())
-            .flat_map(|group| &group.members)
-            .filter(|rollout| rollout.score().is_some());
-        let late = self
-            .late_scored
-            .iter()
-            .map(|member| &self.groups[&member.group]);
-        let late = late
-            .zip(&self.late_scored)
-            .filter(|(group, _)| group.counts_age());
-        let late = late.map(|(group, member)| &group.members[member.index]);
-        let taken: u64 = scored.chain(late).map(at_last_chance).sum();
-        let all = self.ages.tokens(last_chance) - taken;
-        let unfinished = self.ages.unfinished(last_chance).into_iter().flatten();
-        // Where groups at their last chance fill the batch, one more complete group would only push out another.
-        let can_be_saved = |member: &&Member| {
-            !chosen.is_full
-                || self.late.contains(&member.group)
-                || chosen.groups.contains(&member.group)
-        };
-        let unfinished: BTreeSet<Member> = unfinished.filter(can_be_saved).copied().collect();
-        let tokens = if chosen.is_full {
-            let rollout = |member: &Member| &self.groups[&member.group].members[member.index];
-            unfinished.iter().map(rollout).map(at_last_chance).sum()
-        } else {
-            all
-        };
+        // Of groups that closed early, scored members are the late ones that this batch takes.
+        let taken = chosen.groups.iter().chain(&self.late);
+        let all = self.ages.tokens(version) - self.ages.scored(version, taken);
         Dying {
             all,
-            tokens,
-            unfinished,
+            tokens: if chosen.is_full {
+                let runs = self.savable(version, chosen).flat_map(|member| {
+                    let rollout = &self.groups[&member.group].members[member.index];
+                    rollout.runs.as_slice()
+                });
+                let runs = runs.filter(|run| run.version.number == version);
+                runs.map(|run| u64::from(run.count)).sum()
+            } else {
+                all
+            },
         }
+    }
+
+    /// Unfinished rollouts whose tokens of `version` waiting might save, in order. Where groups at their last
+    /// chance fill the batch, one more complete group would only push out another.
+    fn savable(&self, version: u64, chosen: &Candidates) -> impl Iterator<Item = &Member> {
+        let only: Option<BTreeSet<GroupId>> = chosen
+            .is_full
+            .then(|| chosen.groups.iter().copied().collect());
+        let unfinished = self.ages.unfinished(version).into_iter().flatten();
+        unfinished.filter(move |member| {
+            let only = only.as_ref();
+            only.is_none_or(|only| {
+                only.contains(&member.group) || self.late.contains(&member.group)
+            })
+        })
     }
 
     /// The version whose tokens, of main sources, train in `step` or never.
@@ -585,13 +574,23 @@ impl Ledger {
     /// Whether `step` waits for unfinished rollouts, and for how long it has. Only tokens of unfinished
     /// rollouts can be saved by waiting: those of ready groups that the batch leaves behind would be held
     /// for without end, and at bound 0 nothing but them is ever left.
-    fn hold(&mut self, now: f64, step: Step, dying: &Dying) -> Option<WaitReason> {
+    fn hold(
+        &mut self,
+        now: f64,
+        step: Step,
+        chosen: &Candidates,
+        tokens: u64,
+    ) -> Option<WaitReason> {
         let budget = match self.settings.max_staleness {
             0 => 0.0,
             _ => self.settings.waste_budget,
         };
-        let over_budget = budget < 1.0 && self.waste.exceeds(budget, dying.tokens);
-        if dying.unfinished.is_empty() || !over_budget {
+        let over_budget = budget < 1.0 && self.waste.exceeds(budget, tokens);
+        let (rollouts, groups) = match self.last_chance(step) {
+            Some(version) if over_budget => self.waited_for(version, chosen),
+            _ => (0, Vec::new()),
+        };
+        if rollouts == 0 {
             self.end_hold(now);
             return None;
         }
@@ -606,9 +605,9 @@ impl Ledger {
         }
         let reason = WaitReason::Hold {
             step,
-            rollouts: dying.unfinished.len(),
-            groups: first_groups(&dying.unfinished),
-            tokens: dying.tokens,
+            rollouts,
+            groups,
+            tokens,
             seconds: now - since,
         };
         self.hold = Some(Hold {
@@ -617,6 +616,25 @@ impl Ledger {
             reason: reason.clone(),
         });
         Some(reason)
+    }
+
+    /// How many rollouts waiting might save, and the first of their groups.
+    fn waited_for(&self, version: u64, chosen: &Candidates) -> (usize, Vec<GroupId>) {
+        let rollouts = if chosen.is_full {
+            self.savable(version, chosen).count()
+        } else {
+            self.ages.unfinished(version).map_or(0, BTreeSet::len)
+        };
+        let mut groups: Vec<GroupId> = Vec::with_capacity(GROUPS_NAMED);
+        for member in self.savable(version, chosen) {
+            if groups.last() != Some(&member.group) {
+                if groups.len() == GROUPS_NAMED {
+                    break;
+                }
+                groups.push(member.group);
+            }
+        }
+        (rollouts, groups)
     }
 
     fn begin_hold(&mut self, now: f64) -> (f64, f64) {
@@ -800,20 +818,6 @@ impl StepBatch {
             *sums = (sums.0 + rollouts, sums.1 + tokens);
         }
     }
-}
-
-/// The groups of the first members of an ordered set: as many as are named.
-fn first_groups(members: &BTreeSet<Member>) -> Vec<GroupId> {
-    let mut groups: Vec<GroupId> = Vec::with_capacity(GROUPS_NAMED);
-    for member in members {
-        if groups.last() != Some(&member.group) {
-            if groups.len() == GROUPS_NAMED {
-                break;
-            }
-            groups.push(member.group);
-        }
-    }
-    groups
 }
 
 /// A member as the learner gets it, or why it does not train.

@@ -85,7 +85,7 @@ impl Ledger {
                 continue;
             }
             if counts_age && rollout.may_train() {
-                self.ages.remove(member, rollout.runs.as_slice());
+                self.ages.remove(member, rollout);
             }
             if let Some(lease) = rollout.last_lease {
                 self.leases.end(lease, &mut self.timers);
@@ -159,7 +159,7 @@ impl Ledger {
             let (source, counts_age) = (group.source, group.counts_age());
             let rollout = group.members[member.index].take_tokens();
             if counts_age {
-                self.ages.remove(member, rollout.runs.as_slice());
+                self.ages.remove(member, &rollout);
             }
             let mut late = BoundGroup {
                 group: member.group,

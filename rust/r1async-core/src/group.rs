@@ -296,6 +296,9 @@ impl Group {
     /// Where the group stands among those that could close early: by the oldest token of any member that
     /// may train; `None` if too few are scored, or their rewards agree.
     pub(crate) fn ripeness(&self, settings: &Settings) -> Option<ReadyKey> {
+        if self.ended < settings.min_group_size {
+            return None; // Asked after every verdict: most groups need no look at their members.
+        }
         let (mut scored, mut low, mut high) = (0, f64::INFINITY, f64::NEG_INFINITY);
         let mut useful_to = None;
         for rollout in &self.members {

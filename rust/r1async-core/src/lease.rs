@@ -180,7 +180,7 @@ impl Ledger {
         };
         if lowest < oldest {
             if counts_age {
-                self.ages.remove(member, rollout.runs.as_slice());
+                self.ages.remove(member, rollout);
             }
             let tokens = rollout.restart();
             self.counters.waste.of(source).dropped += tokens;

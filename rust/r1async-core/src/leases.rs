@@ -1,7 +1,8 @@
 //! Who has borrowed what, and until when.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 
+use rustc_hash::FxHashMap;
 use serde::{Deserialize, Serialize};
 
 use crate::ids::{GroupId, HolderId, LeaseId, Member, PolicyVersion};
@@ -44,8 +45,8 @@ struct Holder {
 /// All leases. One that is lent out is in its holder's set and has a timer.
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Leases {
-    table: HashMap<LeaseId, Lease>,
-    holders: HashMap<HolderId, Holder>,
+    table: FxHashMap<LeaseId, Lease>,
+    holders: FxHashMap<HolderId, Holder>,
     /// Leases ever made; `incarnation` keeps them apart from those of an earlier life of the buffer.
     made: u64,
     incarnation: u64,

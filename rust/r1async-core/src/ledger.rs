@@ -1,8 +1,9 @@
 //! The ledger: the state of a run. This file holds its parts and the life of a group; what generators,
 //! scorers, learners and evaluators may do with it is in the files named after them.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
+use rustc_hash::FxHashMap;
 use serde::{Deserialize, Serialize};
 
 use crate::audit::{Books, DropReason};
@@ -62,7 +63,7 @@ pub struct Ledger {
     pub(crate) settings: Settings,
     pub(crate) frontier: Frontier,
     /// Groups that are in no batch: queued, open or ready, and those of evaluations.
-    pub(crate) groups: HashMap<GroupId, Group>,
+    pub(crate) groups: FxHashMap<GroupId, Group>,
     pub(crate) queued: BySource,
     pub(crate) open: BySource,
     pub(crate) ready: ReadySet,
@@ -118,7 +119,7 @@ impl Ledger {
         settings.validate()?;
         Ok(Self {
             frontier: Frontier::default(),
-            groups: HashMap::new(),
+            groups: FxHashMap::default(),
             queued: BySource::new(settings.sources()),
             open: BySource::new(settings.sources()),
             ready: ReadySet::default(),
@@ -241,9 +242,9 @@ impl Ledger {
             .expect("the group of a rollout is held");
         let rollout = &group.members[member.index];
         if group.counts_age() && matches!(ended, Ended::Scored(_)) {
-            self.ages.finish(member, rollout.runs.as_slice());
+            self.ages.score(member, rollout.runs.as_slice());
         } else if group.counts_age() {
-            self.ages.remove(member, rollout.runs.as_slice());
+            self.ages.remove(member, rollout);
         }
         let id = group.rollout_id(member.index);
         if let (false, Some(trace)) = (member.group.is_evaluation(), &mut self.trace) {
@@ -318,8 +319,7 @@ impl Ledger {
             self.counters.abstained("deadline");
             let group = self.groups.get_mut(&id).expect("the group is being closed");
             if group.counts_age() {
-                let rollout = &group.members[index];
-                self.ages.remove(member, rollout.runs.as_slice());
+                self.ages.remove(member, &group.members[index]);
             }
             group.end_member(index, Ended::past_deadline());
         }
@@ -428,8 +428,7 @@ impl Ledger {
         }
         let members = group.members.iter().enumerate();
         for (index, rollout) in members.filter(|(_, rollout)| rollout.may_train()) {
-            self.ages
-                .remove(group.member(index), rollout.runs.as_slice());
+            self.ages.remove(group.member(index), rollout);
         }
     }
 

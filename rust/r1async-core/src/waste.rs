@@ -1,12 +1,14 @@
 //! Tokens that die of age: how many are at their last chance, and how many died.
 
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 
+use rustc_hash::FxHashMap;
 use serde::{Deserialize, Serialize};
 
 use crate::audit::DropReason;
-use crate::group::Group;
-use crate::ids::Member;
+use crate::group::{Group, Rollout};
+use crate::ids::{GroupId, Member};
 use crate::settings::Settings;
 use crate::staleness::VersionRun;
 
@@ -147,10 +149,24 @@ impl WasteBySource {
 struct Tally {
     tokens: u64,
     unfinished: BTreeSet<Member>,
+    /// Tokens of scored rollouts, by group.
+    scored: FxHashMap<GroupId, u64>,
 }
 
-/// Tokens by version, of rollouts that are in no batch and may still train; and which of those
-/// rollouts are unfinished. So a step need not look at all that is held.
+impl Tally {
+    fn forget_scored(&mut self, group: GroupId, tokens: u64) {
+        if let Entry::Occupied(mut scored) = self.scored.entry(group) {
+            *scored.get_mut() -= tokens;
+            if *scored.get() == 0 {
+                scored.remove();
+            }
+        }
+    }
+}
+
+/// Tokens by version, of rollouts that are in no batch and may still train; which of those rollouts are
+/// unfinished, and how many tokens the scored ones have. So a step that is held, which looks again after
+/// every message, need not look at all that is held.
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub(crate) struct TokenAges(BTreeMap<u64, Tally>);
 
@@ -162,21 +178,28 @@ impl TokenAges {
         tally.unfinished.insert(member);
     }
 
-    /// A rollout is finished and scored: its tokens stay, but no step is held for them.
-    pub(crate) fn finish(&mut self, member: Member, runs: &[VersionRun]) {
+    /// A rollout is scored: its tokens stay, but no step is held for them.
+    pub(crate) fn score(&mut self, member: Member, runs: &[VersionRun]) {
         for run in runs {
             self.change(run.version.number, |tally| {
                 tally.unfinished.remove(&member);
+                *tally.scored.entry(member.group).or_default() += u64::from(run.count);
             });
         }
     }
 
     /// A rollout's tokens are in a batch, or dropped.
-    pub(crate) fn remove(&mut self, member: Member, runs: &[VersionRun]) {
-        for run in runs {
+    pub(crate) fn remove(&mut self, member: Member, rollout: &Rollout) {
+        let is_scored = rollout.score().is_some();
+        for run in rollout.runs.as_slice() {
+            let count = u64::from(run.count);
             self.change(run.version.number, |tally| {
-                tally.tokens -= u64::from(run.count);
-                tally.unfinished.remove(&member);
+                tally.tokens -= count;
+                if is_scored {
+                    tally.forget_scored(member.group, count);
+                } else {
+                    tally.unfinished.remove(&member);
+                }
             });
         }
     }
@@ -188,6 +211,19 @@ impl TokenAges {
                 self.0.remove(&version);
             }
         }
+    }
+
+    /// Tokens of `version` that scored rollouts of `groups` have.
+    pub(crate) fn scored<'a>(
+        &self,
+        version: u64,
+        groups: impl IntoIterator<Item = &'a GroupId>,
+    ) -> u64 {
+        let scored = self.0.get(&version).map(|tally| &tally.scored);
+        scored.map_or(0, |scored| {
+            let tokens = groups.into_iter().filter_map(|group| scored.get(group));
+            tokens.sum()
+        })
     }
 
     /// Tokens of `version`.
@@ -206,8 +242,11 @@ impl TokenAges {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
-    use crate::ids::{GroupId, PolicyVersion};
+    use crate::group::{Ended, Prompt, Purpose, Score};
+    use crate::ids::PolicyVersion;
 
     fn run(version: u64, count: u32) -> VersionRun {
         VersionRun::new(PolicyVersion::new(0, version), count)
@@ -238,28 +277,39 @@ mod tests {
     }
 
     #[test]
-    fn ages_know_tokens_and_unfinished_rollouts_of_each_version() {
-        let (a, b) = (
-            Member {
-                group: GroupId(0),
-                index: 0,
-            },
-            Member {
-                group: GroupId(0),
-                index: 1,
-            },
+    fn ages_know_the_tokens_of_each_version_and_whose_they_are() {
+        let mut group = Group::new(
+            GroupId(0),
+            0,
+            2,
+            Arc::new(Prompt {
+                ordinal: 0,
+                tokens: Vec::new(),
+                meta: Vec::new(),
+            }),
+            Purpose::Training { retries: 0 },
         );
+        let (a, b) = (group.member(0), group.member(1));
         let mut ages = TokenAges::default();
-        ages.add(a, run(3, 5));
-        ages.add(a, run(4, 1));
-        ages.add(b, run(3, 2));
+        for (member, run) in [(a, run(3, 5)), (a, run(4, 1)), (b, run(3, 2))] {
+            group.members[member.index].runs.push(run);
+            ages.add(member, run);
+        }
         assert_eq!((ages.tokens(3), ages.tokens(4), ages.tokens(5)), (7, 1, 0));
-        ages.finish(a, &[run(3, 5), run(4, 1)]);
+        ages.score(a, group.members[0].runs.as_slice());
+        let score = Score {
+            total: 1.0,
+            parts: Vec::new(),
+            status: String::new(),
+        };
+        group.end_member(0, Ended::Scored(score));
         assert_eq!(ages.unfinished(3).map(BTreeSet::len), Some(1));
         assert_eq!(ages.unfinished(4), None);
-        ages.remove(b, &[run(3, 2)]);
+        let scored = |ages: &TokenAges, version| ages.scored(version, &[GroupId(0), GroupId(1)]);
+        assert_eq!((scored(&ages, 3), scored(&ages, 4)), (5, 1));
+        ages.remove(b, &group.members[1]);
         assert_eq!((ages.tokens(3), ages.unfinished(3)), (5, None));
-        ages.remove(a, &[run(3, 5), run(4, 1)]);
+        ages.remove(a, &group.members[0]);
         assert!(ages.0.is_empty());
     }
 }

@@ -4,8 +4,8 @@ use std::time::Instant;
 
 use r1async_core::Settings;
 use r1async_sim::{
-    Distribution, Failures, Generators, LearnerModel, Lengths, Model, Rewards, Scorers, Weights,
-    simulate,
+    Distribution, Failures, Generators, LearnerModel, Lengths, Machine, Model, Rewards, Scorers,
+    Weights, simulate,
 };
 
 fn main() {
@@ -36,6 +36,7 @@ fn main() {
             token_s: 0.025,
             token_alone_s: 0.012,
             turnaround_s: 0.1,
+            start_s: 0.0,
         },
         lengths: Lengths {
             completion: Distribution::Lognormal {
@@ -58,13 +59,19 @@ fn main() {
         },
         learner: LearnerModel {
             step_s: 1.0,
+            group_s: 0.0,
             token_s: 4e-6,
             checkpoint_every: 20,
             checkpoint_s: 5.0,
+            streamed: false,
         },
         weights: Weights {
             transfer_s: 1.0,
             install_s: 0.2,
+        },
+        machine: Machine {
+            cores: 0.0,
+            others: 0.0,
         },
         failures: Failures {
             per_hour: 0.02,

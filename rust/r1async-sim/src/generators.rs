@@ -92,7 +92,7 @@ impl Generator {
         }
     }
 
-    fn decodes(&self) -> bool {
+    pub(crate) fn decodes(&self) -> bool {
         self.alive && !self.installing && self.taken > 0
     }
 
@@ -112,7 +112,8 @@ impl Generator {
         }
     }
 
-    fn seat(&mut self, lease: &RolloutLease, length: u64, cap: u64) {
+    /// Its first token comes when `lead` more of the others have.
+    fn seat(&mut self, lease: &RolloutLease, length: u64, cap: u64, lead: f64) {
         let place = self
             .empty
             .pop()
@@ -125,7 +126,7 @@ impl Generator {
         };
         let slot = Slot {
             lease: lease.lease,
-            begin: self.progress - sent as f64,
+            begin: self.progress + lead - sent as f64,
             length,
             sent,
             finish,
@@ -161,8 +162,13 @@ impl Generator {
 
 impl Simulation {
     fn unit_s(&self, generator: usize) -> f64 {
-        let taken = self.generators[generator].taken;
-        self.model.generators.token_s_at(taken) * f64::from(self.model.tokens_per_unit)
+        let token_s = self.token_s(self.generators[generator].taken);
+        token_s * f64::from(self.model.tokens_per_unit)
+    }
+
+    /// Seconds for one token of each of `taken` slots, on the part of a processor that a generator has now.
+    fn token_s(&self, taken: usize) -> f64 {
+        self.model.generators.token_s_at(taken) / self.share
     }
 
     /// Lets a generator come as far as it is now; before anything changes its speed.
@@ -316,11 +322,14 @@ impl Simulation {
             }
             self.advance(index);
             self.rooms.set(index, room - leases.len());
+            let taken = self.generators[index].taken + leases.len();
+            let unit_s = self.token_s(taken) * f64::from(self.model.tokens_per_unit);
+            let lead = self.model.generators.start_s / unit_s;
             for lease in &leases {
                 let length = self
                     .model
                     .length_units(lease.prompt.ordinal, lease.rollout.0);
-                self.generators[index].seat(lease, length, cap);
+                self.generators[index].seat(lease, length, cap, lead);
             }
         }
     }
@@ -445,7 +454,7 @@ impl Simulation {
 #[derive(Debug)]
 pub(crate) struct Rooms {
     slots: Vec<usize>,
-    /// Who has the most, until a number changes: it is asked for far more often than numbers change.
+    /// Who has the most, while that is known: until they have less, it is asked for far more often than it changes.
     most: Option<Option<(usize, usize)>>,
 }
 
@@ -459,7 +468,13 @@ impl Rooms {
 
     fn set(&mut self, generator: usize, slots: usize) {
         self.slots[generator] = slots;
-        self.most = None;
+        let Some(known) = self.most else { return };
+        let (first, most) = known.unwrap_or((usize::MAX, 0));
+        if slots > most || (slots == most && generator < first && slots > 0) {
+            self.most = Some(Some((generator, slots)));
+        } else if generator == first && slots < most {
+            self.most = None;
+        }
     }
 
     fn add(&mut self, generator: usize, slots: usize) {

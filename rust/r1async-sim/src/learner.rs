@@ -1,6 +1,6 @@
 //! The learner: waits for a batch, trains it, publishes weights, writes checkpoints.
 
-use r1async_core::{Bind, PolicyVersion, Step, WaitReason};
+use r1async_core::{BatchPart, Bind, BindPart, PolicyVersion, Step, WaitReason};
 
 use crate::queue::Event;
 use crate::simulation::{EPOCH, Simulation, SimulationError};
@@ -21,50 +21,108 @@ pub(crate) enum LearnerState {
     Done,
 }
 
+/// The work on the step that is being trained, in seconds of a whole processor.
+#[derive(Debug, Default)]
+pub(crate) struct Training {
+    left_s: f64,
+    /// When that was so.
+    at: f64,
+    /// The newest plan for its end; none while nothing is trained.
+    plan: Option<u64>,
+    plans: u64,
+    /// Parts of the batch that it has had.
+    parts: usize,
+    /// Nothing of the batch is missing.
+    is_whole: bool,
+}
+
+impl Training {
+    pub(crate) fn is_going_on(&self) -> bool {
+        self.plan.is_some()
+    }
+}
+
 impl Simulation {
-    /// Asks for the next batch, and begins to train it if it is there.
+    /// Asks for the next batch, or for the next part of it, and begins to train it if it is there.
     pub(crate) fn ask_for_batch(&mut self) -> Result<(), SimulationError> {
         let step = Step(self.ledger.steps_done());
-        let unit = u64::from(self.model.tokens_per_unit);
-        let bound = match self.ledger.bind_batch(self.now, step) {
-            Ok(Bind::Ready(bound)) => bound,
-            Ok(Bind::Wait(WaitReason::Hold { .. })) => {
-                self.ask_later();
-                return Ok(());
-            }
-            Ok(Bind::Wait(_)) => return Ok(()),
-            Ok(Bind::Finished) => {
-                self.learner = LearnerState::Done;
-                return Ok(());
-            }
-            Err(error) => return Err(SimulationError::Refused(error.to_string())),
+        let part = self.training.parts;
+        let answer = if self.model.learner.streamed {
+            self.ledger.bind_part(self.now, step, part)
+        } else {
+            let answer = self.ledger.bind_batch(self.now, step);
+            answer.map(|bind| match bind {
+                Bind::Ready(batch) => {
+                    let groups = 0..batch.groups.len();
+                    BindPart::Ready(batch, BatchPart { groups, last: true })
+                }
+                Bind::Wait(reason) => BindPart::Wait(reason),
+                Bind::Finished => BindPart::Finished,
+            })
         };
-        let (mut units, mut rollouts) = (0, 0);
-        for (_, rollout) in bound.rollouts() {
-            units += rollout.tokens.len() as u64;
-            rollouts += 1;
-            let trained = self.lengths.trained(&rollout.runs, &rollout.over_age);
-            self.tally.trained_units += trained;
-            for (run, _) in rollout
-                .runs
-                .iter()
-                .zip(&rollout.over_age)
-                .filter(|(_, over)| !**over)
-            {
-                let staleness = bound.step.0.saturating_sub(run.version.number);
-                self.tally
-                    .staleness
-                    .add(staleness, u64::from(run.count) * unit);
+        match answer.map_err(refused)? {
+            BindPart::Ready(batch, part) => {
+                let unit = self.model.tokens_per_unit;
+                let tokens = self.tally.part(batch, &part, unit, &mut self.lengths);
+                self.train(&part, tokens);
             }
+            BindPart::Wait(WaitReason::Hold { .. }) => self.ask_later(),
+            BindPart::Wait(_) => {}
+            BindPart::Finished => self.learner = LearnerState::Done,
         }
-        self.tally.trained_rollouts += rollouts;
-        self.tally.trained_full_units += units;
-        let tokens = (units * unit) as f64 + self.model.lengths.prompt * rollouts as f64;
-        let seconds = self.model.learner.step_s + self.model.learner.token_s * tokens;
-        self.tally.training_s += seconds;
-        self.learner = LearnerState::Busy;
-        self.queue.plan(self.now + seconds, Event::Stepped);
         Ok(())
+    }
+
+    /// Begins to train a part of `rollouts` and their tokens. What a step costs however few tokens it has comes last.
+    fn train(&mut self, part: &BatchPart, (rollouts, tokens): (u64, u64)) {
+        let model = &self.model.learner;
+        let tokens = tokens as f64 + self.model.lengths.prompt * rollouts as f64;
+        let base_s = if part.last { model.step_s } else { 0.0 };
+        let groups = part.groups.len() as f64;
+        let seconds = base_s + model.group_s * groups + model.token_s * tokens;
+        self.learner = LearnerState::Busy;
+        self.training.parts += 1;
+        self.training.is_whole = part.last;
+        self.training.left_s = seconds;
+        self.training.at = self.now;
+        self.training.plan = Some(0);
+        self.plan_training();
+    }
+
+    /// Lets the training come as far as it is now; before anything changes its speed.
+    pub(crate) fn advance_training(&mut self) {
+        if self.training.is_going_on() {
+            let seconds = self.now - self.training.at;
+            self.tally.training_s += seconds;
+            self.training.left_s -= seconds * self.share;
+        }
+        self.training.at = self.now;
+    }
+
+    /// Plans the end of what is trained now.
+    pub(crate) fn plan_training(&mut self) {
+        if self.training.is_going_on() {
+            self.training.plans += 1;
+            let plan = self.training.plans;
+            self.training.plan = Some(plan);
+            let at = self.now + self.training.left_s.max(0.0) / self.share;
+            self.queue.plan(at, Event::Trained { plan });
+        }
+    }
+
+    /// What was to be trained is, if the plan is still the newest: a step is done, or a part of one.
+    pub(crate) fn end_training(&mut self, plan: u64) -> Result<(), SimulationError> {
+        if self.training.plan != Some(plan) {
+            return Ok(());
+        }
+        self.advance_training();
+        self.training.plan = None;
+        if self.training.is_whole {
+            self.training.parts = 0;
+            return self.end_step();
+        }
+        self.learner = LearnerState::Waiting;
+        self.ask_for_batch()
     }
 
     /// A hold is looked at a hundred times a step, not after every verdict: each look counts the
@@ -77,7 +135,7 @@ impl Simulation {
     }
 
     /// A step is done: its weights go out; every few steps a checkpoint is written.
-    pub(crate) fn end_step(&mut self) -> Result<(), SimulationError> {
+    fn end_step(&mut self) -> Result<(), SimulationError> {
         let step = self.ledger.steps_done();
         self.ledger.stepped(EPOCH, Step(step)).map_err(refused)?;
         let version = step + 1;

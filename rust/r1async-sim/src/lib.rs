@@ -16,8 +16,8 @@ mod scorers;
 mod simulation;
 
 pub use model::{
-    Distribution, Failures, Generators, LearnerModel, Lengths, Model, ModelError, Rewards, Scorers,
-    Weights,
+    Distribution, Failures, Generators, LearnerModel, Lengths, Machine, Model, ModelError, Rewards,
+    Scorers, Weights,
 };
 pub use results::{Outcome, Pool};
 pub use simulation::{SimulationError, simulate};

@@ -96,6 +96,8 @@ pub struct Model {
     pub learner: LearnerModel,
     /// How weights travel.
     pub weights: Weights,
+    /// What generators and learner compute on.
+    pub machine: Machine,
     /// How generators die.
     pub failures: Failures,
     /// What is rewarded.
@@ -114,8 +116,10 @@ pub struct Generators {
     pub token_s: f64,
     /// Seconds for one token of a slot that is alone; between the two it is linear in the slots taken.
     pub token_alone_s: f64,
-    /// Seconds from the end of a rollout to the first decode step of the one that takes its slot.
+    /// Seconds from the end of a rollout until another one is asked for.
     pub turnaround_s: f64,
+    /// Seconds from the loan of a rollout to its first token: the message, the prompt's prefill.
+    pub start_s: f64,
 }
 
 /// Lengths of completions.
@@ -154,12 +158,16 @@ pub struct Scorers {
 pub struct LearnerModel {
     /// Seconds of a step without any token: optimizer, packing, handing weights over.
     pub step_s: f64,
+    /// Further seconds for each group of the batch; late members are in none.
+    pub group_s: f64,
     /// Further seconds for each token of the batch, prompt and completion.
     pub token_s: f64,
     /// Steps between two checkpoints.
     pub checkpoint_every: u64,
     /// Seconds that a checkpoint keeps the learner from training.
     pub checkpoint_s: f64,
+    /// Whether gradients are accumulated while the batch fills; else training begins when it is whole.
+    pub streamed: bool,
 }
 
 /// The way of weights from learner to generators.
@@ -170,6 +178,16 @@ pub struct Weights {
     pub transfer_s: f64,
     /// Seconds that a generator stands still to install them.
     pub install_s: f64,
+}
+
+/// Processors that all generators and the learner share: each keeps one busy while it decodes or trains.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Machine {
+    /// How many; 0: everybody has processors of their own.
+    pub cores: f64,
+    /// What else runs there all the time, in processors that it would keep busy.
+    pub others: f64,
 }
 
 /// Generators that die.
@@ -217,6 +235,7 @@ impl Model {
         above_zero("generators.token_s", generators.token_s)?;
         above_zero("generators.token_alone_s", generators.token_alone_s)?;
         at_least("generators.turnaround_s", generators.turnaround_s, 0.0)?;
+        at_least("generators.start_s", generators.start_s, 0.0)?;
         self.lengths.completion.check("lengths.completion")?;
         share("lengths.shared", self.lengths.shared)?;
         at_least("lengths.prompt", self.lengths.prompt, 0.0)?;
@@ -227,6 +246,7 @@ impl Model {
         at_least("scorers.travel_s", self.scorers.travel_s, 0.0)?;
         share("scorers.failure_rate", self.scorers.failure_rate)?;
         at_least("learner.step_s", self.learner.step_s, 0.0)?;
+        at_least("learner.group_s", self.learner.group_s, 0.0)?;
         at_least("learner.token_s", self.learner.token_s, 0.0)?;
         at_least(
             "learner.checkpoint_every",
@@ -236,6 +256,8 @@ impl Model {
         at_least("learner.checkpoint_s", self.learner.checkpoint_s, 0.0)?;
         at_least("weights.transfer_s", self.weights.transfer_s, 0.0)?;
         at_least("weights.install_s", self.weights.install_s, 0.0)?;
+        at_least("machine.cores", self.machine.cores, 0.0)?;
+        at_least("machine.others", self.machine.others, 0.0)?;
         at_least("failures.per_hour", self.failures.per_hour, 0.0)?;
         at_least("failures.noticed_s", self.failures.noticed_s, 0.0)?;
         at_least("failures.back_s", self.failures.back_s, 0.0)?;
@@ -244,6 +266,18 @@ impl Model {
         self.lengths.completion = self.lengths.completion.sorted();
         self.scorers.verdict_s = self.scorers.verdict_s.sorted();
         Ok(self)
+    }
+}
+
+impl Machine {
+    /// The part of a processor that each of `busy` roles gets.
+    pub(crate) fn share(&self, busy: usize) -> f64 {
+        let wanted = busy as f64 + self.others;
+        if self.cores > 0.0 && wanted > self.cores {
+            self.cores / wanted
+        } else {
+            1.0
+        }
     }
 }
 

@@ -32,8 +32,8 @@ pub(crate) enum Event {
     Arrived { scorer: usize, work: Work },
     /// A scorer has graded a rollout.
     Graded { scorer: usize, work: Work },
-    /// The learner has done a step.
-    Stepped,
+    /// The learner has done what it had to train, if nothing changed its speed since (`plan` is the newest).
+    Trained { plan: u64 },
     /// The learner has written a checkpoint or is free for another reason.
     Free,
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use r1async_core::service::Figure;
-use r1async_core::{DropReason, StalenessHistogram, VersionRun};
+use r1async_core::{BatchPart, BoundBatch, BoundGroup, DropReason, StalenessHistogram, VersionRun};
 
 /// Running sums; the figures of a stretch of time are the difference of two.
 #[derive(Debug, Clone, Default)]
@@ -27,6 +27,33 @@ pub(crate) struct Tally {
 }
 
 impl Tally {
+    /// Counts a part of a batch; late members come with the last one. Answers the rollouts and all their tokens.
+    pub(crate) fn part(
+        &mut self,
+        batch: &BoundBatch,
+        part: &BatchPart,
+        tokens_per_unit: u32,
+        lengths: &mut LengthBins,
+    ) -> (u64, u64) {
+        let late: &[BoundGroup] = if part.last { &batch.late } else { &[] };
+        let groups = batch.groups[part.groups.clone()].iter().chain(late);
+        let (mut units, mut rollouts) = (0, 0);
+        for rollout in groups.flat_map(|group| &group.rollouts) {
+            rollouts += 1;
+            units += rollout.tokens.len() as u64;
+            self.trained_units += lengths.trained(&rollout.runs, &rollout.over_age);
+            let young = rollout.runs.iter().zip(&rollout.over_age);
+            for (run, _) in young.filter(|(_, over)| !**over) {
+                let staleness = batch.step.0.saturating_sub(run.version.number);
+                let tokens = u64::from(run.count) * u64::from(tokens_per_unit);
+                self.staleness.add(staleness, tokens);
+            }
+        }
+        self.trained_rollouts += rollouts;
+        self.trained_full_units += units;
+        (rollouts, units * u64::from(tokens_per_unit))
+    }
+
     /// What came since `earlier`.
     pub(crate) fn since(&self, earlier: &Self) -> Self {
         let before: BTreeMap<u64, u64> = earlier.staleness.counts().collect();

@@ -4,7 +4,7 @@ use r1async_core::{HolderId, Ledger, Settings, SettingsError};
 use thiserror::Error;
 
 use crate::generators::{Generator, Rooms};
-use crate::learner::{LearnerState, refused};
+use crate::learner::{LearnerState, Training, refused};
 use crate::model::{Model, ModelError};
 use crate::queue::{Event, Queue};
 use crate::results::{LengthBins, Outcome, Parts, Tally};
@@ -48,6 +48,9 @@ pub(crate) struct Simulation {
     pub(crate) generators: Vec<Generator>,
     pub(crate) scorers: Vec<Scorer>,
     pub(crate) learner: LearnerState,
+    pub(crate) training: Training,
+    /// The part of a processor that each role at work has now.
+    pub(crate) share: f64,
     /// The newest version that can be had.
     pub(crate) published: Option<u64>,
     /// Holders ever named.
@@ -114,6 +117,8 @@ impl Simulation {
             queue: Queue::default(),
             now: 0.0,
             learner: LearnerState::Waiting,
+            training: Training::default(),
+            share: 1.0,
             published: None,
             holders,
             changed: vec![false; count],
@@ -186,7 +191,7 @@ impl Simulation {
             Event::Returns { generator } => self.come_back(generator),
             Event::Arrived { scorer, work } => self.receive(scorer, work),
             Event::Graded { scorer, work } => self.give_verdict(scorer, work),
-            Event::Stepped => self.end_step()?,
+            Event::Trained { plan } => self.end_training(plan)?,
             Event::Free => {
                 self.learner = LearnerState::Waiting;
                 self.ask_for_batch()?;
@@ -218,8 +223,30 @@ impl Simulation {
                 break;
             }
         }
+        self.share_cores();
         self.plan_ends();
         Ok(())
+    }
+
+    /// Whoever is at work goes on at the speed that the machine leaves each.
+    fn share_cores(&mut self) {
+        if self.model.machine.cores == 0.0 {
+            return;
+        }
+        let decoding = self
+            .generators
+            .iter()
+            .filter(|generator| generator.decodes());
+        let busy = decoding.count() + usize::from(self.training.is_going_on());
+        let share = self.model.machine.share(busy);
+        if share != self.share {
+            for index in 0..self.generators.len() {
+                self.advance(index);
+            }
+            self.advance_training();
+            self.share = share;
+            self.plan_training();
+        }
     }
 
     fn admit_prompts(&mut self) -> Result<(), SimulationError> {
@@ -233,6 +260,7 @@ impl Simulation {
 
     /// The sums of this moment.
     fn tally_now(&mut self) -> Tally {
+        self.advance_training();
         let mut tally = Tally {
             at: self.now,
             ..self.tally.clone()

@@ -2,8 +2,8 @@
 
 use r1async_core::{Baseline, OverAge, Settings, ZeroVariance};
 use r1async_sim::{
-    Distribution, Failures, Generators, LearnerModel, Lengths, Model, Outcome, Rewards, Scorers,
-    SimulationError, Weights, simulate,
+    Distribution, Failures, Generators, LearnerModel, Lengths, Machine, Model, Outcome, Rewards,
+    Scorers, SimulationError, Weights, simulate,
 };
 
 /// One rollout a group, one group a step.
@@ -38,6 +38,7 @@ fn model() -> Model {
             token_s: 1.0,
             token_alone_s: 1.0,
             turnaround_s: 0.0,
+            start_s: 0.0,
         },
         lengths: Lengths {
             completion: Distribution::Constant(10.0),
@@ -54,13 +55,19 @@ fn model() -> Model {
         },
         learner: LearnerModel {
             step_s: 1.5,
+            group_s: 0.0,
             token_s: 0.1,
             checkpoint_every: 1,
             checkpoint_s: 0.0,
+            streamed: false,
         },
         weights: Weights {
             transfer_s: 0.0,
             install_s: 0.0,
+        },
+        machine: Machine {
+            cores: 0.0,
+            others: 0.0,
         },
         failures: Failures {
             per_hour: 0.0,
@@ -237,6 +244,7 @@ fn varied(seed: u64) -> (Settings, Model) {
         token_s: 0.2,
         token_alone_s: 0.1,
         turnaround_s: pick(10, &[0.0, 0.3]),
+        start_s: pick(15, &[0.0, 0.5]),
     };
     model.lengths.completion = Distribution::Lognormal {
         median: 20.0,
@@ -318,4 +326,64 @@ fn a_number_that_cannot_be_is_refused_by_name() {
     wrong.lengths.shared = 1.5;
     let error = simulate(&settings(0, 5), &wrong).unwrap_err();
     assert_eq!(error.to_string(), "lengths.shared must be 0 to 1, got 1.5");
+}
+
+#[test]
+fn a_streamed_step_trains_what_is_ready_while_the_batch_fills() {
+    // One slot: groups of one rollout come 10 s after one another; 2 a step, each 4 s to train, and 1 s for the step.
+    // At bound 0 a whole batch is there after 10 + 10 + 2 s and takes 9; streamed, 4 s of them are over by then.
+    let mut long = model();
+    long.learner.step_s = 1.0;
+    long.learner.group_s = 4.0;
+    long.learner.token_s = 0.0;
+    let two = Settings {
+        groups_per_step: 2,
+        ..settings(0, 20)
+    };
+    close(simulate(&two, &long).unwrap().steps_per_s, 1.0 / 31.0);
+    long.learner.streamed = true;
+    let outcome = simulate(&two, &long).unwrap();
+    close(outcome.steps_per_s, 1.0 / 27.0);
+    close(outcome.learner.busy, 9.0 / 27.0);
+    assert_eq!(outcome.max_staleness, 0);
+}
+
+#[test]
+fn roles_that_share_a_core_slow_each_other_down_and_only_while_both_work() {
+    // Bound 0: sampling and training take turns, so one core is enough for them.
+    let mut shared = model();
+    shared.machine.cores = 1.0;
+    close(
+        simulate(&settings(0, 20), &shared).unwrap().steps_per_s,
+        1.0 / 15.0,
+    );
+    // Something else that always runs takes half of it: 20 s to sample, 2 to grade, 6 to train.
+    shared.machine.others = 1.0;
+    close(
+        simulate(&settings(0, 20), &shared).unwrap().steps_per_s,
+        1.0 / 28.0,
+    );
+    // Bound 1: the slot never rests, 3 s of every step are trained beside it on halves of the core. Of a rollout's
+    // 10 s of work, 3 are done in the 6 s of training, 7 in 7.
+    shared.machine.others = 0.0;
+    let outcome = simulate(&settings(1, 40), &shared).unwrap();
+    close(outcome.steps_per_s, 1.0 / 13.0);
+    close(outcome.learner.busy, 6.0 / 13.0);
+    // Two cores are enough for two roles.
+    shared.machine.cores = 2.0;
+    close(
+        simulate(&settings(1, 40), &shared).unwrap().steps_per_s,
+        1.0 / 10.0,
+    );
+}
+
+#[test]
+fn a_rollout_starts_some_time_after_its_loan() {
+    // 3 s for the message and the prompt: 3 + 10 to sample, 2 to grade, 3 to train.
+    let mut late = model();
+    late.generators.start_s = 3.0;
+    close(
+        simulate(&settings(0, 20), &late).unwrap().steps_per_s,
+        1.0 / 18.0,
+    );
 }
