@@ -38,9 +38,9 @@ RULES: Mapping[str, Mapping[str, object]] = {
     "mask": {"over_age": "mask", "waste_budget": 1.0, "close_early": False},
     "mask, close, late members": {"over_age": "mask", "waste_budget": 1.0},
     "same, budget 5 %": {"over_age": "mask", "waste_budget": 0.05},
-    "same, budget 5 %, streamed": {"over_age": "mask", "waste_budget": 0.05, "streamed": True},
+    "same, budget 5 %, streamed": {"over_age": "mask", "waste_budget": 0.05, "part_groups": 1},
 }
-"""`staleness.*` settings by name, and `simulate.streamed`; the speed of all is measured against the first."""
+"""`staleness.*` settings by name, and `learner.part_groups`; the speed of all is measured against the first."""
 
 GROUPS, GROUP_SIZE = 32, 8
 MEDIAN_TOKENS = 1000.0
@@ -78,19 +78,19 @@ def config_of(regime: Regime, rule: Mapping[str, object], steps: int) -> Config:
     long_s, rollouts = 1e6, GROUPS * GROUP_SIZE
     slots_need_s = rollouts * mean_tokens(regime) / TOKENS_PER_S / (regime.slots * rollouts)
     staleness = StalenessConfig(max_staleness=regime.bound, hold_deadline_s=long_s)
-    streamed = bool(rule.get("streamed", False))
-    rule = {name: value for name, value in rule.items() if name != "streamed"}
+    rule = dict(rule)
+    part_groups = rule.pop("part_groups", 0)
     return Config(
         steps=steps,
         sampling=SamplingConfig(max_tokens=int(MEDIAN_TOKENS) * (regime.cap or 5000)),
         group=GroupConfig(group_size=GROUP_SIZE, rollout_deadline_s=long_s, group_deadline_s=10 * long_s),
         staleness=replace(staleness, **rule),
-        learner=LearnerConfig(groups_per_step=GROUPS, checkpoint_every=1),
+        learner=LearnerConfig(groups_per_step=GROUPS, part_groups=part_groups, checkpoint_every=1),
         generator=GeneratorConfig(slots=regime.slots * rollouts),
         scorer=ScorerConfig(workers=rollouts, queue=100_000),
         simulate=SimulateConfig(
             tokens_per_s=TOKENS_PER_S, length_median=MEDIAN_TOKENS, length_sigma=regime.sigma, length_shared=0.0,
-            verdict_s=0.0, transfer_s=0.0, install_s=0.0, streamed=streamed,
+            verdict_s=0.0, transfer_s=0.0, install_s=0.0,
             step_base_s=0.0, step_group_s=regime.step * slots_need_s / GROUPS, step_token_s=0.0,
         ),
     )  # fmt: skip

@@ -413,8 +413,6 @@ class SimulateConfig:
     """Further seconds for each group of the batch."""
     step_token_s: float = 1e-5
     """Further seconds for each token of the batch, prompt and completion."""
-    streamed: bool = False
-    """Whether the learner accumulates gradients of what is ready while its batch fills."""
     checkpoint_s: float = 0.0
     """Seconds that one checkpoint keeps the learner from training."""
     transfer_s: float = 0.5

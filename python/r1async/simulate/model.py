@@ -70,7 +70,6 @@ def machines(config: Config, seed: int) -> dict[str, Any]:
             "step_s": it.step_base_s,
             "group_s": it.step_group_s,
             "token_s": it.step_token_s,
-            "streamed": it.streamed,
             "checkpoint_every": config.learner.checkpoint_every,
             "checkpoint_s": it.checkpoint_s,
         },

@@ -63,7 +63,6 @@ fn main() {
             token_s: 4e-6,
             checkpoint_every: 20,
             checkpoint_s: 5.0,
-            streamed: false,
         },
         weights: Weights {
             transfer_s: 1.0,

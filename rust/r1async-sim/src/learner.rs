@@ -1,6 +1,6 @@
 //! The learner: waits for a batch, trains it, publishes weights, writes checkpoints.
 
-use r1async_core::{BatchPart, Bind, BindPart, PolicyVersion, Step, WaitReason};
+use r1async_core::{BatchPart, BindPart, PolicyVersion, Step, WaitReason};
 
 use crate::queue::Event;
 use crate::simulation::{EPOCH, Simulation, SimulationError};
@@ -47,19 +47,7 @@ impl Simulation {
     pub(crate) fn ask_for_batch(&mut self) -> Result<(), SimulationError> {
         let step = Step(self.ledger.steps_done());
         let part = self.training.parts;
-        let answer = if self.model.learner.streamed {
-            self.ledger.bind_part(self.now, step, part)
-        } else {
-            let answer = self.ledger.bind_batch(self.now, step);
-            answer.map(|bind| match bind {
-                Bind::Ready(batch) => {
-                    let groups = 0..batch.groups.len();
-                    BindPart::Ready(batch, BatchPart { groups, last: true })
-                }
-                Bind::Wait(reason) => BindPart::Wait(reason),
-                Bind::Finished => BindPart::Finished,
-            })
-        };
+        let answer = self.ledger.bind_part(self.now, step, part);
         match answer.map_err(refused)? {
             BindPart::Ready(batch, part) => {
                 let unit = self.model.tokens_per_unit;

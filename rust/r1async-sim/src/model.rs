@@ -166,8 +166,6 @@ pub struct LearnerModel {
     pub checkpoint_every: u64,
     /// Seconds that a checkpoint keeps the learner from training.
     pub checkpoint_s: f64,
-    /// Whether gradients are accumulated while the batch fills; else training begins when it is whole.
-    pub streamed: bool,
 }
 
 /// The way of weights from learner to generators.

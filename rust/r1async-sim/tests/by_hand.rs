@@ -59,7 +59,6 @@ fn model() -> Model {
             token_s: 0.1,
             checkpoint_every: 1,
             checkpoint_s: 0.0,
-            streamed: false,
         },
         weights: Weights {
             transfer_s: 0.0,
@@ -336,12 +335,12 @@ fn a_streamed_step_trains_what_is_ready_while_the_batch_fills() {
     long.learner.step_s = 1.0;
     long.learner.group_s = 4.0;
     long.learner.token_s = 0.0;
-    let two = Settings {
+    let mut two = Settings {
         groups_per_step: 2,
         ..settings(0, 20)
     };
     close(simulate(&two, &long).unwrap().steps_per_s, 1.0 / 31.0);
-    long.learner.streamed = true;
+    two.part_groups = 1;
     let outcome = simulate(&two, &long).unwrap();
     close(outcome.steps_per_s, 1.0 / 27.0);
     close(outcome.learner.busy, 9.0 / 27.0);

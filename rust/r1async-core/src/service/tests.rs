@@ -298,9 +298,7 @@ impl World {
                     .int("epoch", epoch)
                     .int("step", number)
                     .int("version", number);
-                let head = head
-                    .str("hash", "x")
-                    .map("metrics", 0, |_| ());
+                let head = head.str("hash", "x").map("metrics", 0, |_| ());
                 self.send(peer, &head.finish());
             }
             Act::Lost(peer) => {
