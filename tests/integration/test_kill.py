@@ -113,7 +113,7 @@ class Run:
             books = audit[account]
             assert books["in"] == books["trained"] + sum(books["dropped"].values()) + books["live"], audit
         assert self.read("summary.json")["policy_version"] == STEPS
-        assert audit["rollouts"]["trained"] == STEPS * 4 * 4
+        assert audit["prompts"]["trained"] == STEPS * 4  # some without all members: a group may close early
         account = journal_audit(self.run_dir / "journal")
         assert account["balanced"], account["differences"]
         assert account["trained_twice"] == 0
