@@ -32,10 +32,12 @@ demo: env
 # One thread per process: the tests start many, and small matrices gain nothing from a second.
 test: env
 	cargo test --workspace --quiet
+	cargo test --quiet --manifest-path fuzz/Cargo.toml --target-dir target --no-default-features
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(ARGS)
 
 check: env
 	cargo fmt --all --check
+	cargo fmt --manifest-path fuzz/Cargo.toml --check
 	cargo clippy --workspace --all-targets --quiet -- -D warnings
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

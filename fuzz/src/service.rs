@@ -4,6 +4,7 @@
 //! carries a frame of any bytes; the others make whole messages of small numbers, because a fuzzer that has to
 //! keep msgpack well-formed gets no further than the hello.
 
+use r1async_core::journal::{Kind, Payload, Recorded, Replay, first};
 use r1async_core::service::{Service, ServiceSettings, Socket};
 use r1async_core::{Audit, Settings};
 
@@ -37,7 +38,8 @@ fn settings() -> ServiceSettings {
         ledger: Settings {
             group_size: 2,
             min_group_size: 1,
-            groups_per_step: 2,
+            groups_per_step: 3,
+            part_groups: 1,
             steps: 4,
             max_tokens: 12,
             ..Settings::default()
@@ -47,6 +49,7 @@ fn settings() -> ServiceSettings {
         micro_batch_tokens: 64,
         peer_deadline_s: 20.0,
         max_message_bytes: CAP,
+        filtered_batches: 1,
         interval_s: 1.0,
     }
 }
@@ -96,18 +99,32 @@ pub fn write_pass(script: &mut Vec<u8>, quarters: u8) {
     script.extend([13, 0, quarters]);
 }
 
+/// Writes act 14: the buffer is killed and goes on from its history, or from a snapshot.
+pub fn write_restart(script: &mut Vec<u8>, from_snapshot: bool) {
+    script.extend([14, 0, u8::from(from_snapshot)]);
+}
+
 struct World {
     service: Service,
     now: f64,
+    /// The journal: all events and their payload so far.
+    events: Vec<u8>,
+    payload: Vec<u8>,
 }
 
 /// Does all acts of the script; the books at its end.
 ///
 /// # Panics
-/// The books do not balance, a deadline passed unseen, or the buffer has more to send than it can mean.
+/// The books do not balance, a deadline passed unseen, the journal tells another history than what happened, or the
+/// buffer has more to send than it can mean.
 pub fn play(script: &[u8]) -> Audit {
-    let service = Service::new(settings()).expect("these settings work");
-    let mut world = World { service, now: 0.0 };
+    let ledger = Recorded::new(settings().ledger, true).expect("these settings work");
+    let mut world = World {
+        service: over(ledger),
+        now: 0.0,
+        events: Vec::new(),
+        payload: Vec::new(),
+    };
     let mut script = Script(script);
     while world.act(&mut script).is_some() {
         world.pump();
@@ -116,6 +133,17 @@ pub fn play(script: &[u8]) -> Audit {
         assert_eq!(world.service.ledger().contradiction(), None);
     }
     world.service.ledger().audit()
+}
+
+fn over(ledger: Recorded) -> Service {
+    Service::over(settings(), ledger).expect("these settings work")
+}
+
+/// The next record of a stream.
+fn next<'a>(records: &mut &'a [u8]) -> Option<(Kind, &'a [u8])> {
+    let (kind, body, rest) = first(records).expect("nobody has touched it")?;
+    *records = rest;
+    Some((kind, body))
 }
 
 impl World {
@@ -169,9 +197,9 @@ impl World {
             }
             6 => self.send(peer, &messages::release(script.number()?)),
             7 => {
-                let (epoch, step) = (script.number()?, script.number()?);
+                let (epoch, step, part) = (script.number()?, script.number()?, script.number()?);
                 let rank = i64::from(peer == 4);
-                self.send(peer, &messages::next_batch(epoch, step, rank));
+                self.send(peer, &messages::next_batch(epoch, step, part, rank));
             }
             8 => {
                 let kind = REPORTS[usize::from(script.byte()?) % REPORTS.len()];
@@ -192,11 +220,7 @@ impl World {
                     .peer_lost(socket, &[b'a' + peer as u8], self.now);
             }
             13 => self.pass(f64::from(script.byte()?) / 4.0),
-            14 => {
-                for step in self.service.commits() {
-                    assert!(self.service.confirm_commit(step, self.now));
-                }
-            }
+            14 => self.restart(script.byte()? % 2 == 1),
             15 => self.send(peer, &messages::heartbeat()),
             _ => {
                 if let Some(&first) = self.service.wanted_prompts().first() {
@@ -220,6 +244,7 @@ impl World {
 
     fn pump(&mut self) {
         self.service.settle();
+        self.keep();
         assert!(self.service.outgoing().len() <= MAX_OUTGOING);
         for ordinal in self.service.wanted_prompts() {
             if ordinal >= PROMPTS {
@@ -231,5 +256,42 @@ impl World {
                 .admit(ordinal, vec![1, 2], b"{}".to_vec(), self.now);
             assert_eq!(admitted, Ok(()));
         }
+    }
+
+    /// What a disk would have before anything is sent.
+    fn keep(&mut self) {
+        if let Some(pending) = self.service.take_pending() {
+            self.events.extend(pending.events);
+            self.payload.extend(pending.payload);
+        }
+    }
+
+    /// Nobody is connected any more; the ledger goes on.
+    fn restart(&mut self, from_snapshot: bool) {
+        self.keep();
+        let replay = match from_snapshot {
+            true => Replay::load(&self.service.snapshot()).expect("just saved"),
+            false => self.replay(),
+        };
+        let audit = replay.ledger().map(|ledger| ledger.audit());
+        assert_eq!(audit, Some(self.service.ledger().audit()));
+        let ledger = replay.resume(settings().ledger);
+        self.service = over(ledger.expect("the settings of before"));
+    }
+
+    fn replay(&self) -> Replay {
+        let mut replay = Replay::new(false);
+        let (mut events, mut payload) = (&self.events[..], &self.payload[..]);
+        while let Some((_, body)) = next(&mut events) {
+            let (now, command) = Replay::read(body).expect("it was written so");
+            let bytes = match command.has_payload() {
+                true => next(&mut payload).expect("it went before its event").1,
+                false => &[],
+            };
+            let told = replay.apply(now, &command, Payload::Bytes(bytes));
+            assert_eq!(told, Ok(()));
+        }
+        assert_eq!(next(&mut payload), None);
+        replay
     }
 }
