@@ -1,22 +1,24 @@
 //! What the corpora begin with. A fuzzer that starts from less gets no further than the first check.
 
 use crate::messages as say;
-use crate::service::{self, ROLES};
+use crate::service::{self, ROLES, act};
 
-/// Every message of docs/protocol.md for `wire`, two short runs for `service`: target, name, bytes.
+/// Kinds of `act::REPORT`.
+const STEPPED: u8 = 0;
+const PUBLISHED: u8 = 1;
+const COMMITTED: u8 = 2;
+
+/// Every message of docs/protocol.md for `wire` and `service`, and a short run: target, name, bytes.
 pub fn all() -> Vec<(&'static str, String, Vec<u8>)> {
-    let messages = messages();
-    let mut each_alone = greetings();
-    for (index, message) in messages.iter().enumerate() {
-        service::write_frame(&mut each_alone, index as u8 % 8, message);
+    let mut seeds = vec![("service", "run".to_owned(), run())];
+    for (index, message) in messages().into_iter().enumerate() {
+        for peer in [0, 2, 3, 5] {
+            let mut script = greetings();
+            service::write_frame(&mut script, peer, &message);
+            seeds.push(("service", format!("message-{index}-of-{peer}"), script));
+        }
+        seeds.push(("wire", format!("message-{index}"), message));
     }
-    let mut seeds: Vec<_> = messages
-        .into_iter()
-        .enumerate()
-        .map(|(index, message)| ("wire", format!("message-{index}"), message))
-        .collect();
-    seeds.push(("service", "each-message".to_owned(), each_alone));
-    seeds.push(("service", "run".to_owned(), run()));
     seeds
 }
 
@@ -43,55 +45,51 @@ fn messages() -> Vec<Vec<u8>> {
 
 fn greetings() -> Vec<u8> {
     let mut script = Vec::new();
-    for (peer, role) in ROLES.iter().enumerate().take(6) {
-        let hello = say::hello(role, i64::from(peer == 4), 1, 0);
-        service::write_frame(&mut script, peer as u8, &hello);
+    for peer in 0..6 {
+        script.extend([act::HELLO, peer, 1, 0]);
     }
-    service::write_frame(&mut script, 3, &say::report("published", 1, 0));
+    script.extend([act::REPORT, 3, PUBLISHED, 1, 0]);
     script
 }
 
 /// Six rollouts sampled, graded and trained in two parts, the buffer killed between them and after the commit. Leases
-/// are numbered from 1, in every life of the buffer.
+/// are numbered from 1 in every life of the buffer.
 fn run() -> Vec<u8> {
     let mut script = greetings();
-    service::write_frame(&mut script, 0, &say::ready(6, 0, 1, 0));
-    for lease in 1..=4 {
-        sample(&mut script, lease);
-    }
-    service::write_frame(&mut script, 2, &say::ready(8, 0, 1, 0));
+    script.extend([act::READY, 0, 6, 0, 1, 0]);
+    (1..=4).for_each(|lease| sample(&mut script, lease));
+    script.extend([act::READY, 2, 8, 0, 1, 0]);
     (7..=10).for_each(|lease| grade(&mut script, lease));
     ask(&mut script, 0);
-    service::write_restart(&mut script, false);
+    script.extend([act::RESTART, 0, 0]);
     script.extend(greetings());
-    service::write_frame(&mut script, 0, &say::ready(2, 0, 1, 0));
-    service::write_frame(&mut script, 2, &say::ready(8, 0, 1, 0));
+    script.extend([act::READY, 0, 2, 0, 1, 0]);
+    script.extend([act::READY, 2, 8, 0, 1, 0]);
     (1..=2).for_each(|lease| sample(&mut script, lease));
     (3..=4).for_each(|lease| grade(&mut script, lease));
     (0..2).for_each(|part| ask(&mut script, part));
-    for (kind, number) in [("stepped", 0), ("published", 1), ("committed", 1)] {
-        service::write_frame(&mut script, 3, &say::report(kind, 1, number));
+    for (kind, number) in [(STEPPED, 0), (PUBLISHED, 1), (COMMITTED, 1)] {
+        script.extend([act::REPORT, 3, kind, 1, number]);
     }
-    service::write_restart(&mut script, true);
-    service::write_pass(&mut script, 8);
+    script.extend([act::RESTART, 0, 1]);
+    script.extend([act::PASS, 0, 8]);
     script
 }
 
-fn sample(script: &mut Vec<u8>, lease: i64) {
-    let sampled = say::chunks(lease, 0, 3, (1, 0), Some("stop"));
-    service::write_frame(script, 0, &sampled);
+/// Three tokens of version (1, 0), and the end.
+fn sample(script: &mut Vec<u8>, lease: u8) {
+    script.extend([act::CHUNK, 0, lease, 0, 3, 1, 0, 1]);
 }
 
-fn grade(script: &mut Vec<u8>, lease: i64) {
-    let graded = say::verdict(lease, Some((lease % 2) as f64));
-    service::write_frame(script, 2, &graded);
+/// A reward of 0 or 1.
+fn grade(script: &mut Vec<u8>, lease: u8) {
+    script.extend([act::VERDICT, 2, lease, 3 + lease % 2]);
 }
 
 /// Both ranks ask for a part of the first batch.
-fn ask(script: &mut Vec<u8>, part: i64) {
-    for rank in 0..2 {
-        let asked = say::next_batch(1, 0, part, i64::from(rank));
-        service::write_frame(script, 3 + rank, &asked);
+fn ask(script: &mut Vec<u8>, part: u8) {
+    for peer in [3, 4] {
+        script.extend([act::NEXT_BATCH, peer, 1, 0, part]);
     }
 }
 

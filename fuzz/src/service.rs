@@ -1,6 +1,6 @@
 //! A whole buffer and what peers, the clock and the prompt source do to it, in an order that the fuzzer writes.
 //!
-//! A script is a row of acts: a byte that says which (modulo their number) and the bytes that it takes. Act 0
+//! A script is a row of acts: a byte that says which (modulo their number) and the bytes that it takes. One
 //! carries a frame of any bytes; the others make whole messages of small numbers, because a fuzzer that has to
 //! keep msgpack well-formed gets no further than the hello.
 
@@ -30,6 +30,26 @@ const CAP: usize = 1 << 16;
 const MAX_OUTGOING: usize = 4096;
 
 const REPORTS: [&str; 4] = ["stepped", "published", "committed", "finish"];
+/// What a script may do; each is followed by a peer and its own bytes.
+pub mod act {
+    pub const FRAME: u8 = 0;
+    pub const HELLO: u8 = 1;
+    pub const READY: u8 = 2;
+    pub const CHUNK: u8 = 3;
+    pub const VERDICT: u8 = 4;
+    pub const ANNOUNCE: u8 = 5;
+    pub const RELEASE: u8 = 6;
+    pub const NEXT_BATCH: u8 = 7;
+    pub const REPORT: u8 = 8;
+    pub const EVALUATE: u8 = 9;
+    pub const CANCEL: u8 = 10;
+    pub const BYE: u8 = 11;
+    pub const LOST: u8 = 12;
+    pub const PASS: u8 = 13;
+    pub const RESTART: u8 = 14;
+    pub const HEARTBEAT: u8 = 15;
+    pub const REJECT: u8 = 16;
+}
 /// Acts that there are.
 const ACTS: u8 = 17;
 
@@ -86,22 +106,12 @@ impl<'a> Script<'a> {
     }
 }
 
-/// Writes act 0: `peer` sends `frame`.
+/// Writes the act that has `peer` send `frame`.
 pub fn write_frame(script: &mut Vec<u8>, peer: u8, frame: &[u8]) {
     let len = u16::try_from(frame.len()).expect("seeds are small");
-    script.extend([0, peer]);
+    script.extend([act::FRAME, peer]);
     script.extend(len.to_le_bytes());
     script.extend(frame);
-}
-
-/// Writes act 13: `quarters` of a second pass.
-pub fn write_pass(script: &mut Vec<u8>, quarters: u8) {
-    script.extend([13, 0, quarters]);
-}
-
-/// Writes act 14: the buffer is killed and goes on from its history, or from a snapshot.
-pub fn write_restart(script: &mut Vec<u8>, from_snapshot: bool) {
-    script.extend([14, 0, u8::from(from_snapshot)]);
 }
 
 struct World {
@@ -161,18 +171,18 @@ impl World {
         let act = script.byte()? % ACTS;
         let peer = script.peer()?;
         match act {
-            0 => self.send(peer, script.bytes()?),
-            1 => {
+            act::FRAME => self.send(peer, script.bytes()?),
+            act::HELLO => {
                 let (epoch, step) = (script.number()?, script.number()?);
                 let rank = i64::from(peer == 4);
                 self.send(peer, &messages::hello(ROLES[peer], rank, epoch, step));
             }
-            2 => {
+            act::READY => {
                 let (free, seen) = (script.number()?, script.number()?);
                 let (epoch, version) = (script.number()?, script.number()?);
                 self.send(peer, &messages::ready(free, seen, epoch, version));
             }
-            3 => {
+            act::CHUNK => {
                 let (lease, offset) = (script.number()?, script.number()?);
                 let count = usize::from(script.byte()?) % 24;
                 let version = (script.number()?, script.number()?);
@@ -180,7 +190,7 @@ impl World {
                 let frame = messages::chunks(lease, offset, count, version, finish);
                 self.send(peer, &frame);
             }
-            4 => {
+            act::VERDICT => {
                 let lease = script.number()?;
                 let total = match script.byte()? % 5 {
                     0 => None,
@@ -190,38 +200,38 @@ impl World {
                 };
                 self.send(peer, &messages::verdict(lease, total));
             }
-            5 => {
+            act::ANNOUNCE => {
                 let frame =
                     messages::announce(script.number()?, script.number()?, script.number()?);
                 self.send(peer, &frame);
             }
-            6 => self.send(peer, &messages::release(script.number()?)),
-            7 => {
+            act::RELEASE => self.send(peer, &messages::release(script.number()?)),
+            act::NEXT_BATCH => {
                 let (epoch, step, part) = (script.number()?, script.number()?, script.number()?);
                 let rank = i64::from(peer == 4);
                 self.send(peer, &messages::next_batch(epoch, step, part, rank));
             }
-            8 => {
+            act::REPORT => {
                 let kind = REPORTS[usize::from(script.byte()?) % REPORTS.len()];
                 let (epoch, number) = (script.number()?, script.number()?);
                 self.send(peer, &messages::report(kind, epoch, number));
             }
-            9 => {
+            act::EVALUATE => {
                 let id = ["e", "f"][usize::from(script.byte()? % 2)];
                 let (pin, samples) = ((script.number()?, script.number()?), script.number()?);
                 // Larger evaluations are allowed and only slow.
                 self.send(peer, &messages::evaluate(id, pin, samples % 8));
             }
-            10 => self.send(peer, &messages::cancel(["e", "f"][peer % 2])),
-            11 => self.send(peer, &messages::bye()),
-            12 => {
+            act::CANCEL => self.send(peer, &messages::cancel(["e", "f"][peer % 2])),
+            act::BYE => self.send(peer, &messages::bye()),
+            act::LOST => {
                 let socket = [Socket::Rollouts, Socket::Batches][usize::from(script.byte()? % 2)];
                 self.service
                     .peer_lost(socket, &[b'a' + peer as u8], self.now);
             }
-            13 => self.pass(f64::from(script.byte()?) / 4.0),
-            14 => self.restart(script.byte()? % 2 == 1),
-            15 => self.send(peer, &messages::heartbeat()),
+            act::PASS => self.pass(f64::from(script.byte()?) / 4.0),
+            act::RESTART => self.restart(script.byte()? % 2 == 1),
+            act::HEARTBEAT => self.send(peer, &messages::heartbeat()),
             _ => {
                 if let Some(&first) = self.service.wanted_prompts().first() {
                     let rejected = self.service.reject_prompt(first, "too long");
