@@ -4,7 +4,7 @@
 //! carries a frame of any bytes; the others make whole messages of small numbers, because a fuzzer that has to
 //! keep msgpack well-formed gets no further than the hello.
 
-use r1async_core::journal::{Kind, Payload, Recorded, Replay, first};
+use r1async_core::journal::{Chain, Payload, Recorded, Replay, first, link};
 use r1async_core::service::{Service, ServiceSettings, Socket};
 use r1async_core::{Audit, Settings};
 
@@ -53,9 +53,11 @@ pub mod act {
 /// Acts that there are.
 const ACTS: u8 = 17;
 
-fn settings() -> ServiceSettings {
+/// `life`: how often the buffer was killed before.
+fn settings(life: u64) -> ServiceSettings {
     ServiceSettings {
         ledger: Settings {
+            incarnation: life,
             group_size: 2,
             min_group_size: 1,
             groups_per_step: 3,
@@ -116,10 +118,11 @@ pub fn write_frame(script: &mut Vec<u8>, peer: u8, frame: &[u8]) {
 
 struct World {
     service: Service,
+    life: u64,
     now: f64,
     /// The journal: all events and their payload so far.
-    events: Vec<u8>,
-    payload: Vec<u8>,
+    events: Stream,
+    payload: Stream,
 }
 
 /// Does all acts of the script; the books at its end.
@@ -128,12 +131,13 @@ struct World {
 /// The books do not balance, a deadline passed unseen, the journal tells another history than what happened, or the
 /// buffer has more to send than it can mean.
 pub fn play(script: &[u8]) -> Audit {
-    let ledger = Recorded::new(settings().ledger, true).expect("these settings work");
+    let ledger = Recorded::new(settings(0).ledger, true).expect("these settings work");
     let mut world = World {
-        service: over(ledger),
+        service: over(0, ledger),
+        life: 0,
         now: 0.0,
-        events: Vec::new(),
-        payload: Vec::new(),
+        events: Stream::default(),
+        payload: Stream::default(),
     };
     let mut script = Script(script);
     while world.act(&mut script).is_some() {
@@ -145,15 +149,31 @@ pub fn play(script: &[u8]) -> Audit {
     world.service.ledger().audit()
 }
 
-fn over(ledger: Recorded) -> Service {
-    Service::over(settings(), ledger).expect("these settings work")
+fn over(life: u64, ledger: Recorded) -> Service {
+    Service::over(settings(life), ledger).expect("these settings work")
 }
 
-/// The next record of a stream.
-fn next<'a>(records: &mut &'a [u8]) -> Option<(Kind, &'a [u8])> {
-    let (kind, body, rest) = first(records).expect("nobody has touched it")?;
-    *records = rest;
-    Some((kind, body))
+/// A file of the journal.
+#[derive(Default)]
+struct Stream {
+    bytes: Vec<u8>,
+    chain: Chain,
+}
+
+impl Stream {
+    fn write(&mut self, mut records: Vec<u8>) {
+        self.chain = link(&mut records, self.chain);
+        self.bytes.extend(records);
+    }
+
+    fn bodies(&self) -> impl Iterator<Item = &[u8]> {
+        let (mut rest, mut chain) = (&self.bytes[..], Chain::default());
+        std::iter::from_fn(move || {
+            let (_, body, behind) = first(rest, &mut chain).expect("nobody has touched it")?;
+            rest = behind;
+            Some(body)
+        })
+    }
 }
 
 impl World {
@@ -164,6 +184,15 @@ impl World {
         };
         let identity = [b'a' + peer as u8];
         self.service.handle(socket, &identity, frame, self.now);
+    }
+
+    /// One of this life's leases; the high bit makes it one of the life before.
+    fn lease(&self, script: &mut Script<'_>) -> Option<i64> {
+        Some(match script.number()? {
+            number @ 0..128 => number + ((self.life as i64) << 40),
+            number @ 128..=255 => number - 128 + ((self.life.saturating_sub(1) as i64) << 40),
+            edge => edge,
+        })
     }
 
     /// None: the script is at its end.
@@ -183,7 +212,7 @@ impl World {
                 self.send(peer, &messages::ready(free, seen, epoch, version));
             }
             act::CHUNK => {
-                let (lease, offset) = (script.number()?, script.number()?);
+                let (lease, offset) = (self.lease(script)?, script.number()?);
                 let count = usize::from(script.byte()?) % 24;
                 let version = (script.number()?, script.number()?);
                 let finish = [None, Some("stop"), Some("length")][usize::from(script.byte()? % 3)];
@@ -191,7 +220,7 @@ impl World {
                 self.send(peer, &frame);
             }
             act::VERDICT => {
-                let lease = script.number()?;
+                let lease = self.lease(script)?;
                 let total = match script.byte()? % 5 {
                     0 => None,
                     1 => Some(f64::NAN),
@@ -202,10 +231,10 @@ impl World {
             }
             act::ANNOUNCE => {
                 let frame =
-                    messages::announce(script.number()?, script.number()?, script.number()?);
+                    messages::announce(self.lease(script)?, script.number()?, script.number()?);
                 self.send(peer, &frame);
             }
-            act::RELEASE => self.send(peer, &messages::release(script.number()?)),
+            act::RELEASE => self.send(peer, &messages::release(self.lease(script)?)),
             act::NEXT_BATCH => {
                 let (epoch, step, part) = (script.number()?, script.number()?, script.number()?);
                 let rank = i64::from(peer == 4);
@@ -271,8 +300,8 @@ impl World {
     /// What a disk would have before anything is sent.
     fn keep(&mut self) {
         if let Some(pending) = self.service.take_pending() {
-            self.events.extend(pending.events);
-            self.payload.extend(pending.payload);
+            self.events.write(pending.events);
+            self.payload.write(pending.payload);
         }
     }
 
@@ -285,23 +314,24 @@ impl World {
         };
         let audit = replay.ledger().map(|ledger| ledger.audit());
         assert_eq!(audit, Some(self.service.ledger().audit()));
-        let ledger = replay.resume(settings().ledger);
-        self.service = over(ledger.expect("the settings of before"));
+        self.life += 1;
+        let ledger = replay.resume(settings(self.life).ledger);
+        self.service = over(self.life, ledger.expect("the settings of before"));
     }
 
     fn replay(&self) -> Replay {
         let mut replay = Replay::new(false);
-        let (mut events, mut payload) = (&self.events[..], &self.payload[..]);
-        while let Some((_, body)) = next(&mut events) {
+        let mut payload = self.payload.bodies();
+        for body in self.events.bodies() {
             let (now, command) = Replay::read(body).expect("it was written so");
             let bytes = match command.has_payload() {
-                true => next(&mut payload).expect("it went before its event").1,
+                true => payload.next().expect("it went before its event"),
                 false => &[],
             };
             let told = replay.apply(now, &command, Payload::Bytes(bytes));
             assert_eq!(told, Ok(()));
         }
-        assert_eq!(next(&mut payload), None);
+        assert_eq!(payload.next(), None);
         replay
     }
 }
