@@ -48,11 +48,12 @@ check: env
 bench: env
 	$(BIN)/r1async bench throughput $(ARGS)
 
-# AddressSanitizer looks at the casts from bytes to columns; the service only moves what they gave.
+# AddressSanitizer looks at the casts from bytes to columns; the others only move what they gave.
 fuzz:
-	cargo run --quiet --manifest-path fuzz/Cargo.toml --target-dir fuzz/target --example seeds
+	cargo run --quiet --manifest-path fuzz/Cargo.toml --target-dir target --no-default-features --example seeds
 	cargo +nightly fuzz run wire -- -runs=$(FUZZ_RUNS) -max_len=1024 -malloc_limit_mb=256 -print_final_stats=1
 	cargo +nightly fuzz run --sanitizer none service -- -runs=$(FUZZ_RUNS) -max_len=512 -print_final_stats=1
+	cargo +nightly fuzz run --sanitizer none journal -- -runs=$(FUZZ_RUNS) -max_len=2048 -malloc_limit_mb=256 -print_final_stats=1
 
 env: $(VENV)/extension.stamp
 

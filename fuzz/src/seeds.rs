@@ -1,5 +1,6 @@
 //! What the corpora begin with. A fuzzer that starts from less gets no further than the first check.
 
+use crate::journal;
 use crate::messages as say;
 use crate::service::{self, ROLES, act};
 
@@ -8,7 +9,7 @@ const STEPPED: u8 = 0;
 const PUBLISHED: u8 = 1;
 const COMMITTED: u8 = 2;
 
-/// Every message of docs/protocol.md for `wire` and `service`, and a short run: target, name, bytes.
+/// Every message of docs/protocol.md, a short run of the buffer, damages of a journal: target, name, bytes.
 pub fn all() -> Vec<(&'static str, String, Vec<u8>)> {
     let mut seeds = vec![("service", "run".to_owned(), run())];
     for (index, message) in messages().into_iter().enumerate() {
@@ -19,7 +20,25 @@ pub fn all() -> Vec<(&'static str, String, Vec<u8>)> {
         }
         seeds.push(("wire", format!("message-{index}"), message));
     }
+    for (index, script) in damages().into_iter().chain(journal::bodies()).enumerate() {
+        seeds.push(("journal", format!("script-{index}"), script));
+    }
     seeds
+}
+
+/// Each kind of damage to each file, early and late in it.
+fn damages() -> Vec<Vec<u8>> {
+    let mut scripts = vec![vec![journal::reads::DAMAGED]];
+    for kind in 0..journal::DAMAGES {
+        for file in 0..journal::NAMES.len() as u8 {
+            for at in [1, 40, 230] {
+                // The position, then what is to be found there, if anything.
+                let script = [journal::reads::DAMAGED, file, kind, at, 1, 3, 0, 7, 7, 7];
+                scripts.push(script.to_vec());
+            }
+        }
+    }
+    scripts
 }
 
 fn messages() -> Vec<Vec<u8>> {
@@ -129,6 +148,7 @@ mod tests {
         for (target, _, seed) in all() {
             let play = match target {
                 "wire" => crate::wire::read,
+                "journal" => journal::play,
                 _ => |script: &[u8]| drop(service::play(script)),
             };
             play(&seed);
