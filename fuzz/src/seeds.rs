@@ -149,7 +149,7 @@ mod tests {
             let play = match target {
                 "wire" => crate::wire::read,
                 "journal" => journal::play,
-                _ => |script: &[u8]| drop(service::play(script)),
+                _ => |script: &[u8]| _ = service::play(script),
             };
             play(&seed);
             play(&seed[..seed.len() / 2]);
