@@ -21,6 +21,8 @@ pub const ROLES: [&str; 8] = [
     "scorer",
     "learner",
 ];
+/// Lives of one script at most: each tells the whole history again.
+const MAX_LIVES: u64 = 4;
 /// Prompts that there are.
 const PROMPTS: u64 = 24;
 /// Bytes of one frame at most.
@@ -259,7 +261,12 @@ impl World {
                     .peer_lost(socket, &[b'a' + peer as u8], self.now);
             }
             act::PASS => self.pass(f64::from(script.byte()?) / 4.0),
-            act::RESTART => self.restart(script.byte()? % 2 == 1),
+            act::RESTART => {
+                let from_snapshot = script.byte()? % 2 == 1;
+                if self.life + 1 < MAX_LIVES {
+                    self.restart(from_snapshot);
+                }
+            }
             act::HEARTBEAT => self.send(peer, &messages::heartbeat()),
             _ => {
                 if let Some(&first) = self.service.wanted_prompts().first() {
