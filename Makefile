@@ -32,11 +32,14 @@ demo: env
 # One thread per process: the tests start many, and small matrices gain nothing from a second.
 test: env
 	cargo test --workspace --quiet
+	cargo test --quiet --manifest-path fuzz/Cargo.toml --target-dir target --no-default-features
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(ARGS)
 
 check: env
 	cargo fmt --all --check
+	cargo fmt --manifest-path fuzz/Cargo.toml --check
 	cargo clippy --workspace --all-targets --quiet -- -D warnings
+	cargo clippy --manifest-path fuzz/Cargo.toml --target-dir target --no-default-features --all-targets --quiet -- -D warnings
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/basedpyright
@@ -46,11 +49,12 @@ check: env
 bench: env
 	$(BIN)/r1async bench throughput $(ARGS)
 
-# AddressSanitizer looks at the casts from bytes to columns; the service only moves what they gave.
+# AddressSanitizer looks at the casts from bytes to columns; the others only move what they gave.
 fuzz:
-	cargo run --quiet --manifest-path fuzz/Cargo.toml --target-dir fuzz/target --example seeds
+	cargo run --quiet --manifest-path fuzz/Cargo.toml --target-dir target --no-default-features --example seeds
 	cargo +nightly fuzz run wire -- -runs=$(FUZZ_RUNS) -max_len=1024 -malloc_limit_mb=256 -print_final_stats=1
 	cargo +nightly fuzz run --sanitizer none service -- -runs=$(FUZZ_RUNS) -max_len=512 -print_final_stats=1
+	cargo +nightly fuzz run --sanitizer none journal -- -runs=$(FUZZ_RUNS) -max_len=2048 -malloc_limit_mb=256 -print_final_stats=1
 
 env: $(VENV)/extension.stamp
 

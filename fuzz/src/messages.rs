@@ -122,13 +122,23 @@ pub fn heartbeat() -> Vec<u8> {
     head.finish()
 }
 
+pub fn incident(name: &str) -> Vec<u8> {
+    let head = FrameWriter::new("incident").str("name", name);
+    let head = head.str("act", "left out");
+    let head = head.list("groups", 1, |out| out.int(0));
+    let head = head.list("rollouts", 1, |out| out.int(1));
+    let head = head.float("deadline_s", 5.0).float("named_after_s", 5.5);
+    head.str("text", "rollout 1 is late").finish()
+}
+
 pub fn bye() -> Vec<u8> {
     FrameWriter::new("bye").finish()
 }
 
-pub fn next_batch(epoch: i64, step: i64, rank: i64) -> Vec<u8> {
+pub fn next_batch(epoch: i64, step: i64, part: i64, rank: i64) -> Vec<u8> {
     let head = FrameWriter::new("next_batch").int("epoch", epoch);
     head.int("step", step)
+        .int("part", part)
         .int("rank", rank)
         .int("world", 2)
         .finish()

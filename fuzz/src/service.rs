@@ -1,9 +1,10 @@
 //! A whole buffer and what peers, the clock and the prompt source do to it, in an order that the fuzzer writes.
 //!
-//! A script is a row of acts: a byte that says which (modulo their number) and the bytes that it takes. Act 0
+//! A script is a row of acts: a byte that says which (modulo their number) and the bytes that it takes. One
 //! carries a frame of any bytes; the others make whole messages of small numbers, because a fuzzer that has to
 //! keep msgpack well-formed gets no further than the hello.
 
+use r1async_core::journal::{Chain, Payload, Recorded, Replay, first, link};
 use r1async_core::service::{Service, ServiceSettings, Socket};
 use r1async_core::{Audit, Settings};
 
@@ -20,6 +21,8 @@ pub const ROLES: [&str; 8] = [
     "scorer",
     "learner",
 ];
+/// Lives of one script at most: each tells the whole history again.
+const MAX_LIVES: u64 = 4;
 /// Prompts that there are.
 const PROMPTS: u64 = 24;
 /// Bytes of one frame at most.
@@ -29,15 +32,38 @@ const CAP: usize = 1 << 16;
 const MAX_OUTGOING: usize = 4096;
 
 const REPORTS: [&str; 4] = ["stepped", "published", "committed", "finish"];
+/// What a script may do; each is followed by a peer and its own bytes.
+pub mod act {
+    pub const FRAME: u8 = 0;
+    pub const HELLO: u8 = 1;
+    pub const READY: u8 = 2;
+    pub const CHUNK: u8 = 3;
+    pub const VERDICT: u8 = 4;
+    pub const ANNOUNCE: u8 = 5;
+    pub const RELEASE: u8 = 6;
+    pub const NEXT_BATCH: u8 = 7;
+    pub const REPORT: u8 = 8;
+    pub const EVALUATE: u8 = 9;
+    pub const CANCEL: u8 = 10;
+    pub const BYE: u8 = 11;
+    pub const LOST: u8 = 12;
+    pub const PASS: u8 = 13;
+    pub const RESTART: u8 = 14;
+    pub const HEARTBEAT: u8 = 15;
+    pub const REJECT: u8 = 16;
+}
 /// Acts that there are.
 const ACTS: u8 = 17;
 
-fn settings() -> ServiceSettings {
+/// `life`: how often the buffer was killed before.
+fn settings(life: u64) -> ServiceSettings {
     ServiceSettings {
         ledger: Settings {
+            incarnation: life,
             group_size: 2,
             min_group_size: 1,
-            groups_per_step: 2,
+            groups_per_step: 3,
+            part_groups: 1,
             steps: 4,
             max_tokens: 12,
             ..Settings::default()
@@ -47,6 +73,7 @@ fn settings() -> ServiceSettings {
         micro_batch_tokens: 64,
         peer_deadline_s: 20.0,
         max_message_bytes: CAP,
+        filtered_batches: 1,
         interval_s: 1.0,
     }
 }
@@ -83,31 +110,37 @@ impl<'a> Script<'a> {
     }
 }
 
-/// Writes act 0: `peer` sends `frame`.
+/// Writes the act that has `peer` send `frame`.
 pub fn write_frame(script: &mut Vec<u8>, peer: u8, frame: &[u8]) {
     let len = u16::try_from(frame.len()).expect("seeds are small");
-    script.extend([0, peer]);
+    script.extend([act::FRAME, peer]);
     script.extend(len.to_le_bytes());
     script.extend(frame);
 }
 
-/// Writes act 13: `quarters` of a second pass.
-pub fn write_pass(script: &mut Vec<u8>, quarters: u8) {
-    script.extend([13, 0, quarters]);
-}
-
 struct World {
     service: Service,
+    life: u64,
     now: f64,
+    /// The journal: all events and their payload so far.
+    events: Stream,
+    payload: Stream,
 }
 
 /// Does all acts of the script; the books at its end.
 ///
 /// # Panics
-/// The books do not balance, a deadline passed unseen, or the buffer has more to send than it can mean.
+/// The books do not balance, a deadline passed unseen, the journal tells another history than what happened, or the
+/// buffer has more to send than it can mean.
 pub fn play(script: &[u8]) -> Audit {
-    let service = Service::new(settings()).expect("these settings work");
-    let mut world = World { service, now: 0.0 };
+    let ledger = Recorded::new(settings(0).ledger, true).expect("these settings work");
+    let mut world = World {
+        service: over(0, ledger),
+        life: 0,
+        now: 0.0,
+        events: Stream::default(),
+        payload: Stream::default(),
+    };
     let mut script = Script(script);
     while world.act(&mut script).is_some() {
         world.pump();
@@ -116,6 +149,33 @@ pub fn play(script: &[u8]) -> Audit {
         assert_eq!(world.service.ledger().contradiction(), None);
     }
     world.service.ledger().audit()
+}
+
+fn over(life: u64, ledger: Recorded) -> Service {
+    Service::over(settings(life), ledger).expect("these settings work")
+}
+
+/// A file of the journal.
+#[derive(Default)]
+struct Stream {
+    bytes: Vec<u8>,
+    chain: Chain,
+}
+
+impl Stream {
+    fn write(&mut self, mut records: Vec<u8>) {
+        self.chain = link(&mut records, self.chain);
+        self.bytes.extend(records);
+    }
+
+    fn bodies(&self) -> impl Iterator<Item = &[u8]> {
+        let (mut rest, mut chain) = (&self.bytes[..], Chain::default());
+        std::iter::from_fn(move || {
+            let (_, body, behind) = first(rest, &mut chain).expect("nobody has touched it")?;
+            rest = behind;
+            Some(body)
+        })
+    }
 }
 
 impl World {
@@ -128,32 +188,41 @@ impl World {
         self.service.handle(socket, &identity, frame, self.now);
     }
 
+    /// One of this life's leases; the high bit makes it one of the life before.
+    fn lease(&self, script: &mut Script<'_>) -> Option<i64> {
+        Some(match script.number()? {
+            number @ 0..128 => number + ((self.life as i64) << 40),
+            number @ 128..=255 => number - 128 + ((self.life.saturating_sub(1) as i64) << 40),
+            edge => edge,
+        })
+    }
+
     /// None: the script is at its end.
     fn act(&mut self, script: &mut Script<'_>) -> Option<()> {
         let act = script.byte()? % ACTS;
         let peer = script.peer()?;
         match act {
-            0 => self.send(peer, script.bytes()?),
-            1 => {
+            act::FRAME => self.send(peer, script.bytes()?),
+            act::HELLO => {
                 let (epoch, step) = (script.number()?, script.number()?);
                 let rank = i64::from(peer == 4);
                 self.send(peer, &messages::hello(ROLES[peer], rank, epoch, step));
             }
-            2 => {
+            act::READY => {
                 let (free, seen) = (script.number()?, script.number()?);
                 let (epoch, version) = (script.number()?, script.number()?);
                 self.send(peer, &messages::ready(free, seen, epoch, version));
             }
-            3 => {
-                let (lease, offset) = (script.number()?, script.number()?);
+            act::CHUNK => {
+                let (lease, offset) = (self.lease(script)?, script.number()?);
                 let count = usize::from(script.byte()?) % 24;
                 let version = (script.number()?, script.number()?);
                 let finish = [None, Some("stop"), Some("length")][usize::from(script.byte()? % 3)];
                 let frame = messages::chunks(lease, offset, count, version, finish);
                 self.send(peer, &frame);
             }
-            4 => {
-                let lease = script.number()?;
+            act::VERDICT => {
+                let lease = self.lease(script)?;
                 let total = match script.byte()? % 5 {
                     0 => None,
                     1 => Some(f64::NAN),
@@ -162,42 +231,43 @@ impl World {
                 };
                 self.send(peer, &messages::verdict(lease, total));
             }
-            5 => {
+            act::ANNOUNCE => {
                 let frame =
-                    messages::announce(script.number()?, script.number()?, script.number()?);
+                    messages::announce(self.lease(script)?, script.number()?, script.number()?);
                 self.send(peer, &frame);
             }
-            6 => self.send(peer, &messages::release(script.number()?)),
-            7 => {
-                let (epoch, step) = (script.number()?, script.number()?);
+            act::RELEASE => self.send(peer, &messages::release(self.lease(script)?)),
+            act::NEXT_BATCH => {
+                let (epoch, step, part) = (script.number()?, script.number()?, script.number()?);
                 let rank = i64::from(peer == 4);
-                self.send(peer, &messages::next_batch(epoch, step, rank));
+                self.send(peer, &messages::next_batch(epoch, step, part, rank));
             }
-            8 => {
+            act::REPORT => {
                 let kind = REPORTS[usize::from(script.byte()?) % REPORTS.len()];
                 let (epoch, number) = (script.number()?, script.number()?);
                 self.send(peer, &messages::report(kind, epoch, number));
             }
-            9 => {
+            act::EVALUATE => {
                 let id = ["e", "f"][usize::from(script.byte()? % 2)];
                 let (pin, samples) = ((script.number()?, script.number()?), script.number()?);
                 // Larger evaluations are allowed and only slow.
                 self.send(peer, &messages::evaluate(id, pin, samples % 8));
             }
-            10 => self.send(peer, &messages::cancel(["e", "f"][peer % 2])),
-            11 => self.send(peer, &messages::bye()),
-            12 => {
+            act::CANCEL => self.send(peer, &messages::cancel(["e", "f"][peer % 2])),
+            act::BYE => self.send(peer, &messages::bye()),
+            act::LOST => {
                 let socket = [Socket::Rollouts, Socket::Batches][usize::from(script.byte()? % 2)];
                 self.service
                     .peer_lost(socket, &[b'a' + peer as u8], self.now);
             }
-            13 => self.pass(f64::from(script.byte()?) / 4.0),
-            14 => {
-                for step in self.service.commits() {
-                    assert!(self.service.confirm_commit(step, self.now));
+            act::PASS => self.pass(f64::from(script.byte()?) / 4.0),
+            act::RESTART => {
+                let from_snapshot = script.byte()? % 2 == 1;
+                if self.life + 1 < MAX_LIVES {
+                    self.restart(from_snapshot);
                 }
             }
-            15 => self.send(peer, &messages::heartbeat()),
+            act::HEARTBEAT => self.send(peer, &messages::heartbeat()),
             _ => {
                 if let Some(&first) = self.service.wanted_prompts().first() {
                     let rejected = self.service.reject_prompt(first, "too long");
@@ -220,6 +290,7 @@ impl World {
 
     fn pump(&mut self) {
         self.service.settle();
+        self.keep();
         assert!(self.service.outgoing().len() <= MAX_OUTGOING);
         for ordinal in self.service.wanted_prompts() {
             if ordinal >= PROMPTS {
@@ -231,5 +302,43 @@ impl World {
                 .admit(ordinal, vec![1, 2], b"{}".to_vec(), self.now);
             assert_eq!(admitted, Ok(()));
         }
+    }
+
+    /// What a disk would have before anything is sent.
+    fn keep(&mut self) {
+        if let Some(pending) = self.service.take_pending() {
+            self.events.write(pending.events);
+            self.payload.write(pending.payload);
+        }
+    }
+
+    /// Nobody is connected any more; the ledger goes on.
+    fn restart(&mut self, from_snapshot: bool) {
+        self.keep();
+        let replay = match from_snapshot {
+            true => Replay::load(&self.service.snapshot()).expect("just saved"),
+            false => self.replay(),
+        };
+        let audit = replay.ledger().map(|ledger| ledger.audit());
+        assert_eq!(audit, Some(self.service.ledger().audit()));
+        self.life += 1;
+        let ledger = replay.resume(settings(self.life).ledger);
+        self.service = over(self.life, ledger.expect("the settings of before"));
+    }
+
+    fn replay(&self) -> Replay {
+        let mut replay = Replay::new(false);
+        let mut payload = self.payload.bodies();
+        for body in self.events.bodies() {
+            let (now, command) = Replay::read(body).expect("it was written so");
+            let bytes = match command.has_payload() {
+                true => payload.next().expect("it went before its event"),
+                false => &[],
+            };
+            let told = replay.apply(now, &command, Payload::Bytes(bytes));
+            assert_eq!(told, Ok(()));
+        }
+        assert_eq!(payload.next(), None);
+        replay
     }
 }

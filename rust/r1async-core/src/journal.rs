@@ -11,6 +11,6 @@ mod recorded;
 mod replay;
 
 pub use command::{Bound, Command};
-pub use record::{Damage, First, HEADER_BYTES, Head, Kind, append, first};
+pub use record::{Chain, Damage, First, HEADER_BYTES, Head, Kind, append, first, link};
 pub use recorded::{Pending, Recorded, SnapshotError};
 pub use replay::{Payload, Replay, ReplayError};

@@ -3,13 +3,13 @@
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
-use r1async_core::journal::{Kind, append};
+use r1async_core::journal::{Chain, Kind, append, link};
 use serde::{Deserialize, Serialize};
 
 use crate::error::JournalError;
 
 /// Layout of all files.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 
 /// What a journal belongs to. A run goes on only with what it began with.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -63,34 +63,51 @@ pub(crate) struct Header {
     stream: String,
     /// The snapshot it belongs to; 0 is the start of the run.
     pub(crate) generation: u64,
-    /// Bytes of the events that a snapshot holds.
+    /// Bytes of the events that a snapshot holds, or that were there when a payload file began.
     pub(crate) events: u64,
+    /// What the next event follows. Other formats have none, and are to be refused by their number.
+    #[serde(default)]
+    pub(crate) chain: Chain,
     pub(crate) identity: Identity,
     /// Version of the build that made it, for people.
     build: String,
 }
 
 impl Header {
-    pub(crate) fn new(stream: &str, generation: u64, events: u64, identity: &Identity) -> Self {
+    /// `events`: how far they have come.
+    pub(crate) fn new(
+        stream: &str,
+        generation: u64,
+        (events, chain): (u64, Chain),
+        identity: &Identity,
+    ) -> Self {
         Self {
             format: FORMAT,
             stream: stream.to_owned(),
             generation,
             events,
+            chain,
             identity: identity.clone(),
             build: env!("CARGO_PKG_VERSION").to_owned(),
         }
     }
 
-    pub(crate) fn record(&self) -> Vec<u8> {
+    /// The first record of a file, and what the next one follows.
+    pub(crate) fn record(&self) -> (Vec<u8>, Chain) {
         let mut record = Vec::new();
         append(&mut record, Kind::Header, |body| {
             body.extend(rmp_serde::to_vec_named(self).expect("a header can always be written"));
         });
-        record
+        let chain = link(&mut record, Chain::default());
+        (record, chain)
     }
 
-    pub(crate) fn read(body: &[u8], stream: &str, path: &Path) -> Result<Self, JournalError> {
+    /// Of the stream and the generation that the file is named after.
+    pub(crate) fn read(
+        body: &[u8],
+        (stream, generation): (&str, u64),
+        path: &Path,
+    ) -> Result<Self, JournalError> {
         let foreign = |text: String| JournalError::Foreign {
             path: path.to_owned(),
             text,
@@ -103,8 +120,11 @@ impl Header {
                 "format {got} of build {build}; this build reads {FORMAT}"
             )));
         }
-        if header.stream != stream {
-            return Err(foreign(format!("{:?}; want {stream:?}", header.stream)));
+        if (header.stream.as_str(), header.generation) != (stream, generation) {
+            let (got, of) = (&header.stream, header.generation);
+            return Err(foreign(format!(
+                "{got:?} of generation {of}; want {stream:?} of {generation}"
+            )));
         }
         Ok(header)
     }
@@ -140,4 +160,41 @@ pub(crate) fn generations(folder: &Path, stem: &str) -> Result<Vec<u64>, Journal
 pub(crate) fn sync_folder(folder: &Path) -> Result<(), JournalError> {
     let open = File::open(folder).map_err(JournalError::io(folder))?;
     open.sync_all().map_err(JournalError::io(folder))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_format_before_is_refused_by_its_number() {
+        #[derive(Serialize)]
+        struct First {
+            format: u32,
+            stream: &'static str,
+            generation: u64,
+            events: u64,
+            identity: Identity,
+            build: &'static str,
+        }
+        let header = First {
+            format: 1,
+            stream: "events",
+            generation: 0,
+            events: 0,
+            identity: Identity {
+                run: "demo".to_owned(),
+                seed: 0,
+                group_size: 8,
+                data: String::new(),
+            },
+            build: "0.1.0",
+        };
+        let body = rmp_serde::to_vec_named(&header).unwrap();
+        let error = Header::read(&body, ("events", 0), Path::new("events")).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "events is not what its name says: format 1 of build 0.1.0; this build reads 2"
+        );
+    }
 }

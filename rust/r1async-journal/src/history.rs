@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use r1async_core::journal::{Bound, Command, Kind, Payload, Replay};
+use r1async_core::journal::{Bound, Chain, Command, Kind, Payload, Replay};
 use r1async_core::{Event, Step};
 
 use crate::error::JournalError;
@@ -13,25 +13,37 @@ use crate::stream::{Records, exists};
 #[derive(Debug)]
 struct Payloads {
     folder: PathBuf,
+    identity: Identity,
     records: Records,
     generation: u64,
+    /// Bytes that the events had when it began.
+    since: u64,
     /// Whether others may follow.
     goes_on: bool,
 }
 
 impl Payloads {
-    fn open(folder: &Path, generation: u64, goes_on: bool) -> Result<Self, JournalError> {
-        let (records, _) = Records::open(files::payload(folder, generation), "payload")?;
+    fn open(
+        folder: &Path,
+        identity: &Identity,
+        generation: u64,
+        goes_on: bool,
+    ) -> Result<Self, JournalError> {
+        let path = files::payload(folder, generation);
+        let (records, header) = Records::open(path.clone(), ("payload", generation))?;
+        identity.check(&header.identity, &path)?;
         Ok(Self {
             folder: folder.to_owned(),
+            identity: header.identity,
             records,
             generation,
+            since: header.events,
             goes_on,
         })
     }
 
-    /// The next payload, in this file or the one that follows it; `None` at the end.
-    fn next(&mut self, body: &mut Vec<u8>) -> Result<bool, JournalError> {
+    /// The payload of the event at byte `at`, in this file or the one that follows it; `false` at the end.
+    fn next(&mut self, at: u64, body: &mut Vec<u8>) -> Result<bool, JournalError> {
         loop {
             match self.records.next(body)? {
                 Some(Kind::Payload) => return Ok(true),
@@ -39,7 +51,13 @@ impl Payloads {
                 None if self.goes_on
                     && exists(&files::payload(&self.folder, self.generation + 1)) =>
                 {
-                    *self = Self::open(&self.folder, self.generation + 1, true)?;
+                    let next = Self::open(&self.folder, &self.identity, self.generation + 1, true)?;
+                    if at < next.since {
+                        let path = self.records.path.clone();
+                        let text = format!("it ends before the payload of the event at byte {at}");
+                        return Err(JournalError::Parts { path, text });
+                    }
+                    *self = next;
                 }
                 None => return Ok(false),
             }
@@ -53,6 +71,9 @@ fn misplaced(records: &Records, kind: Kind) -> JournalError {
         text: format!("a record of kind {kind:?} at byte {}", records.last),
     }
 }
+
+/// Bytes of a file that were read, and what the next record follows.
+pub(crate) type End = (u64, Chain);
 
 /// One event as it was told to the ledger.
 #[derive(Debug, Clone, PartialEq)]
@@ -79,6 +100,7 @@ pub struct History {
     event: Vec<u8>,
     body: Vec<u8>,
     count: u64,
+    has_ended: bool,
 }
 
 impl History {
@@ -87,7 +109,8 @@ impl History {
     /// # Errors
     /// There is no journal, or it cannot be read.
     pub fn of_events(folder: &Path) -> Result<Self, JournalError> {
-        Self::from_start(folder, None)
+        let (events, header) = open_events(folder)?;
+        Ok(Self::of(Replay::new(true), header, events, None))
     }
 
     /// The whole run with all that was sampled (`journal.keep=all`).
@@ -101,13 +124,9 @@ impl History {
             let text = text.to_owned();
             return Err(JournalError::Parts { path, text });
         }
-        let payload = Payloads::open(folder, 0, true)?;
-        Self::from_start(folder, Some(payload))
-    }
-
-    fn from_start(folder: &Path, payload: Option<Payloads>) -> Result<Self, JournalError> {
         let (events, header) = open_events(folder)?;
-        Ok(Self::of(Replay::new(true), header, events, payload))
+        let payload = Payloads::open(folder, &header.identity, 0, true)?;
+        Ok(Self::of(Replay::new(true), header, events, Some(payload)))
     }
 
     /// From the newest snapshot on, with what is live.
@@ -117,16 +136,17 @@ impl History {
     pub fn since_snapshot(folder: &Path) -> Result<Self, JournalError> {
         let (mut events, header) = open_events(folder)?;
         let generation = generations(folder, "snapshot")?.pop().unwrap_or(0);
+        check_newest(folder, generation)?;
         let mut replay = Replay::new(false);
         if generation > 0 {
             let (saved, ledger) = read_snapshot(folder, generation)?;
             header.identity.check(&saved.identity, folder)?;
-            events.seek(saved.events)?;
+            events.seek(saved.events, saved.chain)?;
             replay = ledger;
         }
         let has_payload = exists(&files::payload(folder, generation));
         let payload = match has_payload {
-            true => Some(Payloads::open(folder, generation, false)?),
+            true => Some(Payloads::open(folder, &header.identity, generation, false)?),
             // A crash came between the snapshot and its payload's file: nothing was written since.
             false if generation > 0 && events.torn() == 0 => None,
             false => {
@@ -147,6 +167,7 @@ impl History {
             event: Vec::new(),
             body: Vec::new(),
             count: 0,
+            has_ended: false,
         }
     }
 
@@ -161,6 +182,15 @@ impl History {
         reason = "it can fail, and lends nothing"
     )]
     pub fn next(&mut self) -> Result<Option<Told>, JournalError> {
+        if self.has_ended {
+            return Ok(None);
+        }
+        let told = self.tell()?;
+        self.has_ended = told.is_none();
+        Ok(told)
+    }
+
+    fn tell(&mut self) -> Result<Option<Told>, JournalError> {
         match self.events.next(&mut self.event)? {
             Some(Kind::Event) => {}
             Some(kind) => return Err(misplaced(&self.events, kind)),
@@ -176,8 +206,8 @@ impl History {
         let payload = match &mut self.payload {
             None => Payload::Gone,
             Some(payload) if command.has_payload() => {
-                if !payload.next(&mut self.body)? {
-                    self.events.offset = offset;
+                if !payload.next(offset, &mut self.body)? {
+                    self.events.step_back();
                     return Ok(None);
                 }
                 Payload::Bytes(&self.body)
@@ -231,12 +261,12 @@ impl History {
         self.events.torn()
     }
 
-    /// The ledger, and where the two streams end.
-    pub(crate) fn into_parts(self) -> (Replay, u64, Option<(u64, u64)>) {
+    /// The ledger, where the two streams end, and the bytes of payload behind that.
+    pub(crate) fn into_parts(self) -> (Replay, End, Option<(End, u64)>) {
         let payload = self
             .payload
-            .map(|payload| (payload.records.offset, payload.records.torn()));
-        (self.replay, self.events.offset, payload)
+            .map(|payload| (payload.records.end(), payload.records.torn()));
+        (self.replay, self.events.end(), payload)
     }
 }
 
@@ -245,12 +275,24 @@ fn open_events(folder: &Path) -> Result<(Records, Header), JournalError> {
     if !exists(&path) {
         return Err(JournalError::Missing(folder.to_owned()));
     }
-    Records::open(path, "events")
+    Records::open(path, ("events", 0))
+}
+
+/// A payload that is newer than the newest snapshot is left of one that was not finished, and empty.
+fn check_newest(folder: &Path, generation: u64) -> Result<(), JournalError> {
+    let newest = generations(folder, "payload")?.pop().unwrap_or(0);
+    let payload = Records::open(files::payload(folder, newest), ("payload", newest));
+    if newest <= generation || payload.map_or(true, |(records, _)| records.torn() == 0) {
+        return Ok(());
+    }
+    let path = files::snapshot(folder, newest);
+    let text = "it is missing, but not the payload since".to_owned();
+    Err(JournalError::Parts { path, text })
 }
 
 fn read_snapshot(folder: &Path, generation: u64) -> Result<(Header, Replay), JournalError> {
     let path = files::snapshot(folder, generation);
-    let (mut records, header) = Records::open(path.clone(), "snapshot")?;
+    let (mut records, header) = Records::open(path.clone(), ("snapshot", generation))?;
     let mut body = Vec::new();
     if records.next(&mut body)? != Some(Kind::Snapshot) {
         let text = "it holds no whole ledger".to_owned();

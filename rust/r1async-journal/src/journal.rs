@@ -7,7 +7,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use r1async_core::Settings;
-use r1async_core::journal::{Kind, Pending, Recorded, append};
+use r1async_core::journal::{Chain, Kind, Pending, Recorded, append, link};
 
 use crate::error::JournalError;
 use crate::files::{self, Header, Identity, generations, sync_folder};
@@ -196,10 +196,11 @@ impl Journal {
             offset: 0,
             error: error.into(),
         })?;
+        let start = (0, Chain::default());
         // The payload first: a folder with events has both.
-        let payload = Header::new("payload", 0, 0, &identity);
+        let payload = Header::new("payload", 0, start, &identity);
         let payload = Tail::create(files::payload(folder, 0), &payload)?;
-        let events = Header::new("events", 0, 0, &identity);
+        let events = Header::new("events", 0, start, &identity);
         let events = Tail::create(files::events(folder), &events)?;
         sync_folder(folder)?;
         let journal = Self::over(folder, identity, options, (events, payload), 0, 0);
@@ -247,7 +248,7 @@ impl Journal {
             .resume(settings)
             .map_err(|error| JournalError::Replay {
                 path: events.path.clone(),
-                offset: events_end,
+                offset: events_end.0,
                 error,
             })?;
         let snapshot = files::snapshot(folder, generation);
@@ -300,7 +301,9 @@ impl Journal {
     ///
     /// # Errors
     /// The operating system refused. Nothing of it counts as written, and it may be tried again.
-    pub fn write(&mut self, pending: &Pending) -> Result<(), JournalError> {
+    pub fn write(&mut self, pending: &mut Pending) -> Result<(), JournalError> {
+        let payload_chain = link(&mut pending.payload, self.payload.chain);
+        let events_chain = link(&mut pending.events, self.events.chain);
         self.payload.write(&pending.payload)?;
         self.events.write(&pending.events)?;
         let bytes = (pending.payload.len() + pending.events.len()) as u64;
@@ -312,6 +315,7 @@ impl Journal {
         }
         self.payload.length += pending.payload.len() as u64;
         self.events.length += pending.events.len() as u64;
+        (self.payload.chain, self.events.chain) = (payload_chain, events_chain);
         self.since_snapshot += bytes;
         Ok(())
     }
@@ -344,16 +348,19 @@ impl Journal {
         let generation = self.generation + 1;
         let path = files::snapshot(&self.folder, generation);
         let partial = path.with_extension("partial");
-        let mut records =
-            Header::new("snapshot", generation, self.events.length, &self.identity).record();
+        let events = (self.events.length, self.events.chain);
+        let header = Header::new("snapshot", generation, events, &self.identity);
+        let (mut records, chain) = header.record();
+        let head = records.len();
         append(&mut records, Kind::Snapshot, |body| {
             body.extend_from_slice(ledger)
         });
+        link(&mut records[head..], chain);
         let file = fs::File::create(&partial).map_err(JournalError::io(&partial))?;
         std::os::unix::fs::FileExt::write_all_at(&file, &records, 0)
             .map_err(JournalError::io(&partial))?;
         file.sync_all().map_err(JournalError::io(&partial))?;
-        let header = Header::new("payload", generation, self.events.length, &self.identity);
+        let header = Header::new("payload", generation, events, &self.identity);
         let payload = Tail::create(files::payload(&self.folder, generation), &header)?;
         fs::rename(&partial, &path).map_err(JournalError::io(&path))?;
         self.payload = payload;

@@ -6,7 +6,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use r1async_core::journal::{Damage, HEADER_BYTES, Head, Kind};
+use r1async_core::journal::{Chain, Damage, HEADER_BYTES, Head, Kind};
 
 use crate::error::JournalError;
 use crate::files::Header;
@@ -22,6 +22,8 @@ pub(crate) struct Tail {
     pub(crate) file: Arc<File>,
     /// Bytes of whole records. What lies behind is of a write that failed, and is written over.
     pub(crate) length: u64,
+    /// What the next record follows.
+    pub(crate) chain: Chain,
 }
 
 impl Tail {
@@ -30,11 +32,12 @@ impl Tail {
         let mut options = OpenOptions::new();
         options.write(true).create(true).truncate(true);
         let file = options.open(&path).map_err(JournalError::io(&path))?;
-        let record = header.record();
+        let (record, chain) = header.record();
         let mut tail = Self {
             path,
             file: Arc::new(file),
             length: 0,
+            chain,
         };
         tail.write(&record)?;
         tail.length = record.len() as u64;
@@ -43,7 +46,7 @@ impl Tail {
     }
 
     /// A file of which `length` bytes are whole; the rest is cut.
-    pub(crate) fn open(path: PathBuf, length: u64) -> Result<Self, JournalError> {
+    pub(crate) fn open(path: PathBuf, (length, chain): (u64, Chain)) -> Result<Self, JournalError> {
         let mut options = OpenOptions::new();
         let file = options
             .write(true)
@@ -54,6 +57,7 @@ impl Tail {
             path,
             file: Arc::new(file),
             length,
+            chain,
         })
     }
 
@@ -78,12 +82,15 @@ pub(crate) struct Records {
     pub(crate) offset: u64,
     /// Where the last one began.
     pub(crate) last: u64,
+    /// What the next record follows, and what the last one did.
+    chain: Chain,
+    last_chain: Chain,
     length: u64,
 }
 
 impl Records {
-    /// Opens a file of the stream named, behind its header.
-    pub(crate) fn open(path: PathBuf, stream: &str) -> Result<(Self, Header), JournalError> {
+    /// Opens a file of the stream and generation given, behind its header.
+    pub(crate) fn open(path: PathBuf, what: (&str, u64)) -> Result<(Self, Header), JournalError> {
         let file = File::open(&path).map_err(JournalError::io(&path))?;
         let length = file.metadata().map_err(JournalError::io(&path))?.len();
         let mut records = Self {
@@ -91,6 +98,8 @@ impl Records {
             file: BufReader::with_capacity(1 << 20, file),
             offset: 0,
             last: 0,
+            chain: Chain::default(),
+            last_chain: Chain::default(),
             length,
         };
         let mut body = Vec::new();
@@ -99,12 +108,12 @@ impl Records {
             let text = "it does not begin with a header".to_owned();
             return Err(JournalError::Foreign { path, text });
         }
-        let header = Header::read(&body, stream, &path)?;
+        let header = Header::read(&body, what, &path)?;
         Ok((records, header))
     }
 
     /// Goes on at a place where a record begins.
-    pub(crate) fn seek(&mut self, offset: u64) -> Result<(), JournalError> {
+    pub(crate) fn seek(&mut self, offset: u64, chain: Chain) -> Result<(), JournalError> {
         if offset > self.length {
             let text = format!(
                 "the snapshot holds {offset} bytes of it, but it has {} only",
@@ -118,8 +127,18 @@ impl Records {
         self.file
             .seek(SeekFrom::Start(offset))
             .map_err(JournalError::io(&self.path))?;
-        self.offset = offset;
+        (self.offset, self.chain) = (offset, chain);
         Ok(())
+    }
+
+    /// The last record does not count: it ends where that begins.
+    pub(crate) fn step_back(&mut self) {
+        (self.offset, self.chain) = (self.last, self.last_chain);
+    }
+
+    /// Where what was read ends.
+    pub(crate) fn end(&self) -> (u64, Chain) {
+        (self.offset, self.chain)
     }
 
     /// Bytes behind the last whole record.
@@ -135,7 +154,7 @@ impl Records {
         }
         let mut head = [0; HEADER_BYTES];
         self.fill(&mut head)?;
-        let head = match Head::read(&head) {
+        let head = match Head::read(&head, self.chain) {
             Ok(head) => head,
             Err(_) if head.iter().all(|byte| *byte == 0) && self.rest_is_zero()? => {
                 return Ok(None);
@@ -155,8 +174,8 @@ impl Records {
             }
             return Err(self.damaged(damage));
         }
-        self.last = self.offset;
-        self.offset += whole;
+        (self.last, self.last_chain) = self.end();
+        (self.offset, self.chain) = (self.offset + whole, head.chain);
         Ok(Some(head.kind))
     }
 

@@ -46,7 +46,7 @@ impl Kept {
                 self.unwritten.urgent |= pending.urgent;
             }
             if !self.unwritten.is_empty() {
-                journal.write(&self.unwritten)?;
+                journal.write(&mut self.unwritten)?;
                 self.unwritten.events.clear();
                 self.unwritten.payload.clear();
                 self.unwritten.urgent = false;

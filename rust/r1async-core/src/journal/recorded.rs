@@ -26,7 +26,7 @@ const FORMAT: u32 = 2;
 /// What is to be written, in both streams, before anything is answered.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Pending {
-    /// Records for the end of the events.
+    /// Records for the end of the events, not linked yet: the journal knows what they follow.
     pub events: Vec<u8>,
     /// Records for the end of the payload; they go first, so that no event is without its payload.
     pub payload: Vec<u8>,

@@ -9,7 +9,7 @@ mod peers;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use r1async_core::journal::{Kind as RecordKind, Payload, Recorded, Replay, first};
+use r1async_core::journal::{Chain, Kind as RecordKind, Payload, Recorded, Replay, first, link};
 use r1async_core::{
     BindPart, BoundBatch, EvaluationRequest, Finish, HolderId, LeaseId, Ledger, OverAge,
     PolicyVersion, Prompt, RolloutId, Sampling, Settings, Step, Verdict,
@@ -475,14 +475,19 @@ impl World {
             Some(snapshot) => Replay::load(snapshot).unwrap(),
             None => Replay::new(false),
         };
-        let (mut events, mut payload) = (self.events.as_slice(), self.payload.as_slice());
-        while let Some((kind, body, rest)) = first(events).unwrap() {
+        let (mut events, mut payload) = (self.events.clone(), self.payload.clone());
+        for stream in [&mut events, &mut payload] {
+            link(stream, Chain::default());
+        }
+        let (mut events, mut payload) = (&events[..], &payload[..]);
+        let mut chains = [Chain::default(); 2];
+        while let Some((kind, body, rest)) = first(events, &mut chains[0]).unwrap() {
             assert_eq!(kind, RecordKind::Event);
             events = rest;
             let (now, command) = Replay::read(body).unwrap();
             let mut bytes: &[u8] = &[];
             if command.has_payload() {
-                (_, bytes, payload) = first(payload).unwrap().unwrap();
+                (_, bytes, payload) = first(payload, &mut chains[1]).unwrap().unwrap();
             }
             replay.apply(now, &command, Payload::Bytes(bytes)).unwrap();
         }

@@ -84,8 +84,8 @@ impl Buffer {
     }
 
     pub fn write(&mut self) {
-        if let Some(pending) = self.ledger.take_pending() {
-            self.journal.write(&pending).unwrap();
+        if let Some(mut pending) = self.ledger.take_pending() {
+            self.journal.write(&mut pending).unwrap();
         }
     }
 
