@@ -281,6 +281,9 @@ impl World {
     fn pass(&mut self, seconds: f64) {
         self.now += seconds;
         self.service.tick(self.now);
+        // Figures let what is to be sent go first.
+        self.drain();
+        self.service.tick(self.now);
         let due = self.service.next_deadline();
         assert!(
             due.is_none_or(|due| due > self.now),
@@ -290,8 +293,7 @@ impl World {
 
     fn pump(&mut self) {
         self.service.settle();
-        self.keep();
-        assert!(self.service.outgoing().len() <= MAX_OUTGOING);
+        self.drain();
         for ordinal in self.service.wanted_prompts() {
             if ordinal >= PROMPTS {
                 self.service.end_of_prompts(PROMPTS);
@@ -302,6 +304,12 @@ impl World {
                 .admit(ordinal, vec![1, 2], b"{}".to_vec(), self.now);
             assert_eq!(admitted, Ok(()));
         }
+    }
+
+    /// Sends what is to be sent.
+    fn drain(&mut self) {
+        self.keep();
+        assert!(self.service.outgoing().len() <= MAX_OUTGOING);
     }
 
     /// What a disk would have before anything is sent.
