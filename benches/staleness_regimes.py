@@ -78,8 +78,8 @@ def config_of(regime: Regime, rule: Mapping[str, object], steps: int) -> Config:
     long_s, rollouts = 1e6, GROUPS * GROUP_SIZE
     slots_need_s = rollouts * mean_tokens(regime) / TOKENS_PER_S / (regime.slots * rollouts)
     staleness = StalenessConfig(max_staleness=regime.bound, hold_deadline_s=long_s)
-    rule = dict(rule)
-    part_groups = rule.pop("part_groups", 0)
+    part_groups = 1 if rule.get("part_groups") else 0
+    rule = {name: value for name, value in rule.items() if name != "part_groups"}
     return Config(
         steps=steps,
         sampling=SamplingConfig(max_tokens=int(MEDIAN_TOKENS) * (regime.cap or 5000)),

@@ -53,6 +53,7 @@ DEFAULTS: dict[str, Any] = {
     "max_message_bytes": 1 << 20,
     "quarantine_after": 3,
     "filtered_batches": 4,
+    "generators_grade": False,
     "interval_s": 1.0,
 }
 

@@ -74,6 +74,7 @@ fn settings(life: u64) -> ServiceSettings {
         peer_deadline_s: 20.0,
         max_message_bytes: CAP,
         filtered_batches: 1,
+        generators_grade: true,
         interval_s: 1.0,
     }
 }

@@ -72,6 +72,7 @@ class Settings:
         interval_s: float,
         quarantine_after: int,
         filtered_batches: int,
+        generators_grade: bool,
     ) -> Settings: ...
 
 @final
@@ -226,8 +227,8 @@ class JournalEvents(Iterator[tuple[float, bytes]]):
         """Rollouts of one prompt."""
 
 @final
-class JournalBatches(Iterator[tuple[int, int, bytes]]):
-    """The batches of a run whose journal keeps all, again: (step, groups, frame for a learner of one rank).
+class JournalBatches(Iterator[tuple[int, int, int, bytes]]):
+    """The batches of a run whose journal keeps all, again: (step, part, groups, frame for a learner of one rank).
 
     Raises:
         ValueError: the journal is damaged, does not keep all, or a batch comes out otherwise than it was handed out.
@@ -236,7 +237,7 @@ class JournalBatches(Iterator[tuple[int, int, bytes]]):
 
     def __new__(cls, folder: str | PathLike[str], temperature: float, micro_batch_tokens: int) -> JournalBatches: ...
     def __iter__(self) -> JournalBatches: ...
-    def __next__(self) -> tuple[int, int, bytes]: ...
+    def __next__(self) -> tuple[int, int, int, bytes]: ...
 
 def simulate(settings: Settings, model: str) -> dict[str, Any]:
     """What a run of these settings comes to with the generators, scorers and learner that `model` describes.

@@ -123,6 +123,8 @@ class RewardConfig:
     """Times a verdict that hit the grader's own deadline or lost its worker is tried on another worker."""
     timeout_is: Literal["zero", "abstain"] = "zero"
     """What a rollout whose grading timed out on every try becomes."""
+    from_generators: bool = False
+    """Generators may send rewards along with what they finish (an environment knows its own); scorers do the rest."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

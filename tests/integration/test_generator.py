@@ -163,7 +163,7 @@ def test_finished_rollouts_go_in_one_message_and_ready_follows(
         start(buffer)
         buffer.send(*leases((10, 1), (11, 2)))
         steps(buffer, engine, 3)
-        assert chunk(buffer.receive()) == [
+        assert chunk(buffer.expect("chunks")) == [
             (10, 0, [1000, 1001, 1002], "length", [[1, 0, 3]]),
             (11, 0, [2000, 2001, 2002], "length", [[1, 0, 3]]),
         ]
@@ -178,9 +178,9 @@ def test_long_rollouts_are_streamed_in_chunks(config: Config, buffer: Router, le
         start(buffer)
         buffer.send(*leases((10, 1), max_tokens=5))
         steps(buffer, engine, 5)
-        assert chunk(buffer.receive()) == [(10, 0, [1000, 1001], None, [[1, 0, 2]])]
-        assert chunk(buffer.receive()) == [(10, 2, [1002, 1003], None, [[1, 0, 2]])]
-        assert chunk(buffer.receive()) == [(10, 4, [1004], "length", [[1, 0, 1]])]
+        assert chunk(buffer.expect("chunks")) == [(10, 0, [1000, 1001], None, [[1, 0, 2]])]
+        assert chunk(buffer.expect("chunks")) == [(10, 2, [1002, 1003], None, [[1, 0, 2]])]
+        assert chunk(buffer.expect("chunks")) == [(10, 4, [1004], "length", [[1, 0, 1]])]
 
 
 def test_a_resumed_rollout_goes_on_where_the_other_generator_left_it(
@@ -192,7 +192,7 @@ def test_a_resumed_rollout_goes_on_where_the_other_generator_left_it(
         start(buffer)
         buffer.send(*leases((10, 1), max_tokens=5, resume=3))
         steps(buffer, engine, 2)
-        assert chunk(buffer.receive()) == [(10, 3, [1003, 1004], "length", [[1, 0, 2]])]
+        assert chunk(buffer.expect("chunks")) == [(10, 3, [1003, 1004], "length", [[1, 0, 2]])]
 
 
 def test_weights_are_swapped_between_two_steps_and_every_token_says_which(
@@ -208,7 +208,9 @@ def test_weights_are_swapped_between_two_steps_and_every_token_says_which(
         ready = buffer.expect("ready").header
         assert (ready["version"], ready["hash"], ready["free"], ready["leases_seen"]) == (1, digest, 3, 1)
         steps(buffer, engine, 3)
-        assert chunk(buffer.receive()) == [(10, 0, [1000, 1001, 1002, 1003, 1004], "length", [[1, 0, 2], [1, 1, 3]])]
+        assert chunk(buffer.expect("chunks")) == [
+            (10, 0, [1000, 1001, 1002, 1003, 1004], "length", [[1, 0, 2], [1, 1, 3]])
+        ]
         assert engine.installed == {V0: 0.0, V1: 1.0}
 
 
@@ -221,7 +223,7 @@ def test_a_lost_lease_is_aborted_and_its_room_reported(config: Config, buffer: R
         buffer.send({"t": "acks", "items": [], "lost": [10]})
         assert buffer.expect("ready").header["free"] == 3
         steps(buffer, engine, 3)
-        assert chunk(buffer.receive()) == [(11, 0, [2000, 2001, 2002], "length", [[1, 0, 3]])]
+        assert chunk(buffer.expect("chunks")) == [(11, 0, [2000, 2001, 2002], "length", [[1, 0, 3]])]
 
 
 def test_after_a_restart_of_the_buffer_leases_are_claimed_and_sent_from_where_it_stands(
@@ -234,8 +236,8 @@ def test_after_a_restart_of_the_buffer_leases_are_claimed_and_sent_from_where_it
         start(buffer)
         buffer.send(*leases((10, 1), (11, 2), (12, 3), max_tokens=6))
         steps(buffer, engine, 4)
-        assert [offset for _, offset, *_ in chunk(buffer.receive())] == [0, 0, 0]
-        assert [offset for _, offset, *_ in chunk(buffer.receive())] == [2, 2, 2]
+        assert [offset for _, offset, *_ in chunk(buffer.expect("chunks"))] == [0, 0, 0]
+        assert [offset for _, offset, *_ in chunk(buffer.expect("chunks"))] == [2, 2, 2]
         buffer.send({"t": "acks", "items": [[10, 4], [11, 2], [12, 2]], "lost": []})
         buffer.close()
         buffer = Router(config.endpoint("rollouts"))
@@ -294,11 +296,11 @@ def test_the_installed_version_is_pinned_without_fetching_and_the_next_pin_waits
         buffer.send({"t": "acks", "items": [], "lost": [99]})
         buffer.expect("ready")  # both leases are taken
         steps(buffer, engine, 3)
-        assert chunk(buffer.receive()) == [(10, 0, [1000, 1001, 1002], "length", [[1, 1, 3]])]
+        assert chunk(buffer.expect("chunks")) == [(10, 0, [1000, 1001, 1002], "length", [[1, 1, 3]])]
         # One of two places is free; the other is for the lease that waits for its weights.
         assert buffer.expect("ready").header["eval_free"] == 1
         engine.permit(3)  # it goes on when the weights arrive
-        assert chunk(buffer.receive()) == [(11, 0, [2000, 2001, 2002], "length", [[1, 0, 3]])]
+        assert chunk(buffer.expect("chunks")) == [(11, 0, [2000, 2001, 2002], "length", [[1, 0, 3]])]
 
 
 def test_a_pin_that_the_learner_no_longer_has_is_said_and_left_to_expire(
@@ -313,7 +315,7 @@ def test_a_pin_that_the_learner_no_longer_has_is_said_and_left_to_expire(
         assert buffer.expect("ready").header["eval_free"] == 2
         buffer.send(*leases((11, 2), seq=2))
         steps(buffer, engine, 3)
-        assert [item[0] for item in chunk(buffer.receive())] == [11]
+        assert [item[0] for item in chunk(buffer.expect("chunks"))] == [11]
     assert "the learner has version 0@1 no more (its newest is 1@1)" in caplog.text
 
 
@@ -337,7 +339,7 @@ def test_stop_hands_back_the_tokens_and_the_leases(config: Config, buffer: Route
     publish(learner, V1)  # installed after both steps
     assert buffer.expect("ready").header["version"] == 1
     generator.inbox.stop()
-    assert chunk(buffer.receive()) == [
+    assert chunk(buffer.expect("chunks")) == [
         (10, 0, [1000, 1001], None, [[1, 0, 2]]),
         (11, 0, [2000, 2001], None, [[1, 0, 2]]),
     ]

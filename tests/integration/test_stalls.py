@@ -130,7 +130,8 @@ def test_hung_worker_is_named_with_its_rollout_and_replaced(started, flag):
 
 
 def test_dead_generator_is_named_and_its_rollouts_are_generated_again(started):
-    run = started("staleness.max_staleness=0")
+    # If it holds nothing just then, the other one could do all the rest before the buffer gives it up.
+    run = started("staleness.max_staleness=0", "reward.weights={tests.reward_functions:unhurried: 1.0}")
     run.await_step(1)
     run.kill("generate")
     run.assert_done()

@@ -241,7 +241,7 @@ def test_parts_are_handed_out_while_the_batch_fills(tmp_path):
     assert accounts(again)["prompts"][1] == 3
     learner.ask(part=1)
     assert again.error(learner.name)["message"].startswith("part 1 of step 1; want at most 0")
-    replayed = [unpack(frame) for _, _, frame in JournalBatches(folder, 1.0, 1024)]
+    replayed = [unpack(frame) for *_, frame in JournalBatches(folder, 1.0, 1024)]
     assert [(it.header["step"], it.header["part"], it.header["last"]) for it in replayed] == [
         (0, 0, False),
         (0, 1, True),

@@ -22,6 +22,14 @@ ROLLOUTS_HOSTILE = [
     (pack({"t": "chunks", "items": []}), "malformed", "column tokens must be i4"),
     (pack({"t": "ready", "free": -1}), "malformed", "free must be an integer >= 0, got -1"),
     (pack({"t": "verdicts", "items": []}), "role", "not a message of a generator"),
+    (
+        pack(
+            {"t": "chunks", "items": [], "verdicts": [[1, 1.0, {}, "ok"]]},
+            {"tokens": np.zeros(0, np.int32), "logprobs": np.zeros(0, np.float32)},
+        ),
+        "role",
+        "a generator does not grade",
+    ),
     (pack({"t": "committed", "epoch": 1, "step": 1}), "role", "not a message of a generator"),
     (pack({"t": "announce", "items": [[1, 2]]}), "malformed", "items[0] must be [lease, rollout, offset]"),
 ]

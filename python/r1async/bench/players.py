@@ -50,6 +50,7 @@ def bench_config(folder: str, ports: Sequence[int], *, steps: int, max_tokens: i
             f"staleness.pacing={VERSIONS_BACK}",
             "staleness.waste_budget=1",
             "reward.weights={accuracy: 1}",
+            "reward.from_generators=true",
             f"endpoints.rollouts={rollouts}",
             f"endpoints.batches={batches}",
             f"endpoints.events={events}",

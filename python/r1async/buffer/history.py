@@ -167,14 +167,15 @@ def replay(run_dir: Path, out: Path | None) -> int:
     count = 0
     try:
         batches = JournalBatches(_folder(run_dir), config.sampling.temperature, config.learner.micro_batch_tokens)
-        for step, groups, frame in batches:
-            print(f"step {step}: {groups} groups, {len(frame)} bytes, sha256 {hashlib.sha256(frame).hexdigest()}")
+        for step, part, groups, frame in batches:
+            digest = hashlib.sha256(frame).hexdigest()
+            print(f"step {step}, part {part}: {groups} groups, {len(frame)} bytes, sha256 {digest}")
             if out is not None:
-                (out / f"step-{step:06d}.batch").write_bytes(frame)
+                (out / f"step-{step:06d}-{part}.batch").write_bytes(frame)
             count += 1
     except (ValueError, OSError) as error:
         raise ConfigError(f"{error}") from error
-    print(f"{count} batches, each as it was handed out")
+    print(f"{count} parts of batches, each as it was handed out")
     return 0
 
 

@@ -205,6 +205,8 @@ class Server:
 
     def _answer(self, name: Socket, socket: zmq.Socket) -> int:
         """Reads what has come and says what follows from it; how many messages it was."""
+        if self._disk_error is not None:
+            return 0
         count = self._receive(name, socket)
         self._settle()
         return count
@@ -235,7 +237,7 @@ class Server:
             for peer in outbox.retry_all():
                 self._buffer.peer_lost(name, peer, now)
         self._send(now)
-        if self._feed(now):
+        if self._disk_error is None and self._feed(now):
             self._send(now)
 
     def _feed(self, now: float) -> bool:
@@ -397,4 +399,5 @@ def core_settings(config: Config) -> Settings:
         interval_s=config.monitor.interval_s,
         quarantine_after=config.progress.quarantine_after,
         filtered_batches=config.progress.filtered_batches,
+        generators_grade=config.reward.from_generators,
     )

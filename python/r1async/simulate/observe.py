@@ -87,6 +87,11 @@ def from_records(recorded: Recorded, data: RunData) -> Observed:
     """
     window = _window(recorded, data)
     config = data.config
+    if config.get("learner", {}).get("part_groups", 0):
+        raise ConfigError(
+            "learner.part_groups: a step's time is read from its batch to its report, and in this run the learner "
+            "waited in between; fit on a run with learner.part_groups=0"
+        )
     shares = _core_shares(data, window, recorded) if config.get("generator", {}).get("engine") == "torch" else {}
     of_generator, of_learner = (shares.get(role, 1.0) for role in ROLES)
     slots, scorer = config.get("generator", {}).get("slots", 1), config.get("scorer", {})

@@ -257,6 +257,7 @@ impl StepBatch {
 /// A step that is held for unfinished rollouts.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Hold {
+    /// When the learner began to wait; infinite while it trains a part meanwhile.
     since: f64,
     until: f64,
     /// What it was held for when a batch was asked for last.
@@ -370,16 +371,21 @@ impl Ledger {
         if self.settings.part_groups == 0 {
             return false;
         }
-        let want = self.settings.groups_per_step - self.filled();
-        // The last part has at least one group, for whose sake the step may be held.
-        let kept = self.last_chances(step).max(1);
+        let want = self.missing();
         let ready = self.candidates(step, want).groups.into_iter();
-        let ready: Vec<GroupId> = ready
-            .filter(|id| !self.open.contains(*id))
-            .take(want.saturating_sub(kept))
-            .collect();
+        let mut ready: Vec<GroupId> = ready.filter(|id| !self.open.contains(*id)).collect();
         if ready.len() < self.settings.part_groups {
             return false;
+        }
+        // The last part has at least one group, for whose sake the step may be held.
+        let kept = self.last_chances(step).max(1);
+        ready.truncate(want.saturating_sub(kept));
+        if ready.len() < self.settings.part_groups {
+            return false;
+        }
+        if let Some(hold) = &mut self.hold {
+            self.counters.held_s += (now - hold.since).max(0.0);
+            hold.since = f64::INFINITY;
         }
         self.pace.served(now);
         let mut batch = self.take_filling(step);
@@ -402,6 +408,13 @@ impl Ledger {
     pub(crate) fn filled(&self) -> usize {
         let filling = self.filling.as_ref();
         filling.map_or(0, |batch| batch.bound.groups.len())
+    }
+
+    /// Groups that the batch which is next still lacks; none if a new life of the buffer wants smaller batches
+    /// than it has begun.
+    fn missing(&self) -> usize {
+        let groups = self.settings.groups_per_step;
+        groups.saturating_sub(self.filled())
     }
 
     /// Open groups of the main sources whose oldest token trains in `step` or never; at bound 0 also those
@@ -428,7 +441,7 @@ impl Ledger {
         self.ripe.advance(step.0);
         self.drop_useless(step);
         let filled = self.filled();
-        let want = self.settings.groups_per_step - filled;
+        let want = self.missing();
         let open = self.open.len();
         let all_here = self.prompts_used_up() && self.queued.is_empty() && open == 0;
         if all_here && filled == 0 && self.ready.len() == 0 && self.late.is_empty() {
@@ -595,7 +608,7 @@ impl Ledger {
             return None;
         }
         let (since, until) = match &self.hold {
-            Some(hold) => (hold.since, hold.until),
+            Some(hold) => (hold.since.min(now), hold.until),
             None => self.begin_hold(now),
         };
         if now >= until {
@@ -647,12 +660,12 @@ impl Ledger {
     /// Why the step that is next has no batch, as far as can be told without binding it.
     pub(crate) fn peek_wait(&self, now: f64) -> Option<WaitReason> {
         if let Some(hold) = &self.hold {
-            return Some(hold.reason.after(now - hold.since));
+            return Some(hold.reason.after((now - hold.since).max(0.0)));
         }
         let (want, open) = (self.settings.groups_per_step, self.open.len());
         let step = Step(self.learner.stepped);
         let filled = self.filled();
-        let ready = filled + self.candidates(step, want - filled).groups.len();
+        let ready = filled + self.candidates(step, self.missing()).groups.len();
         (ready < want).then_some(WaitReason::Groups {
             step,
             ready,
@@ -664,7 +677,7 @@ impl Ledger {
     fn end_hold(&mut self, now: f64) {
         if let Some(hold) = self.hold.take() {
             self.timers.clear(hold.until, Timer::Hold);
-            self.counters.held_s += now - hold.since;
+            self.counters.held_s += (now - hold.since).max(0.0);
         }
     }
 

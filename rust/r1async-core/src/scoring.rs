@@ -146,11 +146,12 @@ impl Ledger {
         VerdictAck::Held
     }
 
-    /// The lease under which `holder` finished a rollout that waits for a scorer.
+    /// The lease under which `holder` finished a rollout that waits for a scorer; a scorer grades every evaluation.
     fn unscored(&self, lease: LeaseId, holder: HolderId) -> Option<Lease> {
         let held = self.leases.held_by(lease, holder, Work::Sent)?;
-        let rollout = &self.groups[&held.member.group].members[held.member.index];
-        matches!(rollout.state, State::Unscored(_)).then_some(held)
+        let group = &self.groups[&held.member.group];
+        let waits = matches!(group.members[held.member.index].state, State::Unscored(_));
+        (waits && !held.member.group.is_evaluation()).then_some(held)
     }
 }
 

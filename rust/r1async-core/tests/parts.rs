@@ -162,3 +162,57 @@ fn the_last_batch_of_the_prompts_closes_short_part_by_part() {
     assert!(run.ledger.is_finished());
     assert_eq!(run.ledger.audit().prompts.live, 0);
 }
+
+#[test]
+fn smaller_batches_after_a_restart_of_the_buffer_end_the_one_that_is_begun() {
+    let mut run = Run::new(rule());
+    complete(&mut run, 0);
+    complete(&mut run, 0);
+    assert_eq!(part(&mut run, 0, 0).0, [0, 1]);
+    let smaller = Settings {
+        groups_per_step: 1,
+        incarnation: 1,
+        ..rule()
+    };
+    run.ledger.reopen(smaller).unwrap();
+    let (groups, last, batch) = part(&mut run, 0, 1);
+    assert_eq!((groups, last, batch.groups.len()), (vec![], true, 2));
+    run.step(0);
+    run.commit(1);
+    assert_eq!(run.ledger.audit().prompts.trained, 2);
+}
+
+#[test]
+fn a_hold_does_not_count_the_time_in_which_a_part_is_trained() {
+    let mut run = Run::new(Settings {
+        waste_budget: 0.0,
+        ..rule()
+    });
+    for _ in 0..3 {
+        complete(&mut run, 0);
+    }
+    run.admit();
+    let installed = run.version(0);
+    let old = run.ledger.lease_rollouts(0.0, GENERATOR, installed, 4, 4);
+    for lease in &old {
+        run.send(lease.lease, 0, &[(0, 1)]); // Of version 0: they train in step 1 or never.
+    }
+    run.batch(0);
+    run.step(0);
+    for _ in 0..3 {
+        complete(&mut run, 1);
+    }
+    assert!(!part(&mut run, 1, 0).1);
+    assert_eq!(run.ledger.stats().holds, 1);
+    run.now += 40.0;
+    assert!(matches!(
+        wait(&mut run, 1, 1),
+        WaitReason::Hold { seconds: 0.0, .. }
+    ));
+    for lease in &old {
+        run.finish(lease.lease, 1, &[(1, 1)]);
+    }
+    run.score(&[0.0, 1.0, 0.0, 1.0]);
+    assert!(part(&mut run, 1, 1).1);
+    assert!(run.ledger.stats().held_s < 1e-9);
+}

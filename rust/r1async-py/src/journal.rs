@@ -131,8 +131,8 @@ impl JournalEvents {
     }
 }
 
-/// The batches of a run whose journal keeps all, again: (step, groups, frame). A batch that comes out otherwise than
-/// it was handed out is an error.
+/// The batches of a run whose journal keeps all, again: (step, part, groups, frame). A batch that comes out
+/// otherwise than it was handed out is an error.
 #[pyclass(module = "r1async._core")]
 pub struct JournalBatches {
     history: History,
@@ -155,19 +155,17 @@ impl JournalBatches {
         this
     }
 
-    fn __next__<'py>(
-        &mut self,
-        py: Python<'py>,
-    ) -> PyResult<Option<(u64, usize, Bound<'py, PyBytes>)>> {
+    fn __next__<'py>(&mut self, py: Python<'py>) -> PyResult<Option<Part<Bound<'py, PyBytes>>>> {
         let next = py.detach(|| self.next_batch()).map_err(journal_error)?;
-        Ok(next.map(|(step, groups, frame)| (step, groups, PyBytes::new(py, &frame))))
+        Ok(next.map(|(step, part, groups, frame)| (step, part, groups, PyBytes::new(py, &frame))))
     }
 }
 
+/// Step, part, groups in it, and its frame.
+type Part<F> = (u64, usize, usize, F);
+
 impl JournalBatches {
-    fn next_batch(
-        &mut self,
-    ) -> Result<Option<(u64, usize, Vec<u8>)>, r1async_journal::JournalError> {
+    fn next_batch(&mut self) -> Result<Option<Part<Vec<u8>>>, r1async_journal::JournalError> {
         while let Some(told) = self.history.next()? {
             let Some((step, part, bound)) = told.bound else {
                 continue;
@@ -176,7 +174,7 @@ impl JournalBatches {
                 let all = shares(batch, &part, 1, self.micro_batch_tokens);
                 let head = FrameWriter::new("batch");
                 let frame = pack(batch, &part, &all[0], self.temperature, head);
-                return Ok(Some((step.0, bound.groups, frame)));
+                return Ok(Some((step.0, part.place, bound.groups, frame)));
             }
         }
         Ok(None)

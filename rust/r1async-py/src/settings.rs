@@ -17,7 +17,7 @@ impl Settings {
         ess_floor, close_early, windows, publish_every, over_age, retries, waste_budget, hold_deadline_s, baseline, std, eps, pass_mark, zero_variance, oversample,
         max_refills, drop_truncated, rollout_deadline_s, lease_s, group_deadline_s, scoring_deadline_s,
         score_retries, max_attempts, max_tokens, temperature, incarnation, micro_batch_tokens, peer_deadline_s,
-        max_message_bytes, interval_s, quarantine_after, filtered_batches,
+        max_message_bytes, interval_s, quarantine_after, filtered_batches, generators_grade,
     ))]
     #[expect(clippy::too_many_arguments, reason = "one keyword for each setting")]
     fn new(
@@ -62,6 +62,7 @@ impl Settings {
         interval_s: f64,
         quarantine_after: u32,
         filtered_batches: usize,
+        generators_grade: bool,
     ) -> PyResult<Self> {
         let ledger = r1async_core::Settings {
             group_size,
@@ -114,6 +115,7 @@ impl Settings {
             peer_deadline_s,
             max_message_bytes,
             filtered_batches,
+            generators_grade,
             interval_s,
         };
         settings

@@ -487,13 +487,14 @@ impl Recorded {
     ) -> Result<BindPart<'_>, BindError> {
         self.now = now;
         let before = self.ledger.bind_state();
-        let is_recorded = self.pending.is_some();
-        let (bound, answer) = match self.ledger.bind_part(now, step, part)? {
-            BindPart::Wait(reason) => (None, Some(BindPart::Wait(reason))),
-            BindPart::Finished => (None, Some(BindPart::Finished)),
-            BindPart::Ready(batch, part) => (is_recorded.then(|| Bound::of(batch, &part)), None),
+        let answer = match self.ledger.bind_part(now, step, part)? {
+            BindPart::Wait(reason) => Some(BindPart::Wait(reason)),
+            BindPart::Finished => Some(BindPart::Finished),
+            BindPart::Ready(..) => None,
         };
-        if is_recorded && self.ledger.bind_state() != before {
+        if self.pending.is_some() && self.ledger.bind_state() != before {
+            let there = self.ledger.batch_part(step, part);
+            let bound = there.map(|(batch, part)| Bound::of(batch, &part));
             self.record(&Command::Bind { step, part, bound });
             if bound.is_some() {
                 self.make_urgent();

@@ -123,6 +123,13 @@ impl Service {
             }
         }
         self.acks.insert(holder, acks);
+        if !chunks.verdicts.is_empty() && !self.settings.generators_grade {
+            if let Some((socket, identity)) = self.peers.address(holder) {
+                let text = "a generator does not grade; set reward.from_generators=true if it may";
+                self.refuse(socket, &identity, about, &Refusal::new("role", text));
+            }
+            return;
+        }
         // Not answered: a rollout that was sent again has its verdict, and for its chunk it is held.
         for item in &chunks.verdicts {
             self.ledger.verdict(

@@ -17,6 +17,8 @@ pub struct ServiceSettings {
     pub peer_deadline_s: f64,
     /// A larger message is refused.
     pub max_message_bytes: usize,
+    /// Whether generators may send verdicts along with what they finish.
+    pub generators_grade: bool,
     /// Batches' worth of groups, none of which may train, after which filters are named as a stall.
     pub filtered_batches: usize,
     /// Seconds between two publications of figures.

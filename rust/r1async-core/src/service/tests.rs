@@ -20,6 +20,7 @@ fn settings() -> ServiceSettings {
         run: "test".into(),
         seed: 7,
         filtered_batches: 4,
+        generators_grade: true,
         micro_batch_tokens: 64,
         peer_deadline_s: 20.0,
         max_message_bytes: CAP,
