@@ -3,7 +3,7 @@
 mod common;
 
 use common::{GENERATOR, Run, settings, with_bound};
-use r1async_core::{BatchPart, BindPart, BoundBatch, Settings, Step, WaitReason};
+use r1async_core::{BatchPart, BindPart, BoundBatch, RolloutLease, Settings, Step, WaitReason};
 
 /// B = 3, e = 1, groups of 2.
 fn rule() -> Settings {
@@ -81,20 +81,26 @@ fn groups_of_a_batch_that_fills_keep_their_places_and_their_account() {
     assert_eq!((audit.difference(), audit.tokens.live), (None, 8));
 }
 
-#[test]
-fn places_are_kept_for_groups_at_their_last_chance() {
-    let mut run = Run::new(rule());
+/// Groups 3 and 4 have a token of version 0 in every rollout, and step 1 is next: they train in it or never.
+fn two_groups_at_their_last_chance(run: &mut Run) -> Vec<RolloutLease> {
     for _ in 0..3 {
-        complete(&mut run, 0);
+        complete(run, 0);
     }
     run.admit();
     let installed = run.version(0);
     let old = run.ledger.lease_rollouts(0.0, GENERATOR, installed, 4, 4);
     for lease in &old {
-        run.send(lease.lease, 0, &[(0, 1)]); // Groups 3 and 4, of version 0: their last step is 1.
+        run.send(lease.lease, 0, &[(0, 1)]);
     }
     run.batch(0);
     run.step(0);
+    old
+}
+
+#[test]
+fn places_are_kept_for_groups_at_their_last_chance() {
+    let mut run = Run::new(rule());
+    let old = two_groups_at_their_last_chance(&mut run);
     complete(&mut run, 1);
     complete(&mut run, 1);
     let (groups, last, _) = part(&mut run, 1, 0);
@@ -188,17 +194,7 @@ fn a_hold_does_not_count_the_time_in_which_a_part_is_trained() {
         waste_budget: 0.0,
         ..rule()
     });
-    for _ in 0..3 {
-        complete(&mut run, 0);
-    }
-    run.admit();
-    let installed = run.version(0);
-    let old = run.ledger.lease_rollouts(0.0, GENERATOR, installed, 4, 4);
-    for lease in &old {
-        run.send(lease.lease, 0, &[(0, 1)]); // Of version 0: they train in step 1 or never.
-    }
-    run.batch(0);
-    run.step(0);
+    let old = two_groups_at_their_last_chance(&mut run);
     for _ in 0..3 {
         complete(&mut run, 1);
     }

@@ -113,8 +113,7 @@ impl Simulation {
         self.ask_for_batch()
     }
 
-    /// A hold is looked at a hundred times a step, not after every verdict: each look counts the
-    /// tokens of a whole batch.
+    /// A hold is looked at a hundred times a step, not after every verdict.
     fn ask_later(&mut self) {
         let step_s = self.now / self.tally.steps.max(1) as f64;
         self.learner = LearnerState::Held;

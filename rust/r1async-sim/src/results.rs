@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use r1async_core::service::Figure;
-use r1async_core::{BatchPart, BoundBatch, BoundGroup, DropReason, StalenessHistogram, VersionRun};
+use r1async_core::{BatchPart, BoundBatch, DropReason, StalenessHistogram, VersionRun};
 
 /// Running sums; the figures of a stretch of time are the difference of two.
 #[derive(Debug, Clone, Default)]
@@ -35,10 +35,8 @@ impl Tally {
         tokens_per_unit: u32,
         lengths: &mut LengthBins,
     ) -> (u64, u64) {
-        let late: &[BoundGroup] = if part.last { &batch.late } else { &[] };
-        let groups = batch.groups[part.groups.clone()].iter().chain(late);
         let (mut units, mut rollouts) = (0, 0);
-        for rollout in groups.flat_map(|group| &group.rollouts) {
+        for (_, rollout) in batch.rollouts_of(part) {
             rollouts += 1;
             units += rollout.tokens.len() as u64;
             self.trained_units += lengths.trained(&rollout.runs, &rollout.over_age);
