@@ -20,6 +20,11 @@ END_S = 3.0
 """Seconds a process that a test has ended may take to go away."""
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--engine", default="torch", help="the engine that tests/engines examines: torch, vllm, sglang")
+    parser.addoption("--engine-set", action="append", default=[], help="settings under generator., as vllm.url=...")
+
+
 @pytest.fixture(autouse=True)
 def no_process_left(tmp_path: Path) -> Iterator[None]:
     """Fails a test that leaves a process behind: a child of ours, or one that names the test's folder."""

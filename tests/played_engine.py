@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from r1async.generator.engine import Progress, Request
+from r1async.generator.engine import KVPolicy, Progress, Request
 from r1async.types import FinishReason, PolicyVersion, VersionRun
 from torch import Tensor
 
@@ -27,6 +27,7 @@ class PlayedEngine:
 
     def __init__(self, capacity: int = 4, pinned_capacity: int = 2, chunk_tokens: int = FOREVER) -> None:
         self.capacity, self.pinned_capacity = capacity, pinned_capacity
+        self.kv_policy: KVPolicy = "keep"
         self.version: PolicyVersion | None = None
         self.pinned: PolicyVersion | None = None
         self.installed: dict[PolicyVersion, float] = {}
@@ -58,8 +59,15 @@ class PlayedEngine:
             return bool(self._rows) and self._permits > 0
 
     @property
-    def wakeup_fd(self) -> int | None:
-        return None
+    def computes(self) -> bool:
+        return True
+
+    @property
+    def block_tokens(self) -> int:
+        return 0
+
+    def describe(self) -> str:
+        return "the played engine"
 
     def submit(self, requests: Sequence[Request]) -> None:
         for request in requests:
@@ -94,9 +102,10 @@ class PlayedEngine:
     def flush(self) -> list[Progress]:
         return [self._report(row, None) for row in self._rows.values() if row.unreported]
 
-    def install(self, version: PolicyVersion, tensors: Mapping[str, Tensor]) -> None:
+    def install(self, version: PolicyVersion, tensors: Mapping[str, Tensor]) -> float:
         self.version = version
         self.installed[version] = float(tensors["w"].flatten()[0])
+        return 0.0
 
     def install_pinned(self, version: PolicyVersion, tensors: Mapping[str, Tensor] | None) -> None:
         assert self.pinned_free == self.pinned_capacity

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from r1async.engines import ENGINES, kinds
+
 if TYPE_CHECKING:
     from r1async.config import Config
 
@@ -69,6 +71,9 @@ RANGES: dict[str, Range] = {
     "generator.chunk_tokens": COUNT,
     "generator.threads": Range(1, 1024),
     "generator.restarts": MAYBE,
+    "generator.start_deadline_s": SECONDS,
+    "generator.stall_deadline_s": SECONDS,
+    "generator.canary_every": MAYBE,
     "reward.deadline_s": SECONDS,
     "reward.retries": Range(0, 100),
     "scorer.count": Range(1, 1024),
@@ -183,6 +188,7 @@ def problems(config: Config) -> list[str]:
         *_learning_problems(config),
         *_endpoint_problems(config),
         *_progress_problems(config),
+        *_engine_problems(config),
     ]
 
 
@@ -347,13 +353,13 @@ def _learning_problems(config: Config) -> list[str]:
     found, sampling, learner = [], config.sampling, config.learner
     if sampling.top_p < 1:
         found.append(
-            f"sampling.top_p: {sampling.top_p:g} samples from another distribution than the learner trains: the torch"
-            " engine cannot return each token's support; set sampling.top_p=1"
+            f"sampling.top_p: {sampling.top_p:g} samples from another distribution than the learner trains: the"
+            " engines do not return each token's support; set sampling.top_p=1"
         )
     if sampling.top_k:
         found.append(
-            f"sampling.top_k: {sampling.top_k} samples from another distribution than the learner trains: the torch"
-            " engine cannot return each token's support; set sampling.top_k=0"
+            f"sampling.top_k: {sampling.top_k} samples from another distribution than the learner trains: the"
+            " engines do not return each token's support; set sampling.top_k=0"
         )
     longest = config.data.max_prompt_tokens + sampling.max_tokens
     rollouts = learner.groups_per_step * config.group.group_size
@@ -379,6 +385,32 @@ def _endpoint_problems(config: Config) -> list[str]:
         if address in seen:
             found.append(f"{key}: {address} is also endpoints.{seen[address]}; each socket needs its own")
         seen[address] = name
+    return found
+
+
+def _engine_problems(config: Config) -> list[str]:
+    found, named = [], kinds(config.generator.engine)
+    for each in named:
+        if each not in ENGINES:
+            found.append(
+                f"generator.engine: must be {', '.join(ENGINES)}, or several of them joined by +, got {each!r}"
+            )
+    if len(named) > config.generator.count:
+        found.append(
+            f"generator.engine: {config.generator.engine} names {len(named)} engines for {config.generator.count} "
+            f"generator(s); set generator.count={len(named)} or more"
+        )
+    for name in config.generator.python:
+        if name not in ENGINES:
+            found.append(f"generator.python.{name}: must be named after an engine: {', '.join(ENGINES)}")
+    for name, url in (("vllm", config.generator.vllm.url), ("sglang", config.generator.sglang.url)):
+        if url and not url.startswith(("http://", "https://")):
+            found.append(f"generator.{name}.url: must be http://HOST:PORT, got {url!r}")
+        if url and named.count(name) and -(-config.generator.count // len(named)) > 1:
+            found.append(
+                f"generator.{name}.url: one server serves one generator, and {config.generator.count} are wanted; two "
+                "would install weights over each other"
+            )
     return found
 
 

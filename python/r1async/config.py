@@ -90,9 +90,39 @@ class SamplingConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class VllmConfig:
+    url: str = ""
+    """A vLLM server that somebody else started, http://HOST:PORT. Empty: an engine in each generator's own process."""
+    args: tuple[str, ...] = ()
+    """More of vLLM's AsyncEngineArgs, as name=value: gpu_memory_utilization=0.8."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SglangConfig:
+    url: str = ""
+    """An SGLang server that somebody else started, http://HOST:PORT. Empty: each generator starts one of its own."""
+    args: tuple[str, ...] = ()
+    """More words of SGLang's command line: --mem-fraction-static, 0.8."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class GeneratorConfig:
-    engine: Literal["torch"] = "torch"
-    """The engine of each generator. torch: embedded, runs anywhere."""
+    engine: str = "torch"
+    """torch (embedded, runs anywhere), vllm or sglang; several joined by + are given to the generators in turn."""
+    python: dict[str, str] = field(default_factory=dict)
+    """Interpreter with the packages of an engine, by engine. Without: this one, else .venv-ENGINE/bin/python."""
+    kv_policy: Literal["keep", "recompute", "abort"] = "keep"
+    """Rollouts in flight when weights change. keep: they go on with the KV cache of the old weights. recompute: it is
+    computed again under the new ones. abort: their requests end and are put in again. Tokens sampled stay in each."""
+    start_deadline_s: float = 600.0
+    """Seconds that an engine may take to start."""
+    stall_deadline_s: float = 300.0
+    """Seconds without a token, with requests in it, after which an engine in another process is given up."""
+    canary_every: int = 16
+    """Weight installs after which an engine has to prove on a canary prompt that it serves them; the first is always
+    proven. 0: never."""
+    vllm: VllmConfig = field(default_factory=VllmConfig)
+    sglang: SglangConfig = field(default_factory=SglangConfig)
     count: int = 1
     """Generator processes that `r1async run` starts."""
     slots: int = 128

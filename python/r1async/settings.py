@@ -139,9 +139,7 @@ def _known(cls: type, name: str, prefix: str) -> object:
 
 def _to_config(tree: Tree) -> Config:
     node = OmegaConf.structured(Config)
-    # Frozen dataclasses give read-only nodes, and the flag is set on each table.
-    for table in (node, *(node[name] for name in node if OmegaConf.is_dict(node[name]))):
-        OmegaConf.set_readonly(table, False)
+    _unlock(node)
     errors = list(_fill(node, Config, tree, ""))
     if errors:
         raise ConfigError("\n".join(errors))
@@ -151,6 +149,14 @@ def _to_config(tree: Tree) -> Config:
         raise ConfigError(f"{error.full_key}: {_first_line(error)}") from error
     assert isinstance(config, Config)
     return config
+
+
+def _unlock(node: DictConfig) -> None:
+    """Frozen dataclasses give read-only nodes, and the flag is set on each table."""
+    OmegaConf.set_readonly(node, False)
+    for name in node:
+        if OmegaConf.is_dict(node[name]):
+            _unlock(node[name])
 
 
 def _fill(node: DictConfig, cls: type, tree: Mapping[str, object], prefix: str) -> Iterator[str]:

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import r1async.generator.sampling as sampling_module
 import torch
-from r1async.generator.sampling import RowSettings, check_sampling, keep_top, rollout_keys, sample, uniforms
+from r1async.generator.engine import check_sampling
+from r1async.generator.sampling import RowSettings, keep_top, rollout_keys, sample, uniforms
 from r1async.types import Sampling
 
 

@@ -1,22 +1,28 @@
 """What a generator asks of an inference engine: token ids in, token ids out, weights swapped in flight.
 
-Two kinds of engine fit. One computes inside `step` (the embedded torch engine): its `wakeup_fd` is None and the
-generator calls `step` again for as long as it is `busy`. One computes elsewhere (vLLM, SGLang): `step` only collects
-what has arrived, and `wakeup_fd` is a file descriptor, for the generator's poller, that is readable when there is
-something to collect.
+Two kinds of engine fit. One computes inside `step` (the embedded torch engine), and the generator calls `step` again
+for as long as it is `busy`. One computes elsewhere (vLLM, SGLang): `step` only collects what has arrived, and the
+engine calls the `notify` it was made with when there is something to collect.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from pathlib import Path
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
 from r1async.types import FinishReason, PolicyVersion, Sampling, VersionRun
+
+KVPolicy = Literal["keep", "recompute", "abort"]
+"""What becomes of requests in flight when weights change. keep: they go on with the KV of the old weights. recompute:
+their KV is computed again under the new ones. abort: the engine's request is ended and put in again with the tokens it
+has, which comes to the same for an engine that cannot recompute in place. Tokens sampled stay in each."""
 
 _NO_TOKENS: NDArray[np.int32] = np.empty(0, np.int32)
 
@@ -61,8 +67,80 @@ class Progress:
     """None: not finished, more to come."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EngineSpec:
+    """What an engine outside this process's own code is made with; paths exist."""
+
+    name: str
+    """Of the generator, for files and logs."""
+    model_path: Path
+    """Hugging Face directory: architecture, tokenizer, and the weights it starts with."""
+    dtype: str
+    """float32 or bfloat16."""
+    seed: int
+    slots: int
+    """Requests at a time."""
+    max_len: int
+    """Tokens of the longest request, prompt and completion."""
+    stop_ids: tuple[int, ...]
+    vocabulary: int
+    """Token ids are below it."""
+    chunk_tokens: int
+    kv_policy: KVPolicy
+    threads: int
+    scratch: Path
+    """Folder in memory where weights are handed over; this engine's alone, and removed by its owner."""
+    log: Path
+    """File for what the engine's own processes print."""
+    start_deadline_s: float
+    stall_deadline_s: float
+    notify: Callable[[], None]
+    """Called in any thread when `Engine.step` has something to return."""
+
+
+def check_sampling(sampling: Sampling) -> None:
+    """Refuses settings no distribution follows from.
+
+    Raises:
+        ValueError: one out of its range, by name.
+    """
+    if not sampling.greedy and not (math.isfinite(sampling.temperature) and sampling.temperature > 0):
+        raise ValueError(f"temperature must be positive (or greedy set), got {sampling.temperature}")
+    if not 0 < sampling.top_p <= 1:
+        raise ValueError(f"top_p must lie in (0, 1], got {sampling.top_p}")
+    if sampling.top_k < 0:
+        raise ValueError(f"top_k must be 0 (off) or positive, got {sampling.top_k}")
+    if sampling.max_tokens < 1:
+        raise ValueError(f"max_tokens must be at least 1, got {sampling.max_tokens}")
+
+
+def check_request(request: Request, *, max_len: int, vocabulary: int) -> None:
+    """Refuses what no engine can sample.
+
+    Raises:
+        ValueError: by the request's id: an empty prompt, nothing left to sample, too long, a foreign token.
+    """
+    check_sampling(request.sampling)
+    prompt, resumed, limit = len(request.prompt_ids), len(request.resume_ids), request.sampling.max_tokens
+    if not prompt:
+        raise ValueError(f"request {request.id} has an empty prompt")
+    if resumed >= limit:
+        raise ValueError(f"request {request.id} resumes with {resumed} of at most {limit} tokens: nothing to sample")
+    if prompt + limit > max_len:
+        raise ValueError(
+            f"request {request.id} may reach {prompt} prompt + {limit} completion tokens, "
+            f"the engine's context is {max_len}"
+        )
+    for ids in (request.prompt_ids, request.resume_ids):
+        if len(ids) and (int(ids.min()) < 0 or int(ids.max()) >= vocabulary):
+            raise ValueError(f"request {request.id} has a token outside the vocabulary of {vocabulary}")
+
+
 class Engine(Protocol):
     """Not thread-safe: one loop drives it."""
+
+    kv_policy: KVPolicy
+    """For the installs that follow."""
 
     @property
     def capacity(self) -> int:
@@ -100,8 +178,17 @@ class Engine(Protocol):
         ...
 
     @property
-    def wakeup_fd(self) -> int | None:
-        """Readable when `step` has something to return; None if `step` itself computes."""
+    def computes(self) -> bool:
+        """Whether `step` itself samples. If not, `notify` tells when `step` has something to return."""
+        ...
+
+    @property
+    def block_tokens(self) -> int:
+        """Tokens of a block of KV cache that prompts with an equal beginning may share; 0: nothing is kept."""
+        ...
+
+    def describe(self) -> str:
+        """What it is, for errors and logs: name, version, address."""
         ...
 
     def submit(self, requests: Sequence[Request]) -> None:
@@ -129,12 +216,15 @@ class Engine(Protocol):
         """Reports every token not yet reported, without sampling: before a request is handed back."""
         ...
 
-    def install(self, version: PolicyVersion, tensors: Mapping[str, Tensor]) -> None:
-        """Serves these weights from the next token on. Unpinned requests go on with the KV they have.
+    def install(self, version: PolicyVersion, tensors: Mapping[str, Tensor]) -> float:
+        """Serves these weights from the next token on. What becomes of unpinned requests is the KV policy's to say.
 
         Args:
             version: tokens sampled from now on carry it.
             tensors: the whole set, by Hugging Face state-dict name, a tied head left out. Not kept.
+
+        Returns:
+            Seconds for which nothing was sampled.
 
         Raises:
             WeightsError: a tensor missing, foreign, mis-shaped or not finite; nothing has changed.

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from r1async.client import Connected, Connection, greeting
 from r1async.config import Config
 from r1async.generator.engine import Engine, Progress, Request
+from r1async.generator.engines import engine_of, make_engine, scratch_folder
 from r1async.generator.held import Held, chunks_message, read_leases
 from r1async.inbox import DeadlineExceeded, Inbox, Stopped, stop_on_signals
 from r1async.keys import client_keys
@@ -27,31 +28,10 @@ log = logging.getLogger(__name__)
 
 def main(config: Config, index: int) -> None:
     """One generator's process: samples until SIGTERM or SIGINT, or until the run ends."""
-    run(config, f"generator-{index}", lambda: make_engine(config), Inbox())
-
-
-def make_engine(config: Config) -> Engine:
-    """The engine that the settings name, without weights."""
-    import torch
-
-    from r1async.generator.torch_engine import TorchEngine
-    from r1async.models.loading import check_context, load_config, load_tokenizer, stop_token_ids
-
-    torch.set_num_threads(config.generator.threads)
-    path, max_prompt, max_completion = config.model.path, config.data.max_prompt_tokens, config.sampling.max_tokens
-    model = load_config(path)
-    check_context(model, max_prompt, max_completion)
-    match config.generator.engine:
-        case "torch":
-            return TorchEngine(
-                model,
-                seed=config.seed,
-                slots=config.generator.slots,
-                pinned_slots=config.generator.eval_slots,
-                max_len=max_prompt + max_completion,
-                stop_ids=stop_token_ids(path, load_tokenizer(path), config.sampling.stop),
-                chunk_tokens=config.generator.chunk_tokens,
-            )
+    name, inbox = f"generator-{index}", Inbox()
+    with scratch_folder(config, name) as scratch:
+        kind = engine_of(config, index)
+        run(config, name, lambda: make_engine(config, kind, name, scratch, lambda: inbox.put(Sampled())), inbox)
 
 
 def run(config: Config, name: str, make: Callable[[], Engine], inbox: Inbox) -> None:
@@ -104,6 +84,10 @@ def run(config: Config, name: str, make: Callable[[], Engine], inbox: Inbox) -> 
         engine.close()
     finally:
         timeline.close()
+
+
+class Sampled:
+    """The engine has something to collect."""
 
 
 class Figures:

@@ -58,22 +58,6 @@ class RowSettings:
         return RowSettings(self.temperature[rows], self.top_p[rows], self.top_k[rows], self.greedy[rows])
 
 
-def check_sampling(sampling: Sampling) -> None:
-    """Refuses settings no distribution follows from.
-
-    Raises:
-        ValueError: one out of its range, by name.
-    """
-    if not sampling.greedy and not (np.isfinite(sampling.temperature) and sampling.temperature > 0):
-        raise ValueError(f"temperature must be positive (or greedy set), got {sampling.temperature}")
-    if not 0 < sampling.top_p <= 1:
-        raise ValueError(f"top_p must lie in (0, 1], got {sampling.top_p}")
-    if sampling.top_k < 0:
-        raise ValueError(f"top_k must be 0 (off) or positive, got {sampling.top_k}")
-    if sampling.max_tokens < 1:
-        raise ValueError(f"max_tokens must be at least 1, got {sampling.max_tokens}")
-
-
 def rollout_keys(seed: int, rollouts: NDArray[np.int64]) -> NDArray[np.uint64]:
     """(B,), where each rollout's stream of noise begins. Neighbouring seeds and rollouts give unrelated streams."""
     start = _mix(np.array([seed & (2**64 - 1)], np.uint64) + _GOLDEN)

@@ -39,6 +39,8 @@ class Slots:
         self.rows = bucket(capacity)
         self._seed = seed
         self._row_of: dict[int, int] = {}
+        self._begun_with: dict[int, tuple[NDArray[np.int64], int]] = {}
+        """Prompt and resumed tokens of each request, and how many of them are resumed."""
         self._ids = np.zeros(self.rows, np.int64)
         self._live = np.zeros(self.rows, np.bool_)
         self.tokens = torch.zeros(self.rows, dtype=torch.int64)
@@ -104,6 +106,7 @@ class Slots:
     def _place(self, row: int, request: Request) -> Seat:
         context = np.concatenate([request.prompt_ids, request.resume_ids]).astype(np.int64)
         self._row_of[request.id] = row
+        self._begun_with[request.id] = context, len(request.resume_ids)
         self._ids[row], self._live[row] = request.id, True
         self._tokens[row], self._positions[row] = context[-1], len(context) - 1
         self._settings.set(row, request.sampling)
@@ -111,10 +114,20 @@ class Slots:
         self._limits[row] = request.sampling.max_tokens
         return Seat(row, context[:-1])
 
+    def seats(self) -> dict[int, Seat]:
+        """Of every request as it stands, by id: for a cache that has to be filled again."""
+        return {request_id: self._seat(request_id, row) for request_id, row in self._row_of.items()}
+
+    def _seat(self, request_id: int, row: int) -> Seat:
+        context, resumed = self._begun_with[request_id]
+        sampled = self._history_tokens[row, resumed : self._counts[row]]
+        return Seat(row, np.concatenate([context, sampled])[:-1])
+
     def remove(self, request_id: int) -> int | None:
         """Empties the request's row and returns it; None if it has none."""
         row = self._row_of.pop(request_id, None)
         if row is not None:
+            del self._begun_with[request_id]
             self._empty(np.array([row]))
         return row
 
@@ -177,7 +190,7 @@ class Slots:
         reports = self._report(live[due], [_FINISH[reason] for reason in reasons])
         for progress in reports:
             if progress.finish is not None:
-                del self._row_of[progress.id]
+                del self._row_of[progress.id], self._begun_with[progress.id]
         self._empty(live[finished])
         return reports
 
@@ -200,9 +213,6 @@ class Slots:
         ]
         self._reported[rows] = self._counts[rows]
         return reports
-
-    def id_of(self, row: int) -> int:
-        return int(self._ids[row])
 
     def ids(self) -> list[int]:
         return list(self._row_of)

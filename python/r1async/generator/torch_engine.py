@@ -9,6 +9,7 @@ grows in steps of a quarter; weights are held once in float32, and once more whe
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
@@ -18,9 +19,9 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 
 from r1async.generator.decoder import PREFILL_ROWS, PREFILL_TOKENS, UNIT, Decoder, KVCache, bucket, rows_are_independent
-from r1async.generator.engine import EngineError, Progress, Request, WeightsError
+from r1async.generator.engine import EngineError, KVPolicy, Progress, Request, WeightsError, check_request
 from r1async.generator.fused_model import FusedWeights, rope_table, shape_of
-from r1async.generator.sampling import check_sampling, sample
+from r1async.generator.sampling import sample
 from r1async.generator.slots import Seat, Slots
 from r1async.models.loading import ModelError
 from r1async.types import PolicyVersion
@@ -70,6 +71,7 @@ class TorchEngine:
         stop_ids: Sequence[int],
         pinned_slots: int = 0,
         chunk_tokens: int = 64,
+        kv_policy: KVPolicy = "keep",
     ) -> None:
         """Makes an engine that serves nothing before the first `install`.
 
@@ -81,6 +83,7 @@ class TorchEngine:
             stop_ids: tokens that end a completion.
             pinned_slots: pinned requests at a time, besides.
             chunk_tokens: unreported tokens of an unfinished request after which `step` reports them.
+            kv_policy: abort is the same as recompute here: a request's context goes through the model again.
 
         Raises:
             ModelError: an architecture, or an option of one, that the embedded engine does not compute.
@@ -98,6 +101,7 @@ class TorchEngine:
                 raise ValueError(f"stop token {token} is outside the vocabulary of {shape.vocabulary}")
             self._is_stop[token] = True
         self._max_len, self._chunk_tokens = max_len, chunk_tokens
+        self.kv_policy: KVPolicy = kv_policy
         with torch.inference_mode():
             # Prefill pads a context to a bucket, so positions up to a bucket past the last are rotated too.
             self._decoder = Decoder(shape, rope_table(config, bucket(max_len) + PREFILL_TOKENS))
@@ -138,8 +142,15 @@ class TorchEngine:
         return any(len(pool.slots) for pool in self._pools)
 
     @property
-    def wakeup_fd(self) -> int | None:
-        return None
+    def computes(self) -> bool:
+        return True
+
+    @property
+    def block_tokens(self) -> int:
+        return 0
+
+    def describe(self) -> str:
+        return "the embedded torch engine"
 
     @property
     def _pools(self) -> list[_Pool]:
@@ -194,8 +205,12 @@ class TorchEngine:
         return [progress for pool in self._pools for progress in pool.slots.flush()]
 
     @torch.inference_mode()
-    def install(self, version: PolicyVersion, tensors: Mapping[str, Tensor]) -> None:
+    def install(self, version: PolicyVersion, tensors: Mapping[str, Tensor]) -> float:
+        started = time.monotonic()
         self._main.load(version, tensors)
+        if self.kv_policy != "keep":
+            self._main.waiting |= self._main.slots.seats()
+        return time.monotonic() - started
 
     @torch.inference_mode()
     def install_pinned(self, version: PolicyVersion, tensors: Mapping[str, Tensor] | None) -> None:
@@ -224,27 +239,12 @@ class TorchEngine:
             self.abort(pool.slots.ids())
 
     def _check(self, request: Request) -> None:
-        check_sampling(request.sampling)
+        check_request(request, max_len=self._max_len, vocabulary=len(self._is_stop))
         if request.pin is None and self._main.version is None:
             raise ValueError("no weights are installed")
         if request.pin is not None and request.pin != self.pinned:
             held = self.pinned or "none"
             raise ValueError(f"request {request.id} is pinned to {request.pin}, the engine holds {held}")
-        prompt, resumed, limit = len(request.prompt_ids), len(request.resume_ids), request.sampling.max_tokens
-        if not prompt:
-            raise ValueError(f"request {request.id} has an empty prompt")
-        if resumed >= limit:
-            raise ValueError(
-                f"request {request.id} resumes with {resumed} of at most {limit} tokens: nothing to sample"
-            )
-        if prompt + limit > self._max_len:
-            raise ValueError(
-                f"request {request.id} may reach {prompt} prompt + {limit} completion tokens, "
-                f"the engine's context is {self._max_len}"
-            )
-        for ids in (request.prompt_ids, request.resume_ids):
-            if len(ids) and (int(ids.min()) < 0 or int(ids.max()) >= len(self._is_stop)):
-                raise ValueError(f"request {request.id} has a token outside the vocabulary of {len(self._is_stop)}")
 
     def _compact(self, pool: _Pool) -> None:
         if not self.independent or pool.waiting:

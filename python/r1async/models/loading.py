@@ -55,7 +55,7 @@ def check_context(config: PreTrainedConfig, max_prompt_tokens: int, max_tokens: 
     Raises:
         ModelError: the longest prompt with the longest completion does not fit.
     """
-    limit = _trained_positions(config)
+    limit = context_of(config)
     if limit is not None and max_prompt_tokens + max_tokens > limit:
         raise ModelError(
             f"data.max_prompt_tokens={max_prompt_tokens} + sampling.max_tokens={max_tokens} is "
@@ -181,7 +181,7 @@ def load_state(model: PreTrainedModel, tensors: Mapping[str, Tensor]) -> None:
         tensor.copy_(tensors[name])
 
 
-def _trained_positions(config: PreTrainedConfig) -> int | None:
+def context_of(config: PreTrainedConfig) -> int | None:
     """Longest text in tokens; None if the architecture knows no limit."""
     positions: int | None = getattr(config, "max_position_embeddings", None)  # not every architecture has it
     rope = getattr(config, "rope_parameters", None) or {}

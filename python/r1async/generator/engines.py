@@ -1,0 +1,113 @@
+"""Makes the engine that the settings name. Each engine's packages are imported only for a generator that runs it."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from r1async.config import Config, ipc_dir
+from r1async.engines import kinds, python_for
+from r1async.generator.engine import Engine, EngineSpec
+
+_MEMORY = Path("/dev/shm")
+CANARY_TOKENS = 320
+"""Context that a canary wants: two blocks of vLLM's KV cache on a CPU (128 tokens each) and some."""
+
+
+def engine_of(config: Config, index: int) -> str:
+    """The engine of generator `index`."""
+    named = kinds(config.generator.engine)
+    return named[index % len(named)]
+
+
+@contextmanager
+def scratch_folder(config: Config, name: str) -> Iterator[Path]:
+    """A folder in memory where there is one, for weights on their way into an engine. A killed life's is taken over."""
+    parent = _MEMORY if _MEMORY.is_dir() else Path(tempfile.gettempdir())
+    folder = parent / f"{ipc_dir(config.run_dir).name}-{name}"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(mode=0o700)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def make_engine(config: Config, kind: str, name: str, scratch: Path, notify: Callable[[], None]) -> Engine:
+    """An engine without weights.
+
+    Args:
+        config: the run's.
+        kind: torch, vllm or sglang.
+        name: of the generator.
+        scratch: folder for weights that another process has to read.
+        notify: called when an engine that computes elsewhere has something to collect.
+
+    Raises:
+        ModelError: the model cannot be read, or its context is too short.
+        EngineVersionError: an engine of a version that is not supported.
+        EngineError: the engine did not start.
+    """
+    import torch
+
+    from r1async.models.loading import check_context, context_of, load_config, load_tokenizer, stop_token_ids
+
+    torch.set_num_threads(config.generator.threads)
+    path, max_prompt, max_completion = config.model.path, config.data.max_prompt_tokens, config.sampling.max_tokens
+    model = load_config(path)
+    check_context(model, max_prompt, max_completion)
+    stop_ids = stop_token_ids(path, load_tokenizer(path), config.sampling.stop)
+    generator, longest = config.generator, max_prompt + max_completion
+    if kind == "torch":
+        from r1async.generator.torch_engine import TorchEngine
+
+        return TorchEngine(
+            model,
+            seed=config.seed,
+            slots=generator.slots,
+            pinned_slots=generator.eval_slots,
+            max_len=longest,
+            stop_ids=stop_ids,
+            chunk_tokens=generator.chunk_tokens,
+            kv_policy=generator.kv_policy,
+        )
+    limit = context_of(model)
+    logs = config.run_dir / "logs"
+    logs.mkdir(parents=True, exist_ok=True)
+    spec = EngineSpec(
+        name=name,
+        model_path=Path(path),
+        dtype=config.model.dtype,
+        seed=config.seed,
+        slots=generator.slots,
+        max_len=max(longest, min(CANARY_TOKENS, limit or CANARY_TOKENS)),
+        stop_ids=stop_ids,
+        vocabulary=int(model.vocab_size),
+        chunk_tokens=generator.chunk_tokens,
+        kv_policy=generator.kv_policy,
+        threads=generator.threads,
+        scratch=scratch,
+        log=logs / f"{name}-{kind}.log",
+        start_deadline_s=generator.start_deadline_s,
+        stall_deadline_s=generator.stall_deadline_s,
+        notify=notify,
+    )
+    match kind:
+        case "vllm" if generator.vllm.url:
+            from r1async.generator.vllm_server import VllmServer
+
+            return VllmServer(spec, generator.vllm.url)
+        case "vllm":
+            from r1async.generator.vllm_engine import VllmEngine
+
+            return VllmEngine(spec, generator.vllm.args)
+        case "sglang":
+            from r1async.generator.sglang_engine import SglangEngine
+
+            url = generator.sglang.url
+            python = None if url else python_for(config, "sglang")
+            return SglangEngine(spec, url=url, python=python, args=generator.sglang.args)
+    raise ValueError(f"no engine {kind!r}")
