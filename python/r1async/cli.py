@@ -329,7 +329,7 @@ def _refuse_missing(config: Config) -> None:
         raise ConfigError("\n".join(missing))
 
 
-def _role(options: argparse.Namespace, start: Callable[[Config], None]) -> int:
+def _role(options: argparse.Namespace, start: Callable[[Config], int | None]) -> int:
     """Runs one role's main under the conventions that all share: signals, and what a failure looks like."""
     if options.launched:
         # The terminal's Ctrl-C is the launcher's to handle: it tells the roles, in order.
@@ -344,7 +344,7 @@ def _role(options: argparse.Namespace, start: Callable[[Config], None]) -> int:
 
     make_ipc_dir(config)
     try:
-        start(config)
+        return start(config) or 0
     except (ValueError, FileNotFoundError) as error:
         if options.launched:
             traceback.print_exc()  # stderr is the role's log
@@ -356,7 +356,6 @@ def _role(options: argparse.Namespace, start: Callable[[Config], None]) -> int:
             raise
         logging.getLogger(__name__).exception("the disk is full")
         return DISK_FULL
-    return 0
 
 
 def _end(number: int, frame: object) -> None:
@@ -383,10 +382,10 @@ def _buffer(options: argparse.Namespace) -> int:
 
 
 def _generate(options: argparse.Namespace) -> int:
-    def start(config: Config) -> None:
+    def start(config: Config) -> int:
         from r1async.generator.generator import main
 
-        main(config, options.index)
+        return main(config, options.index)
 
     return _role(options, start)
 

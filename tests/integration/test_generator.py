@@ -67,7 +67,7 @@ class Running:
 
     def _run(self, config: Config, engine: PlayedEngine) -> None:
         try:
-            run(config, "generator-0", lambda: engine, self.inbox)
+            run(config, "generator-0", lambda: (engine, None), self.inbox)
         except Exception as error:  # noqa: BLE001
             self.error = error  # every one of them is the test's to look at
 
@@ -116,9 +116,11 @@ def wake(buffer: Router) -> None:
     buffer.send({"t": "acks", "items": [], "lost": []})
 
 
-def steps(buffer: Router, engine: PlayedEngine, count: int) -> None:
+def steps(buffer: Router, engine: PlayedEngine, count: int, *, done: bool = False) -> None:
+    """`done`: returns when they are, so that what comes from elsewhere comes after them."""
     engine.permit(count)
     wake(buffer)
+    assert not done or engine.used_up.wait(WAIT_MS / 1000)
 
 
 def start(buffer: Router) -> Message:
@@ -203,7 +205,7 @@ def test_weights_are_swapped_between_two_steps_and_every_token_says_which(
     with Running(config, engine):
         start(buffer)
         buffer.send(*leases((10, 1), max_tokens=5))
-        steps(buffer, engine, 2)
+        steps(buffer, engine, 2, done=True)
         digest = publish(learner, V1)
         ready = buffer.expect("ready").header
         assert (ready["version"], ready["hash"], ready["free"], ready["leases_seen"]) == (1, digest, 3, 1)
@@ -299,7 +301,7 @@ def test_the_installed_version_is_pinned_without_fetching_and_the_next_pin_waits
         assert chunk(buffer.expect("chunks")) == [(10, 0, [1000, 1001, 1002], "length", [[1, 1, 3]])]
         # One of two places is free; the other is for the lease that waits for its weights.
         assert buffer.expect("ready").header["eval_free"] == 1
-        engine.permit(3)  # it goes on when the weights arrive
+        steps(buffer, engine, 3)  # it goes on when the weights are there
         assert chunk(buffer.expect("chunks")) == [(11, 0, [2000, 2001, 2002], "length", [[1, 0, 3]])]
 
 
@@ -335,7 +337,7 @@ def test_stop_hands_back_the_tokens_and_the_leases(config: Config, buffer: Route
     generator = Running(config, engine)
     start(buffer)
     buffer.send(*leases((10, 1), (11, 2), max_tokens=9))
-    steps(buffer, engine, 2)
+    steps(buffer, engine, 2, done=True)
     publish(learner, V1)  # installed after both steps
     assert buffer.expect("ready").header["version"] == 1
     generator.inbox.stop()

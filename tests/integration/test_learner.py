@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from r1async.config import Config, ConfigError, load_config
-from r1async.generator.generator import make_engine
+from r1async.generator.engines import make_engine
 from r1async.inbox import DeadlineExceeded
 from r1async.learner.checkpoint import checkpoints, read_marker, save_checkpoint
 from r1async.learner.core import LearnerCore
@@ -163,7 +163,10 @@ def test_resume_is_kept_by_a_learner_started_by_hand(run_root: Path):
 
 def test_a_context_beyond_the_models_is_a_mistake_in_the_settings(run_root: Path):
     config = config_in(run_root, "sampling.max_tokens=3073")  # data.max_prompt_tokens is 1024, the model's limit 4096
-    for make in (lambda: Learner(config, Ranks()), lambda: make_engine(config)):
+    for make in (
+        lambda: Learner(config, Ranks()),
+        lambda: make_engine(config, "torch", "generator-0", Path(), lambda: None),
+    ):
         with pytest.raises(ModelError, match=r"=1024 .*=3073 is 4097 tokens, .*max_position_embeddings=4096"):
             make()
 

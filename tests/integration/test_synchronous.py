@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from r1async.config import Config, load_config
 from r1async.generator.engine import Engine, Progress, Request
-from r1async.generator.generator import make_engine
+from r1async.generator.engines import make_engine
 from r1async.learner.core import LearnerCore
 from r1async.learner.loss import resolve_loss
 from r1async.models.loading import load_model, state_tensors
@@ -79,7 +79,7 @@ def reference(config: Config) -> Iterator[dict]:
     """Metrics of each step of the synchronous loop."""
     path = config.model.path
     source, detokenizer = open_source(config, Path(path)), Detokenizer(Path(path))
-    engine = make_engine(config)
+    engine = make_engine(config, "torch", "generator-0", Path(), lambda: None)
     loss = resolve_loss(config.loss, config.correction, config.sampling.max_tokens)
     core = LearnerCore(load_model(path), loss, config.learner, steps=config.steps)
     for step in range(STEPS):

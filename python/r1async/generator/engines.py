@@ -10,6 +10,7 @@ from pathlib import Path
 
 from r1async.config import Config, ipc_dir
 from r1async.engines import kinds, python_for
+from r1async.generator.canary import REQUESTS, Canary, Verdict
 from r1async.generator.engine import Engine, EngineSpec
 
 _MEMORY = Path("/dev/shm")
@@ -21,6 +22,12 @@ def engine_of(config: Config, index: int) -> str:
     """The engine of generator `index`."""
     named = kinds(config.generator.engine)
     return named[index % len(named)]
+
+
+def evaluates(config: Config, kind: str) -> bool:
+    """Whether a generator of this engine may be claimed for evaluation: where another holds a second weight set, that
+    one takes it without stopping."""
+    return kind == "torch" or "torch" not in kinds(config.generator.engine)
 
 
 @contextmanager
@@ -61,20 +68,20 @@ def make_engine(config: Config, kind: str, name: str, scratch: Path, notify: Cal
     check_context(model, max_prompt, max_completion)
     stop_ids = stop_token_ids(path, load_tokenizer(path), config.sampling.stop)
     generator, longest = config.generator, max_prompt + max_completion
+    slots = generator.slots + (REQUESTS if generator.canary_every else 0)
     if kind == "torch":
         from r1async.generator.torch_engine import TorchEngine
 
         return TorchEngine(
             model,
             seed=config.seed,
-            slots=generator.slots,
+            slots=slots,
             pinned_slots=generator.eval_slots,
             max_len=longest,
             stop_ids=stop_ids,
             chunk_tokens=generator.chunk_tokens,
             kv_policy=generator.kv_policy,
         )
-    limit = context_of(model)
     logs = config.run_dir / "logs"
     logs.mkdir(parents=True, exist_ok=True)
     spec = EngineSpec(
@@ -82,8 +89,8 @@ def make_engine(config: Config, kind: str, name: str, scratch: Path, notify: Cal
         model_path=Path(path),
         dtype=config.model.dtype,
         seed=config.seed,
-        slots=generator.slots,
-        max_len=max(longest, min(CANARY_TOKENS, limit or CANARY_TOKENS)),
+        slots=slots,
+        max_len=_max_len(config, kind, context_of(model)),
         stop_ids=stop_ids,
         vocabulary=int(model.vocab_size),
         chunk_tokens=generator.chunk_tokens,
@@ -111,3 +118,29 @@ def make_engine(config: Config, kind: str, name: str, scratch: Path, notify: Cal
             python = None if url else python_for(config, "sglang")
             return SglangEngine(spec, url=url, python=python, args=generator.sglang.args)
     raise ValueError(f"no engine {kind!r}")
+
+
+def make_canary(config: Config, kind: str, told: Callable[[Verdict], None]) -> Canary | None:
+    """What proves the engine; None where the settings trust it."""
+    if not config.generator.canary_every:
+        return None
+    from r1async.models.loading import context_of, load_config
+
+    model = load_config(config.model.path)
+    return Canary(
+        config.model.path,
+        dtype=config.model.dtype,
+        every=config.generator.canary_every,
+        temperature=config.sampling.temperature,
+        vocabulary=int(model.vocab_size),
+        max_len=_max_len(config, kind, context_of(model)),
+        told=told,
+    )
+
+
+def _max_len(config: Config, kind: str, context: int | None) -> int:
+    """Tokens of the longest request; an engine with a prefix cache has room for a canary that meets it."""
+    longest = config.data.max_prompt_tokens + config.sampling.max_tokens
+    if kind == "torch":
+        return longest
+    return max(longest, CANARY_TOKENS if context is None else min(CANARY_TOKENS, context))

@@ -12,9 +12,11 @@ from collections.abc import Callable, Sequence
 
 from r1async.client import Connected, Connection, greeting
 from r1async.config import Config
-from r1async.generator.engine import Engine, Progress, Request
-from r1async.generator.engines import engine_of, make_engine, scratch_folder
+from r1async.generator.canary import REQUESTS, Canary, EngineUntrusted, Mismatch, Verdict, refuse
+from r1async.generator.engine import Engine, Progress
+from r1async.generator.engines import engine_of, evaluates, make_canary, make_engine, scratch_folder
 from r1async.generator.held import Held, chunks_message, read_leases
+from r1async.generator.pins import Claim, Pins, SecondSet
 from r1async.inbox import DeadlineExceeded, Inbox, Stopped, stop_on_signals
 from r1async.keys import client_keys
 from r1async.monitor.metrics import run_started
@@ -26,27 +28,50 @@ from r1async.wire import Message
 log = logging.getLogger(__name__)
 
 
-def main(config: Config, index: int) -> None:
-    """One generator's process: samples until SIGTERM or SIGINT, or until the run ends."""
-    name, inbox = f"generator-{index}", Inbox()
+FENCED = 5
+"""Exit code of a generator whose engine failed its proof: it is not started again."""
+
+
+def main(config: Config, index: int) -> int:
+    """One generator's process: samples until SIGTERM or SIGINT, or until the run ends; returns its exit code."""
+    name, kind, inbox = f"generator-{index}", engine_of(config, index), Inbox()
+    offers = evaluates(config, kind)
     with scratch_folder(config, name) as scratch:
-        kind = engine_of(config, index)
-        run(config, name, lambda: make_engine(config, kind, name, scratch, lambda: inbox.put(Sampled())), inbox)
+
+        def make() -> tuple[Engine, Canary | None]:
+            engine = make_engine(config, kind, name, scratch, lambda: inbox.put(Sampled()))
+            return engine, make_canary(config, kind, inbox.put)
+
+        try:
+            run(config, name, make, inbox, offers_evaluation=offers)
+        except EngineUntrusted as error:
+            log.error("fenced: %s", error)
+            return FENCED
+    return 0
 
 
-def run(config: Config, name: str, make: Callable[[], Engine], inbox: Inbox) -> None:
+def run(
+    config: Config,
+    name: str,
+    make: Callable[[], tuple[Engine, Canary | None]],
+    inbox: Inbox,
+    *,
+    offers_evaluation: bool = True,
+) -> None:
     """Makes the engine, connects, and loops until the run ends or a signal comes.
 
     Raises:
         Refused: the buffer will not have us.
         DeadlineExceeded: buffer or learner did not come in time.
+        EngineUntrusted: the engine does not serve what it was given.
         EngineError: the engine cannot go on.
     """
     run_dir = config.run_dir
     timeline = Timeline(name, run_dir / "metrics" / f"{name}.jsonl", started=run_started(run_dir))
+    engine: Engine | None = None
     try:
         with timeline.busy("load"):
-            engine = make()
+            engine, canary = make()
         figures = Figures(timeline)
         # Only now: until there is something to hand back, a signal may end the process where it stands.
         with (
@@ -79,10 +104,21 @@ def run(config: Config, name: str, make: Callable[[], Engine], inbox: Inbox) -> 
             ) as receiver,
         ):
             figures.receiver = receiver
-            loop = Generator(engine, buffer, receiver, inbox, timeline, figures, stall_s=config.progress.limit_s)
+            loop = Generator(
+                engine,
+                buffer,
+                receiver,
+                inbox,
+                timeline,
+                figures,
+                canary,
+                stall_s=config.progress.limit_s,
+                offers_evaluation=offers_evaluation,
+            )
             loop.run(config.buffer.connect_deadline_s)
-        engine.close()
     finally:
+        if engine is not None:
+            engine.close()
         timeline.close()
 
 
@@ -103,6 +139,9 @@ class Figures:
         """Finished since the start."""
         self.slots_used = 0
         self.installs = 0
+        self.pause_s = 0.0
+        """Of the newest install: seconds without a token."""
+        self.canary: Mismatch | None = None
         self.version = PolicyVersion(0, -1)
 
     def stats(self) -> dict[str, float]:
@@ -116,9 +155,18 @@ class Figures:
             "rollouts": self.rollouts,
             "slots_used": self.slots_used,
             "installs": self.installs,
+            "pause_s": self.pause_s,
+            **canary_stats(self.canary),
             "epoch": self.version.epoch,
             "version": self.version.number,
         }
+
+
+def canary_stats(mismatch: Mismatch | None) -> dict[str, float]:
+    if mismatch is None:
+        return {}
+    figures = {"mismatch_mean": mismatch.mean, "mismatch_max": mismatch.maximum}
+    return figures if mismatch.separation is None else {**figures, "separation": mismatch.separation}
 
 
 class Generator:
@@ -128,10 +176,12 @@ class Generator:
         engine: without weights yet.
         buffer: connected or connecting.
         receiver: of weights.
-        inbox: that both of them fill.
+        inbox: that both of them fill, and an engine that computes elsewhere.
         timeline: charged with what the loop does.
         figures: kept up to date for the heartbeat.
+        canary: proves the engine; None: it is trusted.
         stall_s: seconds of one wait after which the log says what is waited for.
+        offers_evaluation: whether an engine with one weight set may be claimed for evaluation.
     """
 
     def __init__(
@@ -142,8 +192,10 @@ class Generator:
         inbox: Inbox,
         timeline: Timeline,
         figures: Figures,
+        canary: Canary | None = None,
         *,
         stall_s: float,
+        offers_evaluation: bool = True,
     ) -> None:
         self._engine = engine
         self._buffer = buffer
@@ -151,14 +203,17 @@ class Generator:
         self._inbox = inbox
         self._timeline = timeline
         self._figures = figures
+        self._canary = canary
         self._stall_s = stall_s
         self._held = Held()
         self._leases_seen = 0
         self._hash = ""
         """Of the installed weights."""
-        self._parked: dict[PolicyVersion, list[Request]] = {}
-        """Pinned leases whose version the engine does not hold yet, the oldest pin first."""
-        self._fetching: PolicyVersion | None = None
+        self._pins: Pins
+        if engine.pinned_capacity:
+            self._pins = SecondSet(engine, receiver, timeline)
+        else:
+            self._pins = Claim(engine, receiver, self._hand_back, self._install, offers=offers_evaluation)
         self._room_changed = False
         """The buffer has to be told how much is free."""
         self._over = False
@@ -168,7 +223,7 @@ class Generator:
         try:
             self._begin(start_deadline_s)
             while not self._over:
-                self._take(self._inbox.take() if self._engine.busy else self._wait())
+                self._take(self._inbox.take() if self._computes() else self._wait())
                 if self._engine.busy:
                     with self._timeline.busy("decode"):
                         reports = self._engine.step()
@@ -178,7 +233,14 @@ class Generator:
                     self._say_ready()
         except Stopped:
             log.info("asked to stop")
+        except EngineUntrusted as error:
+            self._fence(error)
+            raise
         self._leave()
+
+    def _computes(self) -> bool:
+        """Whether the next `step` has something to do now."""
+        return self._engine.computes and self._engine.busy
 
     def _begin(self, deadline_s: float) -> None:
         with self._timeline.wait("buffer"):
@@ -189,26 +251,40 @@ class Generator:
         self._say_ready()
 
     def _wait(self) -> Sequence[object]:
-        """The next item, with its name; past the deadline it is said aloud and waited for again."""
-        name = f"weights of pinned version {self._fetching}" if self._fetching else "leases"
-        with self._timeline.wait("pinned weights" if self._fetching else "leases"):
+        """The next items, with the wait's name; past the deadline it is said aloud and waited for again."""
+        fetching = self._pins.fetching
+        if self._engine.busy:
+            name, span = "tokens of the engine", self._timeline.busy("decode")
+        elif fetching:
+            name, span = f"weights of pinned version {fetching}", self._timeline.wait("pinned weights")
+        else:
+            name, span = "leases", self._timeline.wait("leases")
+        with span:
             while True:
                 try:
-                    return [self._inbox.get(name, self._stall_s)]
+                    return [self._inbox.get(name, self._stall_s), *self._inbox.take()]
                 except DeadlineExceeded as error:
                     log.warning("%s", error)
 
     def _take(self, items: Sequence[object]) -> None:
         for item in items:
             match item:
+                case Sampled():
+                    pass  # the loop collects after this
                 case Message():
                     self._on_message(item)
                 case WeightsReady(pinned=False):
-                    self._install(item)
+                    if self._pins.newest(item):
+                        self._install(item)
                 case WeightsReady():
-                    self._install_pinned(item)
+                    with self._timeline.busy("install"):
+                        self._pins.arrived(item)
                 case WeightsMissing():
                     self._give_up_pin(item)
+                case Verdict():
+                    self._figures.canary = item.mismatch or self._figures.canary
+                    if self._canary is not None:
+                        refuse(self._engine, item, self._canary.tolerance)
                 case Connected(first=False):
                     self._say_again()
                 case Connected():
@@ -234,12 +310,14 @@ class Generator:
         self._leases_seen += len(requests)
         for request in requests:
             self._held.add(request)
-            if request.pin is not None:
-                self._parked.setdefault(request.pin, []).append(request)
+        self._pins.add([request for request in requests if request.pin is not None])
         training = [request for request in requests if request.pin is None]
-        if training:
+        if training and self._pins.claimed:
+            # Granted before the buffer heard that there is no room for them any more.
+            self._give_back([request.id for request in training])
+        elif training:
             self._engine.submit(training)
-        self._serve_pins()
+        self._pins.serve()
         self._figures.slots_used = len(self._held)
 
     def _acknowledge(self, header: dict) -> None:
@@ -255,34 +333,25 @@ class Generator:
         lost = set(leases)
         self._held.forget(lost)
         self._engine.abort(lost)
-        self._parked = {
-            pin: left for pin, requests in self._parked.items() if (left := [r for r in requests if r.id not in lost])
-        }
-        self._serve_pins()
+        self._pins.drop(lost)
+        self._pins.serve()
         self._room_changed = True
 
     def _install(self, ready: WeightsReady) -> None:
-        """Between two decode steps, so every token has one version; nothing is aborted."""
+        """Between two tokens of every request, so every token has one version; nothing is aborted."""
         with self._timeline.busy("install"):
-            self._engine.install(ready.version, ready.tensors)
+            self._figures.pause_s = self._engine.install(ready.version, ready.tensors)
         self._receiver.installed(ready)
         self._hash, self._figures.version = ready.hash, ready.version
         self._figures.installs += 1
-        self._serve_pins()
+        if self._canary is not None:
+            self._canary.installed(ready.version, ready.tensors, self._engine)
+        self._pins.serve()
         self._room_changed = True
-
-    def _install_pinned(self, ready: WeightsReady) -> None:
-        self._fetching = None
-        if ready.version in self._parked:  # or its leases were lost meanwhile
-            with self._timeline.busy("install"):
-                self._engine.install_pinned(ready.version, ready.tensors)
-        self._receiver.installed(ready)
-        self._serve_pins()
 
     def _give_up_pin(self, missing: WeightsMissing) -> None:
         """Without handing the leases back, or they would come again at once: the buffer takes them when they expire."""
-        self._fetching = None
-        requests = self._parked.pop(missing.version, [])
+        requests = self._pins.give_up(missing.version)
         self._held.forget(request.id for request in requests)
         log.error(
             "the learner has version %s no more (its newest is %s): leaving %d leases of its evaluation to expire",
@@ -290,46 +359,49 @@ class Generator:
             missing.newest,
             len(requests),
         )
-        self._serve_pins()
+        self._pins.serve()
         self._room_changed = True
 
-    def _serve_pins(self) -> None:
-        """Submits parked leases whose version the engine holds, or can hold now; asks for the next one's weights."""
-        engine = self._engine
-        while self._parked and self._fetching is None:
-            pin = next(iter(self._parked))
-            if engine.pinned != pin:
-                if engine.pinned_free < engine.pinned_capacity:
-                    return  # another version's evaluation has to end first
-                if engine.version != pin:
-                    self._fetching = pin
-                    self._receiver.fetch(pin)
-                    return
-                with self._timeline.busy("install"):
-                    engine.install_pinned(pin, None)
-            engine.submit(self._parked.pop(pin))
+    def _hand_back(self) -> None:
+        """All training rollouts with the tokens they have: the engine is claimed for an evaluation."""
+        if self._canary is not None:
+            self._canary.cancel(self._engine)
+        self._stream(self._engine.flush())
+        training = self._held.unfinished(pinned=False)
+        self._engine.abort(training)
+        self._give_back(training)
+        self._room_changed = True
+
+    def _give_back(self, leases: Sequence[int]) -> None:
+        self._held.forget(leases)
+        if leases:
+            self._buffer.send({"t": "release", "leases": list(leases)})
 
     def _stream(self, reports: Sequence[Progress]) -> None:
         with self._timeline.busy("stream"):
+            if self._canary is not None:
+                canary = self._canary
+                reports = [report for report in reports if not canary.take(report)]
             pieces = [piece for report in reports if (piece := self._held.report(report)) is not None]
-            finished = sum(report.finish is not None for report in reports)
+            finished = [report.id for report in reports if report.finish is not None]
             self._figures.tokens += sum(len(report.token_ids) for report in reports)
-            self._figures.rollouts += finished
+            self._figures.rollouts += len(finished)
             if pieces:
                 self._buffer.send(*chunks_message(pieces))
-            if finished:
-                self._serve_pins()
-                self._room_changed = True
+        if finished:
+            self._pins.drop(finished)
+            self._pins.serve()
+            self._room_changed = True
 
     def _say_ready(self) -> None:
         engine, version = self._engine, self._figures.version
-        parked = sum(len(requests) for requests in self._parked.values())
+        kept, canaries = (self._canary.kept, REQUESTS) if self._canary is not None else (0, 0)
         self._buffer.send(
             {
                 "t": "ready",
-                "free": engine.free,
-                "eval_free": engine.pinned_free - parked,
-                "capacity": engine.capacity,
+                "free": 0 if self._pins.claimed else max(engine.free - kept, 0),
+                "eval_free": max(self._pins.room, 0),
+                "capacity": engine.capacity - canaries,
                 "leases_seen": self._leases_seen,
                 "epoch": version.epoch,
                 "version": version.number,
@@ -346,9 +418,16 @@ class Generator:
 
     def _leave(self) -> None:
         """The tokens sampled so far, then the leases they belong to: whoever takes them goes on from there."""
-        pieces = [piece for report in self._engine.flush() if (piece := self._held.report(report)) is not None]
+        reports = self._engine.flush()
+        if self._canary is not None:
+            canary = self._canary
+            reports = [report for report in reports if not canary.take(report)]
+        pieces = [piece for report in reports if (piece := self._held.report(report)) is not None]
         if pieces:
             self._buffer.send(*chunks_message(pieces))
-        leases = self._held.unfinished()
-        if leases:
-            self._buffer.send({"t": "release", "leases": leases})
+        self._give_back(self._held.unfinished())
+
+    def _fence(self, error: EngineUntrusted) -> None:
+        """The engine's word is worth nothing: what it has not reported yet stays here, its leases go back."""
+        self._buffer.tell_incident("engine_fenced", "gets no leases", str(error), deadline_s=0.0, named_after_s=0.0)
+        self._give_back(self._held.unfinished())

@@ -33,6 +33,8 @@ class _Rollout:
     rollout: int
     length: int
     """Completion tokens there are, resumed ones included."""
+    pinned: bool
+    """It belongs to an evaluation."""
     pieces: deque[Piece] = field(default_factory=deque)
     """Not acknowledged yet."""
     finished: bool = False
@@ -54,7 +56,7 @@ class Held:
 
     def add(self, request: Request) -> None:
         """A lease came; its request's id is the lease."""
-        self._rollouts[request.id] = _Rollout(request.rollout, len(request.resume_ids))
+        self._rollouts[request.id] = _Rollout(request.rollout, len(request.resume_ids), request.pin is not None)
 
     def report(self, progress: Progress) -> Piece | None:
         """Keeps new tokens; what to send now, if anything: None if the lease is lost or a claim is unanswered."""
@@ -98,8 +100,13 @@ class Held:
             held.claimed = True
         return [[lease, held.rollout, held.length] for lease, held in self._rollouts.items()]
 
-    def unfinished(self) -> list[int]:
-        return [lease for lease, held in self._rollouts.items() if not held.finished]
+    def unfinished(self, *, pinned: bool | None = None) -> list[int]:
+        """Leases still being sampled; None: of training and evaluation alike."""
+        return [
+            lease
+            for lease, held in self._rollouts.items()
+            if not held.finished and (pinned is None or held.pinned == pinned)
+        ]
 
 
 def chunks_message(pieces: Sequence[Piece]) -> tuple[dict[str, object], dict[str, NDArray]]:

@@ -121,7 +121,7 @@ class Slots:
     def _seat(self, request_id: int, row: int) -> Seat:
         context, resumed = self._begun_with[request_id]
         sampled = self._history_tokens[row, resumed : self._counts[row]]
-        return Seat(row, np.concatenate([context, sampled])[:-1])
+        return Seat(row, np.concatenate([context, sampled.astype(np.int64)])[:-1])
 
     def remove(self, request_id: int) -> int | None:
         """Empties the request's row and returns it; None if it has none."""
