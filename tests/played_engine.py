@@ -47,11 +47,13 @@ class PlayedEngine:
 
     @property
     def free(self) -> int:
-        return self.capacity - sum(row.request.pin is None for row in self._rows.values())
+        return self.capacity - sum(row.request.pin is None or not self.pinned_capacity for row in self._rows.values())
 
     @property
     def pinned_free(self) -> int:
-        return self.pinned_capacity - sum(row.request.pin is not None for row in self._rows.values())
+        return self.pinned_capacity and self.pinned_capacity - sum(
+            row.request.pin is not None for row in self._rows.values()
+        )
 
     @property
     def busy(self) -> bool:
@@ -72,7 +74,7 @@ class PlayedEngine:
     def submit(self, requests: Sequence[Request]) -> None:
         for request in requests:
             assert request.id not in self._rows
-            assert request.pin is None or request.pin == self.pinned
+            assert request.pin in (None, self.pinned if self.pinned_capacity else self.version)
             self._rows[request.id] = _Row(request, len(request.resume_ids))
         assert self.free >= 0
         assert self.pinned_free >= 0
@@ -84,7 +86,7 @@ class PlayedEngine:
     def step(self) -> list[Progress]:
         reports = []
         for row in list(self._rows.values()):
-            version = row.request.pin or self.version
+            version = row.request.pin if row.request.pin and self.pinned_capacity else self.version
             assert version is not None
             row.unreported.append((row.count, version))
             row.count += 1

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from r1async.engines import ENGINES, kinds
+from r1async.engines import ENGINES, kinds, python_for
 
 if TYPE_CHECKING:
     from r1async.config import Config
@@ -246,6 +246,19 @@ def missing_files(config: Config) -> list[str]:
     keys = config.security.keys
     if keys and not Path(keys).is_dir():
         found.append(f"security.keys: {keys}: no such folder; `r1async keys --out {keys}` makes it")
+    return found
+
+
+def missing_engines(config: Config) -> list[str]:
+    """Engines that this machine's generators want and that are not installed here."""
+    found = []
+    for engine in sorted(set(kinds(config.generator.engine)) - {"torch"}):
+        url = config.generator.vllm.url if engine == "vllm" else config.generator.sglang.url
+        if not url:
+            try:
+                python_for(config, engine)
+            except ValueError as error:
+                found.append(str(error))
     return found
 
 

@@ -15,7 +15,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from r1async.checks import implications, missing_files
+from r1async.checks import implications, missing_engines, missing_files
 from r1async.config import Config, ConfigError, load_config
 from r1async.disk import EXIT_CODE as DISK_FULL
 from r1async.disk import is_full
@@ -240,9 +240,10 @@ def _run(options: argparse.Namespace) -> int:
     config = load_config(options.config, options.overrides)
     if options.dry_run:
         print(to_yaml(config))
-        print("\n".join(f"# {line}" for line in [*implications(config), *missing_files(config)]))
+        lines = [*implications(config), *missing_files(config), *missing_engines(config)]
+        print("\n".join(f"# {line}" for line in lines))
         return 0
-    _refuse_missing(config)
+    _refuse(missing_files(config) + missing_engines(config))
     from r1async.launch.local import run
 
     return run(config)
@@ -323,8 +324,7 @@ def _bench(arguments: Sequence[str]) -> int:
     return bench_throughput(arguments)
 
 
-def _refuse_missing(config: Config) -> None:
-    missing = missing_files(config)
+def _refuse(missing: Sequence[str]) -> None:
     if missing:
         raise ConfigError("\n".join(missing))
 
@@ -337,7 +337,7 @@ def _role(options: argparse.Namespace, start: Callable[[Config], int | None]) ->
     signal.signal(signal.SIGTERM, _end)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     config = load_config(options.config, options.overrides)
-    _refuse_missing(config)
+    _refuse(missing_files(config))
     if not options.launched:
         config = _with_start_model(config)
     from r1async.launch.folders import make_ipc_dir

@@ -21,6 +21,9 @@ ENGINES = ("torch", "vllm", "sglang")
 SUPPORTED = {"vllm": SpecifierSet(">=0.32,<0.33"), "sglang": SpecifierSet(">=0.5.19,<0.6")}
 """vLLM 0.32 is the first with pluggable weight transfer and version spans together; SGLang has spans from 0.5.19 on."""
 
+FENCED_EXIT_CODE = 5
+"""Of a generator whose engine failed its proof: it is not started again, for its engine would fail again."""
+
 
 class EngineVersionError(ValueError):
     """An engine of a version that we do not know; the message says which we do."""
@@ -39,6 +42,23 @@ def check_version(engine: str, version: str) -> None:
     # A local build (0.32.0+cpu, 0.32.1.dev3) counts as its base version.
     if Version(version).base_version not in supported:
         raise EngineVersionError(f"{engine} {version} is not supported: want {engine}{supported}; see docs/engines.md")
+
+
+def engine_of(config: Config, index: int) -> str:
+    """The engine of generator `index`."""
+    named = kinds(config.generator.engine)
+    return named[index % len(named)]
+
+
+def generator_python(config: Config, index: int) -> str:
+    """The interpreter of a generator's own process: vLLM runs inside it, a server elsewhere does not.
+
+    Raises:
+        ConfigError: as `python_for`.
+    """
+    kind = engine_of(config, index)
+    inside = kind == "vllm" and not config.generator.vllm.url
+    return python_for(config, kind) if inside else sys.executable
 
 
 def python_for(config: Config, engine: str) -> str:

@@ -59,15 +59,16 @@ def buffer(config: Config) -> Iterator[Router]:
 class Running:
     """A generator in a thread, and what became of it."""
 
-    def __init__(self, config: Config, engine: PlayedEngine) -> None:
+    def __init__(self, config: Config, engine: PlayedEngine, *, offers_evaluation: bool = True) -> None:
         self.inbox = Inbox()
         self.error: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, args=(config, engine))
+        self._thread = threading.Thread(target=self._run, args=(config, engine, offers_evaluation))
         self._thread.start()
 
-    def _run(self, config: Config, engine: PlayedEngine) -> None:
+    def _run(self, config: Config, engine: PlayedEngine, offers_evaluation: bool) -> None:
         try:
-            run(config, "generator-0", lambda: (engine, None), self.inbox)
+            make = lambda: (engine, None)  # noqa: E731
+            run(config, "generator-0", make, self.inbox, offers_evaluation=offers_evaluation)
         except Exception as error:  # noqa: BLE001
             self.error = error  # every one of them is the test's to look at
 

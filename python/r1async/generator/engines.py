@@ -18,12 +18,6 @@ CANARY_TOKENS = 320
 """Context that a canary wants: two blocks of vLLM's KV cache on a CPU (128 tokens each) and some."""
 
 
-def engine_of(config: Config, index: int) -> str:
-    """The engine of generator `index`."""
-    named = kinds(config.generator.engine)
-    return named[index % len(named)]
-
-
 def evaluates(config: Config, kind: str) -> bool:
     """Whether a generator of this engine may be claimed for evaluation: where another holds a second weight set, that
     one takes it without stopping."""

@@ -7,14 +7,16 @@ Waits for: leases, when the engine is idle. Woken by: its inbox; while the engin
 from __future__ import annotations
 
 import logging
+import sys
 import time
 from collections.abc import Callable, Sequence
 
 from r1async.client import Connected, Connection, greeting
 from r1async.config import Config
+from r1async.engines import FENCED_EXIT_CODE, engine_of
 from r1async.generator.canary import REQUESTS, Canary, EngineUntrusted, Mismatch, Verdict, refuse
 from r1async.generator.engine import Engine, Progress
-from r1async.generator.engines import engine_of, evaluates, make_canary, make_engine, scratch_folder
+from r1async.generator.engines import evaluates, make_canary, make_engine, scratch_folder
 from r1async.generator.held import Held, chunks_message, read_leases
 from r1async.generator.pins import Claim, Pins, SecondSet
 from r1async.inbox import DeadlineExceeded, Inbox, Stopped, stop_on_signals
@@ -26,10 +28,6 @@ from r1async.weights.receiver import Receiver, WeightsMissing, WeightsReady
 from r1async.wire import Message
 
 log = logging.getLogger(__name__)
-
-
-FENCED = 5
-"""Exit code of a generator whose engine failed its proof: it is not started again."""
 
 
 def main(config: Config, index: int) -> int:
@@ -45,8 +43,8 @@ def main(config: Config, index: int) -> int:
         try:
             run(config, name, make, inbox, offers_evaluation=offers)
         except EngineUntrusted as error:
-            log.error("fenced: %s", error)
-            return FENCED
+            print(f"r1async: {error}", file=sys.stderr, flush=True)
+            return FENCED_EXIT_CODE
     return 0
 
 

@@ -18,6 +18,7 @@ import zmq
 
 from r1async import disk
 from r1async.config import Config
+from r1async.engines import FENCED_EXIT_CODE
 from r1async.evaluation.schedule import settled_numbers
 from r1async.keys import client_keys
 from r1async.launch.contract import Contract
@@ -109,6 +110,8 @@ class Launcher:
         """Kinds whose remaining processes are being killed so that all of them can start again."""
         self._finished: set[str] = set()
         """Roles that ended well."""
+        self._fenced: set[str] = set()
+        """Generators whose engine failed its proof; they stay away."""
         self._published, self._final = -1, -1
         """Newest version and the run's last one, as the newest event tells; -1: none yet, or not known."""
         self._heard = False
@@ -350,6 +353,8 @@ class Launcher:
             return Outcome("mistake", 2, self._supervisor.mistake(role))
         if ended.code == disk.EXIT_CODE:
             return self._disk_full(ended)
+        if ended.code == FENCED_EXIT_CODE:
+            return self._on_fenced(role)
         if role.name in self._supervisor.running:
             return None  # ended at the same moment as another of its kind; all of them were started again
         if self._finished_well(ended):
@@ -370,6 +375,15 @@ class Launcher:
         self._supervisor.kill(name for name, other in self._supervisor.running.items() if other.kind == role.kind)
         self._start_again(role.kind)
         return None
+
+    def _on_fenced(self, role: Role) -> Outcome | None:
+        """The run goes on with the other generators; without any it ends, for what it trained on cannot be trusted."""
+        self._fenced.add(role.name)
+        log, reason = self._supervisor.log(role), self._supervisor.mistake(role)
+        self._contract.own("engine_fenced", f"not started again, see {log}", reason, role=role.name)
+        if len(self._fenced) < self._config.generator.count:
+            return None
+        return Outcome("failed", 1, f"no generator is left: {reason}; see {log}, and `r1async doctor`")
 
     def _done(self) -> Outcome | None:
         """The run is done when the last version is evaluated, and saved and exported by the learner: one that dies

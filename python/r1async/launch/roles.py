@@ -6,6 +6,7 @@ import socket
 from pathlib import Path
 
 from r1async.config import Config
+from r1async.engines import generator_python
 from r1async.launch.supervise import Role
 
 EVALUATOR_RESTARTS = 3
@@ -31,6 +32,7 @@ def generator_roles(config: Config, config_path: Path) -> list[Role]:
             name=f"generator-{index}",
             kind=f"generator-{index}",
             arguments=("generate", str(config_path), "--index", str(index)),
+            program=(generator_python(config, index), "-m", "r1async"),
             environment=_threads(config.generator.threads),
             restarts=config.generator.restarts,
         )
