@@ -126,6 +126,15 @@ def dies_after_commit() -> None:
     _dies_after(Link, "committed", lambda self, step: step == 8)
 
 
+def swaps_tensors() -> None:
+    """The generator's engine takes two tensors of one shape for each other."""
+    from r1async.generator import torch_engine
+
+    from tests.broken_engines import SwappedTensors
+
+    torch_engine.TorchEngine = SwappedTensors
+
+
 def proxied() -> None:
     """The role reaches the buffer's rollouts socket through PROXY."""
     from r1async import config
@@ -137,7 +146,7 @@ def proxied() -> None:
 
 
 DEATHS = (dies_within_batch, dies_after_step, dies_after_publish, dies_after_checkpoint, dies_after_commit)
-FAULTS = {each.__name__: each for each in (drop_one, stuck_push, poison, proxied, *DEATHS)}
+FAULTS = {each.__name__: each for each in (drop_one, stuck_push, poison, swaps_tensors, proxied, *DEATHS)}
 
 
 def run(arguments: list[str]) -> int:

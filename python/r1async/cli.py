@@ -19,6 +19,7 @@ from r1async.checks import implications, missing_engines, missing_files
 from r1async.config import Config, ConfigError, load_config
 from r1async.disk import EXIT_CODE as DISK_FULL
 from r1async.disk import is_full
+from r1async.engines import kinds
 from r1async.inbox import Stopped
 from r1async.settings import to_yaml
 
@@ -90,6 +91,16 @@ docs/simulate.md says what is modelled and what is not.
 
 {EXIT_CODES}"""
 
+DOCTOR_HELP = """Examine the engines that the settings name: does each serve the weights it is given?
+
+  r1async doctor configs/demo.yaml
+  r1async doctor configs/demo.yaml generator.engine=torch+vllm generator.count=2
+
+Starts each engine with the run's start model, updates its weights as a run does, idle and in the middle of requests,
+and compares every logprob with the learner's own forward pass. Also looks at the chat template.
+
+exit codes: 0 all is well, 1 an engine or the template is not, 2 a mistake in the settings or files"""
+
 ROLE_HELP = """Start one role by itself. Roles of one run share the config and its endpoints, and may be started in any
 order. Without `endpoints.*` they meet at sockets of this machine that belong to the run's folder.
 
@@ -148,6 +159,8 @@ def _parser() -> argparse.ArgumentParser:
             role.add_argument("--rank", type=_index, default=0, help="number of this learner rank, from 0")
         if name == "cold-start":
             role.add_argument("--result", type=Path, help="file that receives the start checkpoint's folder")
+    doctor = _command(commands, "doctor", "does each engine serve the weights it is given?", DOCTOR_HELP, _doctor)
+    doctor.add_argument("--engine", default="", metavar="NAME", help="examine this one alone")
     sweep = _command(commands, "sweep", "run every combination of listed values; table and plot", SWEEP_HELP, _sweep)
     sweep.add_argument("--jobs", type=_positive, default=1, metavar="N", help="runs at a time (default 1)")
     keys = _plain_command(commands, "keys", "make the keys of tcp:// sockets", KEYS_HELP, _keys)
@@ -247,6 +260,17 @@ def _run(options: argparse.Namespace) -> int:
     from r1async.launch.local import run
 
     return run(config)
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    config = load_config(options.config, options.overrides)
+    if options.engine not in ("", *kinds(config.generator.engine)):
+        raise UsageError(f"--engine: must be one of generator.engine={config.generator.engine}, got {options.engine}")
+    _refuse(missing_files(config) + missing_engines(config))
+    config = _with_start_model(config)
+    from r1async.doctor.run import doctor
+
+    return doctor(config, [str(options.config), *options.overrides], options.engine)
 
 
 def _sweep(options: argparse.Namespace) -> int:

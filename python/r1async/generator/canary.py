@@ -261,12 +261,16 @@ class Canary:
             self._thread.start()
         return True
 
+    def again(self) -> None:
+        """Asks with the next install, whenever it is due."""
+        self._installs = 0
+
     def cancel(self, engine: Engine) -> None:
         """Takes the canaries out of the engine; asked again with the next install."""
         if self._birds:
             engine.abort(list(self._birds))
             self._birds = {}
-            self._installs = 0
+            self.again()
 
     def _judge(self, birds: Sequence[_Bird]) -> None:
         version, tensors = self._version, self._tensors

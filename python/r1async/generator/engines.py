@@ -7,11 +7,15 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from r1async.config import Config, ipc_dir
 from r1async.engines import kinds, python_for
 from r1async.generator.canary import REQUESTS, Canary, Verdict
 from r1async.generator.engine import Engine, EngineSpec
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 _MEMORY = Path("/dev/shm")
 CANARY_TOKENS = 320
@@ -37,7 +41,9 @@ def scratch_folder(config: Config, name: str) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def make_engine(config: Config, kind: str, name: str, scratch: Path, notify: Callable[[], None]) -> Engine:
+def make_engine(
+    config: Config, kind: str, name: str, scratch: Path, notify: Callable[[], None], *, stops: bool = True
+) -> Engine:
     """An engine without weights.
 
     Args:
@@ -46,6 +52,7 @@ def make_engine(config: Config, kind: str, name: str, scratch: Path, notify: Cal
         name: of the generator.
         scratch: folder for weights that another process has to read.
         notify: called when an engine that computes elsewhere has something to collect.
+        stops: whether the model's end-of-sequence tokens end a completion; if not, all are of full length.
 
     Raises:
         ModelError: the model cannot be read, or its context is too short.
@@ -54,13 +61,13 @@ def make_engine(config: Config, kind: str, name: str, scratch: Path, notify: Cal
     """
     import torch
 
-    from r1async.models.loading import check_context, context_of, load_config, load_tokenizer, stop_token_ids
+    from r1async.models.loading import check_context, load_config, load_tokenizer, stop_token_ids
 
     torch.set_num_threads(config.generator.threads)
     path, max_prompt, max_completion = config.model.path, config.data.max_prompt_tokens, config.sampling.max_tokens
     model = load_config(path)
     check_context(model, max_prompt, max_completion)
-    stop_ids = stop_token_ids(path, load_tokenizer(path), config.sampling.stop)
+    stop_ids = stop_token_ids(path, load_tokenizer(path), config.sampling.stop) if stops else ()
     generator, longest = config.generator, max_prompt + max_completion
     slots = generator.slots + (REQUESTS if generator.canary_every else 0)
     if kind == "torch":
@@ -84,7 +91,7 @@ def make_engine(config: Config, kind: str, name: str, scratch: Path, notify: Cal
         dtype=config.model.dtype,
         seed=config.seed,
         slots=slots,
-        max_len=_max_len(config, kind, context_of(model)),
+        max_len=max_len(config, kind, model),
         stop_ids=stop_ids,
         vocabulary=int(model.vocab_size),
         chunk_tokens=generator.chunk_tokens,
@@ -118,7 +125,7 @@ def make_canary(config: Config, kind: str, told: Callable[[Verdict], None]) -> C
     """What proves the engine; None where the settings trust it."""
     if not config.generator.canary_every:
         return None
-    from r1async.models.loading import context_of, load_config
+    from r1async.models.loading import load_config
 
     model = load_config(config.model.path)
     return Canary(
@@ -127,14 +134,16 @@ def make_canary(config: Config, kind: str, told: Callable[[Verdict], None]) -> C
         every=config.generator.canary_every,
         temperature=config.sampling.temperature,
         vocabulary=int(model.vocab_size),
-        max_len=_max_len(config, kind, context_of(model)),
+        max_len=max_len(config, kind, model),
         told=told,
     )
 
 
-def _max_len(config: Config, kind: str, context: int | None) -> int:
+def max_len(config: Config, kind: str, model: PreTrainedConfig) -> int:
     """Tokens of the longest request; an engine with a prefix cache has room for a canary that meets it."""
-    longest = config.data.max_prompt_tokens + config.sampling.max_tokens
+    from r1async.models.loading import context_of
+
+    longest, context = config.data.max_prompt_tokens + config.sampling.max_tokens, context_of(model)
     if kind == "torch":
         return longest
     return max(longest, CANARY_TOKENS if context is None else min(CANARY_TOKENS, context))

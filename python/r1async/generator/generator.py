@@ -212,6 +212,8 @@ class Generator:
             self._pins = SecondSet(engine, receiver, timeline)
         else:
             self._pins = Claim(engine, receiver, self._hand_back, self._install, offers=offers_evaluation)
+        self._proven = canary is None
+        """Until then the buffer hears of no room, so there are no leases."""
         self._room_changed = False
         """The buffer has to be told how much is free."""
         self._over = False
@@ -227,7 +229,7 @@ class Generator:
                         reports = self._engine.step()
                     if reports:
                         self._stream(reports)
-                if self._room_changed:
+                if self._room_changed and self._proven:
                     self._say_ready()
         except Stopped:
             log.info("asked to stop")
@@ -246,13 +248,16 @@ class Generator:
         with self._timeline.wait("weights"):
             first = self._inbox.get("the first weights", deadline_s, lambda item: isinstance(item, WeightsReady))
         self._take([first])
-        self._say_ready()
+        if self._proven:
+            self._say_ready()
 
     def _wait(self) -> Sequence[object]:
         """The next items, with the wait's name; past the deadline it is said aloud and waited for again."""
         fetching = self._pins.fetching
         if self._engine.busy:
             name, span = "tokens of the engine", self._timeline.busy("decode")
+        elif not self._proven:
+            name, span = "the proof of the engine", self._timeline.busy("canary")
         elif fetching:
             name, span = f"weights of pinned version {fetching}", self._timeline.wait("pinned weights")
         else:
@@ -280,15 +285,22 @@ class Generator:
                 case WeightsMissing():
                     self._give_up_pin(item)
                 case Verdict():
-                    self._figures.canary = item.mismatch or self._figures.canary
-                    if self._canary is not None:
-                        refuse(self._engine, item, self._canary.tolerance)
+                    self._on_verdict(item)
                 case Connected(first=False):
                     self._say_again()
                 case Connected():
                     pass
                 case _:
                     raise TypeError(f"the inbox holds {type(item).__name__}, which a generator has no use for")
+
+    def _on_verdict(self, verdict: Verdict) -> None:
+        assert self._canary is not None
+        refuse(self._engine, verdict, self._canary.tolerance)
+        if verdict.mismatch is None:
+            self._canary.again()
+            return
+        self._figures.canary = verdict.mismatch
+        self._proven = self._room_changed = True
 
     def _on_message(self, message: Message) -> None:
         header = message.header
