@@ -118,6 +118,7 @@ def test_importance_figures_and_mismatch():
     # only the second rollout was sampled by these very weights
     assert metrics["mismatch/mean"] == pytest.approx(0.125)
     assert metrics["mismatch/max"] == pytest.approx(0.25)
+    assert metrics["mismatch/kl"] == pytest.approx((math.exp(-0.25) - 1 + 0.25) / 2)
     assert metrics["mismatch/tokens"] == 2
 
 

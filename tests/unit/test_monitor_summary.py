@@ -6,12 +6,23 @@ from dataclasses import replace
 import pytest
 from monitor_run import START, make_run
 from r1async.monitor.rundata import Histogram, busy_fractions, cpu_seconds, load_run
-from r1async.monitor.summary import audit_line, duration, percent, print_summary, summarize, waste_line, write_summary
+from r1async.monitor.summary import (
+    audit_line,
+    duration,
+    engine_figures,
+    engine_line,
+    percent,
+    print_summary,
+    summarize,
+    waste_line,
+    write_summary,
+)
 from rich.console import Console
 
 FIELDS = {
     "name", "seed", "wall_s", "cold_start", "before", "after", "steps", "completions_trained", "policy_version",
-    "staleness", "waste", "tokens", "role_busy_fraction", "audit", "incidents", "quarantined", "stall",
+    "staleness", "waste", "tokens", "role_busy_fraction", "audit", "engines",
+    "incidents", "quarantined", "stall",
 }  # fmt: skip
 
 
@@ -159,3 +170,28 @@ def test_screen_shows_before_and_after(run_dir):
     assert "45.0 ± 2.0 %" in text
     assert "40 steps, 5,120 completions" in text
     assert "balanced: 5,280 rollouts in = 5,120 trained + 32 dropped + 128 live" in text
+
+
+def test_engines_have_their_pauses_and_their_worst_canary():
+    install = {"kind": "install", "engine": "vLLM 0.32.0", "version": 1}
+    canary = {"kind": "canary", "engine": "vLLM 0.32.0", "version": 1, "tokens": 64}
+    lines = [
+        install | {"pause_s": 0.1},
+        canary | {"mismatch_mean": 1e-6, "mismatch_max": 5e-6},
+        install | {"pause_s": 0.3},
+        install | {"pause_s": 0.2},
+        canary | {"mismatch_mean": 3e-6, "mismatch_max": 4e-6},
+    ]
+    figures = engine_figures({"generator-0": lines, "generator-1": []})
+    assert figures["generator-0"] == {
+        "engine": "vLLM 0.32.0",
+        "installs": 3,
+        "pause_s": {"median": 0.2, "max": 0.3},
+        "canaries": 2,
+        "mismatch_mean": 3e-6,
+        "mismatch_max": 5e-6,
+    }
+    assert engine_line(figures["generator-0"]) == (
+        "vLLM 0.32.0; 3 installs, paused 200.0 ms; mismatch 3e-06 nats in the worst of 2 canaries"
+    )
+    assert figures["generator-1"]["engine"] is None

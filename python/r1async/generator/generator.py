@@ -21,7 +21,7 @@ from r1async.generator.held import Held, chunks_message, read_leases
 from r1async.generator.pins import Claim, Pins, SecondSet
 from r1async.inbox import DeadlineExceeded, Inbox, Stopped, stop_on_signals
 from r1async.keys import client_keys
-from r1async.monitor.metrics import run_started
+from r1async.monitor.metrics import MetricsWriter, run_started
 from r1async.monitor.timeline import Timeline
 from r1async.types import PolicyVersion
 from r1async.weights.receiver import Receiver, WeightsMissing, WeightsReady
@@ -70,7 +70,8 @@ def run(
     try:
         with timeline.busy("load"):
             engine, canary = make()
-        figures = Figures(timeline)
+        record = MetricsWriter(run_dir / "metrics" / f"{name}-engine.jsonl", started=run_started(run_dir))
+        figures = Figures(timeline, engine.describe(), record)
         # Only now: until there is something to hand back, a signal may end the process where it stands.
         with (
             stop_on_signals(inbox),
@@ -127,8 +128,8 @@ class Sampled:
 class Figures:
     """What the heartbeat says; written by the loop, read by the connection's thread."""
 
-    def __init__(self, timeline: Timeline) -> None:
-        self._timeline = timeline
+    def __init__(self, timeline: Timeline, engine: str, record: MetricsWriter) -> None:
+        self._timeline, self._engine, self._record = timeline, engine, record
         self._last = (time.monotonic(), 0)
         self.receiver: Receiver | None = None
         self.tokens = 0
@@ -141,6 +142,18 @@ class Figures:
         """Of the newest install: seconds without a token."""
         self.canary: Mismatch | None = None
         self.version = PolicyVersion(0, -1)
+
+    def installed(self, version: PolicyVersion, pause_s: float) -> None:
+        self.version, self.pause_s = version, pause_s
+        self.installs += 1
+        self._record.write("install", {"engine": self._engine, "version": version.number, "pause_s": pause_s})
+
+    def proven(self, verdict: Verdict) -> None:
+        """What a canary said, whichever way."""
+        if verdict.mismatch is not None:
+            self.canary = verdict.mismatch
+            figures = {"engine": self._engine, "version": verdict.version.number, "tokens": verdict.mismatch.tokens}
+            self._record.write("canary", {**figures, **canary_stats(verdict.mismatch)})
 
     def stats(self) -> dict[str, float]:
         now, tokens = time.monotonic(), self.tokens
@@ -295,11 +308,11 @@ class Generator:
 
     def _on_verdict(self, verdict: Verdict) -> None:
         assert self._canary is not None
+        self._figures.proven(verdict)
         refuse(self._engine, verdict, self._canary.tolerance)
         if verdict.mismatch is None:
             self._canary.again()
             return
-        self._figures.canary = verdict.mismatch
         self._proven = self._room_changed = True
 
     def _on_message(self, message: Message) -> None:
@@ -350,10 +363,10 @@ class Generator:
     def _install(self, ready: WeightsReady) -> None:
         """Between two tokens of every request, so every token has one version; nothing is aborted."""
         with self._timeline.busy("install"):
-            self._figures.pause_s = self._engine.install(ready.version, ready.tensors)
+            pause_s = self._engine.install(ready.version, ready.tensors)
         self._receiver.installed(ready)
-        self._hash, self._figures.version = ready.hash, ready.version
-        self._figures.installs += 1
+        self._hash = ready.hash
+        self._figures.installed(ready.version, pause_s)
         if self._canary is not None:
             self._canary.installed(ready.version, ready.tensors, self._engine)
         self._pins.serve()

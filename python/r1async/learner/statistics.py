@@ -34,6 +34,7 @@ class _Sum(IntEnum):
     WEIGHT_SQUARED = auto()
     LOG_RATIO = auto()
     MISMATCH = auto()
+    MISMATCH_KL = auto()
     MISMATCH_TOKENS = auto()
 
 
@@ -55,6 +56,7 @@ class TokenSums:
         # Zero where masked, so every sum below is over loss tokens; the weight is 1 there and is masked again.
         log_ratio_N = bounded(logprobs_N - part.behavior_logprobs_N, mask_N)
         weight_N = log_ratio_N.exp() * mask_N
+        signed_N = bounded(logprobs_N - part.behavior_logprobs_N, same_N)
         difference_N = (logprobs_N - part.behavior_logprobs_N).abs().masked_fill(~same_N, 0.0)
         self.sums += torch.stack(
             [
@@ -67,6 +69,7 @@ class TokenSums:
                 weight_N.square().sum(),
                 log_ratio_N.sum(),
                 difference_N.sum(),
+                (signed_N.double().expm1() - signed_N).sum(),
                 same_N.sum(),
             ]
         ).double()
@@ -112,6 +115,7 @@ def token_metrics(sums: list[float], maxima: list[float], loss_tokens: int, kl_c
         "kl/behavior_k1": kl_k1,
         "mismatch/mean": sums[_Sum.MISMATCH] / max(1.0, sums[_Sum.MISMATCH_TOKENS]),
         "mismatch/max": maxima[_Max.MISMATCH],
+        "mismatch/kl": sums[_Sum.MISMATCH_KL] / max(1.0, sums[_Sum.MISMATCH_TOKENS]),
         "mismatch/tokens": sums[_Sum.MISMATCH_TOKENS],
     }
 

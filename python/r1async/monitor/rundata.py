@@ -18,6 +18,8 @@ from omegaconf import OmegaConf
 from r1async.monitor.metrics import read_metrics
 
 Record = dict[str, Any]
+_ENGINE = "-engine"
+"""Ending of a generator's file about its engine."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,6 +39,8 @@ class RunData:
     """Time line bins by process."""
     buffer: Sequence[Record]
     """The buffer's own figures over time."""
+    engines: Mapping[str, Sequence[Record]]
+    """What each generator's engine did about weights: installs, and canaries with their mismatch."""
     incidents: Sequence[Record]
     """Faults that were named and what was done about each, in order of time."""
     stall: Record | None
@@ -109,6 +113,7 @@ def load_run(run_dir: Path) -> RunData:
             name: bins for name, lines in records.items() if (bins := [r for r in lines if r.get("kind") == "timeline"])
         },
         buffer=[r for r in records.get("buffer", []) if r.get("kind") == "stats"],
+        engines={name.removesuffix(_ENGINE): lines for name, lines in records.items() if name.endswith(_ENGINE)},
         incidents=sorted(
             (r for lines in records.values() for r in lines if r.get("kind") == "incident"), key=lambda r: r["time"]
         ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -55,6 +56,7 @@ def summarize(run: RunData, wall_s: float | None = None) -> Record:
             "dropped_by_reason": tokens.get("dropped") or {},
         },
         "role_busy_fraction": busy_fractions(run.bins, *training_window(run.steps)),
+        "engines": engine_figures(run.engines),
         "incidents": incident_counts(run.incidents),
         "quarantined": quarantined(run.incidents),
         "stall": run.stall,
@@ -81,6 +83,34 @@ def waste_line(waste: Record) -> str:
         f"{reasons}; prefix coverage {percent(waste['prefix_coverage'])}; {waste['late_members']:,} late members; "
         f"held {duration(waste['held_s'])}"
     )
+
+
+def engine_figures(engines: Mapping[str, Sequence[Record]]) -> dict[str, Record]:
+    """By generator: its engine, how long weights paused it, and how its logprobs agreed with the learner's forward."""
+    figures = {}
+    for name, lines in engines.items():
+        pauses = [each["pause_s"] for each in lines if each["kind"] == "install"]
+        canaries = [each for each in lines if each["kind"] == "canary"]
+        figures[name] = {
+            "engine": lines[-1]["engine"] if lines else None,
+            "installs": len(pauses),
+            "pause_s": {"median": statistics.median(pauses), "max": max(pauses)} if pauses else None,
+            "canaries": len(canaries),
+            "mismatch_mean": max((each["mismatch_mean"] for each in canaries), default=None),
+            "mismatch_max": max((each["mismatch_max"] for each in canaries), default=None),
+        }
+    return figures
+
+
+def engine_line(figures: Record) -> str:
+    """One generator's engine in words."""
+    words = [figures["engine"]]
+    if figures["pause_s"]:
+        pause = figures["pause_s"]
+        words.append(f"{figures['installs']} installs, paused {1000 * pause['median']:.1f} ms")
+    if figures["canaries"]:
+        words.append(f"mismatch {figures['mismatch_mean']:.1g} nats in the worst of {figures['canaries']} canaries")
+    return "; ".join(words)
 
 
 def incident_counts(incidents: Sequence[Record]) -> dict[str, int]:
@@ -216,6 +246,9 @@ def _figures(summary: Record) -> Table:
         )
     busy = ", ".join(f"{role} {percent(share)}" for role, share in summary["role_busy_fraction"].items())
     table.add_row("busy", busy or "–")
+    for name, figures in summary["engines"].items():
+        if figures["engine"]:
+            table.add_row(name, engine_line(figures))
     faults = ", ".join(f"{count} {name}" for name, count in summary["incidents"].items())
     if faults:
         table.add_row("faults", faults)
