@@ -86,6 +86,8 @@ def read_chunk(body: bytes) -> Chunk:
         answer = json.loads(body)
     except ValueError as error:
         raise EngineError(f"SGLang's answer is not JSON ({error}): {body[:200]!r}") from error
+    if not isinstance(answer, Mapping):
+        raise EngineError(f"SGLang's answer is not an object: {body[:200]!r}")
     if "error" in answer:
         raise EngineError(f"SGLang refused a request: {error_message(answer)}")
     try:

@@ -38,8 +38,10 @@ _READY_EVERY_S = 0.2
 _CALL_S = 30.0
 """For calls that only ask."""
 _ABORTS = 5
-"""Times that a request is ended, a second apart, before its connection is cut. The server drops the first call if it
-comes before the request has."""
+"""Times that the server is told to end a request before we give that up. It forgets a call that comes before the request
+has, and one for a request that it holds at the door."""
+_TAKE_OUT_S = 0.1
+"""Between two such times when an install waits for it; what is left then ends in the pause."""
 _SPARE = 8
 """Tokens of context that SGLang keeps for itself."""
 
@@ -111,6 +113,7 @@ class SglangEngine:
 
     def __init__(self, spec: EngineSpec, *, url: str, python: str | None, args: Sequence[str]) -> None:
         self._spec = spec
+        self.kv_policy: KVPolicy = spec.kv_policy
         self._staging = Staging(spec.model_path, spec.scratch, DTYPES[spec.dtype])
         self._stop_ids = frozenset(spec.stop_ids)
         self._flights = Flights(spec.slots, spec.chunk_tokens, spec.notify)
@@ -123,6 +126,8 @@ class SglangEngine:
         self._life, self._installs = uuid.uuid4().hex, 0
         self._stale: set[str] = set()
         """Keys under which the server may hold prefixes that other weights than the present ones computed."""
+        self.stale_prefixes = 0
+        """Requests begun again because the server gave them a prefix that older weights had computed."""
         self._rides: dict[int, Ride] = {}
         self._heard = time.monotonic()
         self._paused = False
@@ -135,23 +140,10 @@ class SglangEngine:
                 url = self._server.url
             self._client = SglangClient(url)
             self._client.call(self._begin(), "start", spec.start_deadline_s)
-            self.kv_policy = spec.kv_policy
+            self._check_policy()
         except BaseException:
             self.close()
             raise
-
-    @property
-    def kv_policy(self) -> KVPolicy:
-        return self._policy
-
-    @kv_policy.setter
-    def kv_policy(self, policy: KVPolicy) -> None:
-        if policy == "keep" and self._facts.overlap:
-            raise EngineError(
-                f"{self.describe()} runs with overlap, where tokens in flight at a pause get the version that comes "
-                "after it: start it with --disable-overlap-schedule, or set generator.kv_policy=recompute"
-            )
-        self._policy: KVPolicy = policy
 
     @property
     def capacity(self) -> int:
@@ -220,6 +212,7 @@ class SglangEngine:
 
     def install(self, version: PolicyVersion, tensors: Mapping[str, Tensor]) -> float:
         """See `Engine`. Weights are checked and written before anything is paused."""
+        self._check_policy()
         directory = self._staging.write(version, tensors)
         try:
             paused_s = self._http.call(
@@ -265,6 +258,13 @@ class SglangEngine:
                 f"request {request.id}: SGLang reports logprobs after top-k and top-p for at most "
                 f"{self._facts.mask_tokens} candidates: set top_k to 1 ... {self._facts.mask_tokens}, "
                 f"got top_k={sampling.top_k}, top_p={sampling.top_p}"
+            )
+
+    def _check_policy(self) -> None:
+        if self.kv_policy == "keep" and self._facts.overlap:
+            raise EngineError(
+                f"{self.describe()} runs with overlap, where a step in flight at a pause is labelled with the version "
+                "that comes after it: start it with --disable-overlap-schedule, or set generator.kv_policy=recompute"
             )
 
     def _candidates(self, sampling: Sampling) -> int:
@@ -379,15 +379,15 @@ class SglangEngine:
                 ride.gone = True
                 asyncio.create_task(self._end(ride)).add_done_callback(self._done)
 
-    async def _end(self, ride: Ride) -> None:
-        """Has the server end a part, and cuts the connection if it does not."""
+    async def _end(self, ride: Ride, every_s: float = 1.0) -> None:
+        """Has the server end a part, and cuts the connection of one that it does not and nobody wants."""
         rid = ride.rid
         for _ in range(_ABORTS if rid else 0):
             if ride.ended.is_set() or ride.rid != rid:
                 return
             await self._control("/abort_request", {"rid": rid}, self._spec.stall_deadline_s)
             with contextlib.suppress(TimeoutError):  # told again
-                await asyncio.wait_for(ride.ended.wait(), 1.0)
+                await asyncio.wait_for(ride.ended.wait(), every_s)
         if ride.gone and ride.task is not None:
             ride.task.cancel()
 
@@ -451,6 +451,7 @@ class SglangEngine:
         tokens, logprobs = chunk.after(ride.got)
         if ride.got == 0 and tokens and self._is_stale(ride, chunk):
             ride.void = True
+            self.stale_prefixes += 1
             asyncio.create_task(self._end(ride)).add_done_callback(self._done)
         ride.got = chunk.total
         if ride.gone or ride.void:
@@ -519,14 +520,14 @@ class SglangEngine:
         Returns:
             Seconds from the wish to pause to the answer that generation goes on.
         """
-        label, policy = self._labels.add(version), self._policy
+        label, policy = self._labels.add(version), self.kv_policy
         deadline_s = self._spec.stall_deadline_s
         started = time.monotonic()
         self._paused = True
         try:
             if policy == "abort":
                 self._gate.clear()
-                await self._take_out(deadline_s)
+                await self._take_out()
             try:
                 await self._control("/pause_generation", {"mode": _PAUSES[policy]}, deadline_s)
                 await self._read_weights(label, directory, policy, deadline_s)
@@ -566,15 +567,9 @@ class SglangEngine:
         self._installs += 1
         self._label, self._key = label, f"{self._life}-{self._installs}"
 
-    async def _take_out(self, deadline_s: float) -> None:
-        """Has the server end our requests that have begun; the others are held by the pause."""
-        begun = [ride for ride in self._rides.values() if ride.got and not ride.ended.is_set()]
-        await asyncio.gather(*(self._control("/abort_request", {"rid": ride.rid}, deadline_s) for ride in begun))
-        waiting = [asyncio.ensure_future(ride.ended.wait()) for ride in begun]
-        if waiting:
-            _, late = await asyncio.wait(waiting, timeout=deadline_s)
-            if late:
-                raise EngineError(f"{self.describe()} did not end {len(late)} requests within {deadline_s:g} s")
+    async def _take_out(self) -> None:
+        """Has the server end our requests. Its own way, in the pause, looks once a second whether all have ended."""
+        await asyncio.gather(*(self._end(ride, _TAKE_OUT_S) for ride in list(self._rides.values())))
 
     async def _served_label(self) -> str:
         status, info = await self._http.get("/model_info", _CALL_S)
