@@ -38,8 +38,8 @@ _READY_EVERY_S = 0.2
 _CALL_S = 30.0
 """For calls that only ask."""
 _ABORTS = 5
-"""Times that the server is told to end a request before we give that up. It forgets a call that comes before the request
-has, and one for a request that it holds at the door."""
+"""Times that the server is told to end a request before we give that up. It forgets a call that comes before the
+request has, and one for a request that it holds at the door."""
 _TAKE_OUT_S = 0.1
 """Between two such times when an install waits for it; what is left then ends in the pause."""
 _SPARE = 8
