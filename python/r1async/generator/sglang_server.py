@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import threading
+import time
 import zlib
 from collections.abc import Callable, Sequence
 from itertools import pairwise
@@ -25,7 +26,11 @@ _MARGIN = 16
 """Tokens of context more than the longest request: SGLang keeps a few for itself and would cut completions short."""
 _END_S = 20.0
 """Seconds that a server with a GPU may take to give its memory back; it looks for the wish every 5 s."""
+_TRACKER_S = 5.0
+"""Seconds that the server's helpers may take to clean up after it."""
 _TAIL_BYTES = 3000
+_SOCKET_FOLDER = 64
+"""Bytes of a folder's path at most for SGLang's sockets in it: 107 of a Unix socket's path, less its own name."""
 
 
 def has_gpu() -> bool:
@@ -82,6 +87,9 @@ def environment(spec: EngineSpec, *, gpu: bool) -> dict[str, str]:
         changed["SGLANG_USE_CPU_ENGINE"] = "1"
         changed["OMP_NUM_THREADS"] = str(spec.threads)
         changed["PYTHONPATH"] = str(_LAUNCH / "cpu")
+        # Its sockets go with the folder; unless their names get longer than a socket's may be.
+        if len(str(spec.scratch)) <= _SOCKET_FOLDER:
+            changed["TMPDIR"] = str(spec.scratch)
     return changed
 
 
@@ -157,20 +165,28 @@ class SglangServer:
             self._process.send_signal(signal.SIGTERM)
             if not self.wait_end(_END_S):
                 log.warning("SGLang did not end within %g s and is killed: %s", _END_S, self.account())
-        self._kill_group()
+        self._process.kill()
         self._watcher.join()
-
-    def _kill_group(self) -> None:
-        try:
-            os.killpg(self.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            return  # all of them are gone
 
     def _watch(self) -> None:
         self._process.wait()
-        self._kill_group()
+        self._end_group()
         if not self._closing:
             self._ended(self.account())
+
+    def _end_group(self) -> None:
+        """The workers end with the server. Python's resource tracker then removes what they left, if it is let."""
+        deadline = time.monotonic() + _TRACKER_S
+        while time.monotonic() < deadline:
+            try:
+                os.killpg(self.pid, 0)
+            except ProcessLookupError:
+                return  # all of them are gone
+            time.sleep(0.02)
+        try:
+            os.killpg(self.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            return  # the last one went meanwhile
 
 
 def _free_port() -> int:
