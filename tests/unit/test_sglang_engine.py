@@ -269,7 +269,7 @@ def test_a_bad_set_of_weights_never_comes_to_the_server(play):
     tensors = weights(played.engine._spec)
     tensors["model.norm.weight"] = torch.full((64,), torch.inf)
     before = len(played.server.calls)
-    with pytest.raises(WeightsError, match="model.norm.weight"):
+    with pytest.raises(WeightsError, match=r"model\.norm\.weight"):
         played.engine.install(PolicyVersion(1, 2), tensors)
     assert len(played.server.calls) == before
     assert not played.engine.busy
