@@ -15,13 +15,15 @@ export CARGO_BUILD_JOBS := $(JOBS)
 
 FUZZ_RUNS ?= 1000000
 
-.PHONY: help demo test check bench fuzz env clean
+.PHONY: help demo test check bench fuzz env clean install-sglang-cpu test-sglang
 
 help:
 	@echo 'make demo    train the demo model with asynchronous GRPO, about two minutes (configs/demo.yaml)'
 	@echo 'make test    cargo test and pytest'
 	@echo 'make check   make test, and formatters, linters, type and stub checks'
 	@echo 'make bench   throughput of asynchronous against synchronous training'
+	@echo 'make install-sglang-cpu   SGLang for a machine without a GPU, in .venv-sglang (docs/engines.md)'
+	@echo 'make test-sglang          the engine tests against a real SGLang server'
 	@echo 'make fuzz    FUZZ_RUNS executions of each fuzz target (CONTRIBUTING.md); needs cargo-fuzz and nightly Rust'
 	@echo 'make env     the environment in $(VENV), with the extension built'
 	@echo 'make clean   remove the environment and everything built'
@@ -34,6 +36,15 @@ test: env
 	cargo test --workspace --quiet
 	cargo test --quiet --manifest-path fuzz/Cargo.toml --target-dir target --no-default-features
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(ARGS)
+
+install-sglang-cpu: .venv-sglang/installed.stamp
+
+.venv-sglang/installed.stamp: scripts/install_sglang_cpu.sh
+	PYTHON=$(PYTHON) scripts/install_sglang_cpu.sh .venv-sglang
+	touch $@
+
+test-sglang: env
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/engines --engine sglang $(ARGS)
 
 check: env
 	cargo fmt --all --check
@@ -80,4 +91,4 @@ $(VENV)/extension.stamp: $(VENV)/packages.stamp pyproject.toml $(RUST_SOURCES)
 	touch $@
 
 clean:
-	rm -rf $(VENV) target python/r1async/*.so
+	rm -rf $(VENV) .venv-sglang target python/r1async/*.so
