@@ -42,7 +42,7 @@ def stage(path: Path, tensors: Mapping[str, Tensor]) -> Staged:
     with path.open("wb") as file:
         file.write(len(head).to_bytes(8, "little") + head)
         for name, tensor in tensors.items():
-            data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+            data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
             hashes[name] = xxhash.xxh3_128_hexdigest(data)
             file.write(data)
     return Staged(path, hashes)

@@ -13,6 +13,7 @@ import json
 import logging
 import math
 import re
+import secrets
 import struct
 import threading
 import time
@@ -180,6 +181,8 @@ class VllmAdapter:
         self._version: PolicyVersion | None = None
         self._label = ""
         self._installs = 0
+        self._life = secrets.token_hex(4)
+        self._block_tokens = 0
         self._legs: dict[str, _Leg] = {}
         """In vLLM, by key. The loop's alone."""
         self._keys: dict[int, str] = {}
@@ -196,7 +199,7 @@ class VllmAdapter:
         self._thread = threading.Thread(target=self._run_loop, name=f"{spec.name}-vllm", daemon=True)
         self._thread.start()
         try:
-            self._call("start", vllm.start(), spec.start_deadline_s, setting="generator.start_deadline_s")
+            self._call("start", self._start(), spec.start_deadline_s, setting="generator.start_deadline_s")
         except BaseException:
             vllm.kill()
             self._loop.call_soon_threadsafe(self._loop.stop)
@@ -235,6 +238,10 @@ class VllmAdapter:
     def computes(self) -> bool:
         return False
 
+    @property
+    def block_tokens(self) -> int:
+        return self._block_tokens
+
     def describe(self) -> str:
         return self._vllm.describe()
 
@@ -270,9 +277,12 @@ class VllmAdapter:
         except ModelError as error:
             raise WeightsError(f"version {version} refused, {self._version or 'none'} still served: {error}") from error
         self._installs += 1
-        # With its number: a version that is installed twice (after a rollback) must not find the KV of its first time.
-        label = f"{version}#{self._installs}"
-        staged = stage(self._spec.scratch / f"{self._installs}.safetensors", tensors)
+        # Of this install alone: a version that comes twice (to a server that an earlier life of ours used, say) must
+        # not find the KV of its first time, some of which may be that of the version after it.
+        unique = f"{self._life}.{self._installs}"
+        # A salt has no @ in vLLM's HTTP interface, so the version is not written as usual.
+        label = f"{version.number}.{version.epoch}.{unique}"
+        staged = stage(self._spec.scratch / f"{unique}.safetensors", tensors)
         try:
             # Each call of vLLM's in it has the deadline; the whole has it for as many as there are.
             deadline_s = 8 * self._spec.stall_deadline_s
@@ -345,6 +355,24 @@ class VllmAdapter:
     def _run_loop(self) -> None:
         asyncio.set_event_loop(self._loop)
         self._loop.run_forever()
+
+    async def _start(self) -> None:
+        """
+        Raises:
+            EngineError: vLLM was started with other settings than we rely on.
+        """
+        await self._vllm.start()
+        spec = self._spec
+        for settings in await self._vllm.workers("r1async_settings"):
+            for name, fits, want in (
+                ("logprobs_mode", settings["logprobs_mode"] == "processed_logprobs", "processed_logprobs"),
+                ("dtype", settings["dtype"] == spec.dtype, spec.dtype),
+                ("max_model_len", settings["max_model_len"] >= spec.max_len, f"{spec.max_len} or more"),
+                ("max_num_seqs", settings["max_num_seqs"] >= spec.slots, f"{spec.slots} or more"),
+            ):
+                if not fits:
+                    raise EngineError(f"{self._vllm.describe()} has {name}={settings[name]}, want {want}")
+            self._block_tokens = settings["block_size"] if settings["enable_prefix_caching"] else 0
 
     def _begin(self, legs: Iterable[_Leg]) -> None:
         if not self._legs:
@@ -580,7 +608,7 @@ def _versions(leg: _Leg, spans: Sequence[Span] | None) -> list[PolicyVersion]:
     """
     versions: list[PolicyVersion] = []
     for span in spans or ():
-        label = re.fullmatch(r"(-?\d+)@(\d+)#\d+", span.label)
+        label = re.fullmatch(r"(\d+)\.(\d+)\.\S+", span.label)
         if label is None or span.start != len(versions) or span.end < span.start:
             break
         versions += [PolicyVersion(int(label[2]), int(label[1]))] * (span.end - span.start)

@@ -24,8 +24,12 @@ from r1async.generator.staged_weights import Staged
 from r1async.generator.vllm_adapter import Delta, SamplingSettings, Span, VllmAdapter
 from r1async.generator.vllm_names import BACKEND, EXTENSION
 
+# vLLM is in an environment of its own, which the checker does not look into.
+# pyright: reportMissingImports=false
+
 if TYPE_CHECKING:
-    from vllm.v1.engine.async_llm import AsyncLLM  # pyright: ignore[reportMissingImports]  (another environment's)
+    from vllm.logprobs import FlatLogprobs
+    from vllm.v1.engine.async_llm import AsyncLLM
 
 _OURS = {
     "model": "model.path",
@@ -61,11 +65,6 @@ class VllmEngine(VllmAdapter):
         check_version("vllm", version)
         super().__init__(spec, LocalVllm(spec, args, version))
 
-    @property
-    def block_tokens(self) -> int:
-        assert isinstance(self._vllm, LocalVllm)
-        return self._vllm.block_tokens
-
 
 class LocalVllm:
     """A `Vllm` over AsyncLLM."""
@@ -80,7 +79,6 @@ class LocalVllm:
         self._processes: set[int] = set()
         self._before = {process.pid for process in multiprocessing.active_children()}
         self._closed = False
-        self.block_tokens = 0
 
     def describe(self) -> str:
         return f"vLLM {self._version} of {self._spec.name}"
@@ -90,9 +88,9 @@ class LocalVllm:
         self._set_environment()
         with _output_to(self._spec.log):
             # Only now: vLLM reads its environment, and sets up its logging, when it is imported.
-            from vllm.engine.arg_utils import AsyncEngineArgs  # pyright: ignore[reportMissingImports]
-            from vllm.platforms import current_platform  # pyright: ignore[reportMissingImports]
-            from vllm.v1.engine.async_llm import AsyncLLM  # pyright: ignore[reportMissingImports]
+            from vllm.engine.arg_utils import AsyncEngineArgs
+            from vllm.platforms import current_platform
+            from vllm.v1.engine.async_llm import AsyncLLM
 
             settings = self._settings(on_cpu=current_platform.is_cpu())
             if unknown := sorted(settings.keys() - {field.name for field in fields(AsyncEngineArgs)}):
@@ -101,7 +99,6 @@ class LocalVllm:
                 self._engine = AsyncLLM.from_engine_args(AsyncEngineArgs(**settings))
         # From here on its front end speaks up among our own lines; its engine and workers go on in their log.
         logging.getLogger("vllm").setLevel(logging.WARNING)
-        self.block_tokens = int(self.engine.vllm_config.cache_config.block_size)
         self._processes = {state["pid"] for state in await self.workers("r1async_state")} | self._children()
 
     def _set_environment(self) -> None:
@@ -146,8 +143,8 @@ class LocalVllm:
     async def generate(
         self, key: str, prompt_ids: list[int], cache_salt: str, sampling: SamplingSettings
     ) -> AsyncIterator[Delta]:
-        from vllm import SamplingParams  # pyright: ignore[reportMissingImports]
-        from vllm.sampling_params import RequestOutputKind  # pyright: ignore[reportMissingImports]
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
 
         params = SamplingParams(
             **asdict(sampling) | {"stop_token_ids": list(sampling.stop_token_ids)},
@@ -184,7 +181,7 @@ class LocalVllm:
             await asyncio.sleep(0)
 
     async def update(self, staged: Staged, label: str) -> None:
-        from vllm.distributed.weight_transfer.base import (  # pyright: ignore[reportMissingImports]
+        from vllm.distributed.weight_transfer.base import (
             WeightTransferUpdateRequest,
         )
 
@@ -278,16 +275,13 @@ def parse_args(args: Sequence[str]) -> dict[str, object]:
     return parsed
 
 
-def _of_the_sampled(logprobs: object, token_ids: Sequence[int]) -> list[float]:
-    """vLLM's FlatLogprobs with one entry a token; anything else is refused rather than read wrongly."""
-    from vllm.logprobs import FlatLogprobs  # pyright: ignore[reportMissingImports]
-
-    if not isinstance(logprobs, FlatLogprobs):
+def _of_the_sampled(logprobs: FlatLogprobs | None, token_ids: Sequence[int]) -> list[float]:
+    """vLLM's logprobs, one a token; anything else is refused rather than read wrongly."""
+    if logprobs is None or list(logprobs.token_ids) != list(token_ids):
+        said = None if logprobs is None else logprobs.token_ids[:8]
         if not token_ids:
             return []
-        raise EngineError(f"vLLM gives {type(logprobs).__name__} for logprobs, want FlatLogprobs")
-    if list(logprobs.token_ids) != list(token_ids):
-        raise EngineError(f"vLLM gives logprobs of tokens {logprobs.token_ids[:8]}, it sampled {list(token_ids[:8])}")
+        raise EngineError(f"vLLM gives logprobs of tokens {said}, it sampled {list(token_ids[:8])}")
     return list(logprobs.logprobs)
 
 

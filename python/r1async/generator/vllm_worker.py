@@ -5,6 +5,9 @@ with vLLM's own factory. An update takes two steps, so that generation pauses on
 the file and compares the hash of every tensor while requests go on, `update_weights` loads what was verified.
 """
 
+# vLLM is in an environment of its own, which the checker does not look into.
+# pyright: reportMissingImports=false
+
 from __future__ import annotations
 
 import json
@@ -17,6 +20,7 @@ import torch
 import xxhash
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
+from vllm.config import VllmConfig
 from vllm.distributed.weight_transfer.base import (
     WeightTransferEngine,
     WeightTransferInitInfo,
@@ -161,6 +165,18 @@ class Extension:
         """`FileTransfer.state`, and the ``pid``. That the call exists says that the extension is in."""
         return {"pid": os.getpid(), **_transfer(self).state()}
 
+    def r1async_settings(self) -> dict[str, object]:
+        """What this vLLM was started with, as far as our side relies on it."""
+        config: VllmConfig = self.vllm_config  # pyright: ignore[reportAttributeAccessIssue]  (the worker's)
+        return {
+            "logprobs_mode": config.model_config.logprobs_mode,
+            "dtype": str(config.model_config.dtype).removeprefix("torch."),
+            "max_model_len": config.model_config.max_model_len,
+            "max_num_seqs": config.scheduler_config.max_num_seqs,
+            "enable_prefix_caching": config.cache_config.enable_prefix_caching,
+            "block_size": config.cache_config.block_size,
+        }
+
 
 def repack_heads(model: nn.Module) -> None:
     """Packs output heads again whose weight is the embedding's.
@@ -191,7 +207,7 @@ def _difference(tensors: Mapping[str, Tensor], hashes: Mapping[str, str]) -> str
         odd = sorted(tensors.keys() ^ hashes.keys())
         return f"the staged file and its hashes differ by tensor {odd[0]!r} ({len(odd)} such)"
     for name, tensor in tensors.items():
-        got = xxhash.xxh3_128_hexdigest(tensor.reshape(-1).view(torch.uint8).numpy())
+        got = xxhash.xxh3_128_hexdigest(tensor.reshape(-1).view(torch.uint8).numpy().data)
         if got != hashes[name]:
             return f"tensor {name!r} was changed on its way: xxh3-128 must be {hashes[name]}, got {got}"
     return None
