@@ -1,6 +1,6 @@
-"""Starts a vLLM server as docs/engines.md says and runs a command with its address: `python -m tests.vllm_server pytest ...`.
+"""Runs a command with the address of a vLLM server: `python -m tests.vllm_server pytest tests/engines --engine vllm`.
 
-The command gets `--engine-set vllm.url=http://127.0.0.1:PORT`; the server ends with it.
+The server is started as docs/engines.md says and ends with the command, which gets `--engine-set vllm.url=...`.
 """
 
 from __future__ import annotations

@@ -17,10 +17,10 @@ import secrets
 import struct
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Coroutine, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Literal, Protocol, TypeVar
+from typing import TypeVar
 
 import torch
 import xxhash
@@ -38,6 +38,7 @@ from r1async.generator.engine import (
 )
 from r1async.generator.flights import Flight, Flights, runs_of
 from r1async.generator.staged_weights import Staged, stage
+from r1async.generator.vllm_calls import Delta, SamplingSettings, Span, Vllm
 from r1async.models.loading import ModelError, check_tensors, load_config, state_tensors
 from r1async.types import FinishReason, PolicyVersion
 
@@ -50,93 +51,6 @@ _LOOK_S = 0.005
 """Between two looks at whether the workers have verified a file."""
 _WATCH_S = 1.0
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class Span:
-    """Tokens ``start`` to ``end`` of one request of vLLM's were sampled by weights with this label."""
-
-    label: str
-    start: int
-    end: int
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Delta:
-    """What vLLM said of one request since it last did."""
-
-    token_ids: Sequence[int]
-    logprobs: Sequence[float]
-    finish: str | None = None
-    """stop, length, abort or error."""
-    spans: Sequence[Span] | None = None
-    """Of all tokens of the request, with ``finish``."""
-    cached: int = 0
-    """Prompt tokens whose KV was taken from the cache."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SamplingSettings:
-    """Fields of vLLM's SamplingParams."""
-
-    temperature: float
-    top_p: float
-    top_k: int
-    max_tokens: int
-    seed: int
-    stop_token_ids: tuple[int, ...]
-    ignore_eos: bool = True
-    """The end-of-sequence token that vLLM knows of ends nothing; ours are among ``stop_token_ids``."""
-    detokenize: bool = False
-    logprobs: int = 0
-    """Of how many tokens besides the one sampled."""
-
-
-class Vllm(Protocol):
-    """vLLM's calls that the adapter needs. All in the adapter's loop; the adapter sets the deadlines."""
-
-    @property
-    def orders_outputs(self) -> bool:
-        """Whether all tokens sampled before a pause are delivered once `drain` has returned."""
-        ...
-
-    async def start(self) -> None: ...
-
-    def generate(
-        self, key: str, prompt_ids: list[int], cache_salt: str, sampling: SamplingSettings
-    ) -> AsyncIterator[Delta]:
-        """Ends after a `Delta` with a finish."""
-        ...
-
-    async def abort(self, keys: Sequence[str]) -> None:
-        """Ends requests with the finish abort; unknown keys are passed over."""
-        ...
-
-    async def pause(self, mode: Literal["keep", "abort"]) -> None: ...
-
-    async def drain(self) -> None: ...
-
-    async def update(self, staged: Staged, label: str) -> None:
-        """vLLM's start_weight_update, update_weights and finish_weight_update."""
-        ...
-
-    async def recompute(self) -> None:
-        """Has the KV of all running requests computed again; while paused."""
-        ...
-
-    async def resume(self) -> None: ...
-
-    async def workers(self, method: str, *args: str) -> list[dict]:
-        """Calls a method of our extension in every worker."""
-        ...
-
-    def describe(self) -> str: ...
-
-    async def close(self) -> None: ...
-
-    def kill(self) -> None:
-        """Ends what `start` began and did not finish; from any thread."""
-        ...
 
 
 @dataclass(eq=False, slots=True)

@@ -21,7 +21,8 @@ from r1async.engines import check_version
 from r1async.generator import vllm_owner
 from r1async.generator.engine import EngineError, EngineSpec
 from r1async.generator.staged_weights import Staged
-from r1async.generator.vllm_adapter import Delta, SamplingSettings, Span, VllmAdapter
+from r1async.generator.vllm_adapter import VllmAdapter
+from r1async.generator.vllm_calls import Delta, SamplingSettings, Span
 from r1async.generator.vllm_names import BACKEND, EXTENSION
 
 # vLLM is in an environment of its own, which the checker does not look into.

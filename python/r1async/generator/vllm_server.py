@@ -13,7 +13,8 @@ import aiohttp
 from r1async.engines import check_version
 from r1async.generator.engine import EngineError, EngineSpec
 from r1async.generator.staged_weights import Staged
-from r1async.generator.vllm_adapter import Delta, SamplingSettings, Span, VllmAdapter
+from r1async.generator.vllm_adapter import VllmAdapter
+from r1async.generator.vllm_calls import Delta, SamplingSettings, Span
 from r1async.generator.vllm_names import BACKEND, EXTENSION
 
 # aiohttp comes with vLLM, in an environment of its own, which the checker does not look into.
