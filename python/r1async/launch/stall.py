@@ -140,7 +140,10 @@ def longest_wait_s(config: Config) -> float:
 
     Not among them: the learner's wait for a batch and the evaluator's for samples, during which others must move.
     """
+    generator = config.generator
+    elsewhere = generator.engine != "torch"  # an engine in another process takes its time to start, and may hang
     return max(
+        max(generator.start_deadline_s, generator.stall_deadline_s) if elsewhere else 0.0,
         config.buffer.connect_deadline_s,
         config.group.rollout_deadline_s,
         config.scoring_deadline_s,
