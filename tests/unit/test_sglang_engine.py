@@ -161,6 +161,12 @@ def test_a_request_that_the_server_ends_goes_on_unnoticed(play):
     assert len({body["rid"] for body in bodies}) == 3
 
 
+def test_a_request_that_is_never_let_begin_is_an_error(play):
+    played = play(generate=lambda body: [last([], 0, "abort"), DONE])
+    with pytest.raises(EngineError, match=r"ended request 1 21 times before its first token"):
+        played.ask()
+
+
 def test_a_request_ended_at_its_stop_token_is_not_put_in_again(play):
     """The server looks whether it was aborted before it looks at the token."""
     outcome = play(generate=replies([last([5, 2], 2, "abort"), DONE])).ask()

@@ -42,6 +42,8 @@ _ABORTS = 5
 request has, and one for a request that it holds at the door."""
 _TAKE_OUT_S = 0.1
 """Between two such times when an install waits for it; what is left then ends in the pause."""
+_BARREN = 20
+"""Times that a request may be ended on the server before it has sampled anything."""
 _SPARE = 8
 """Tokens of context that SGLang keeps for itself."""
 
@@ -83,6 +85,8 @@ class Ride:
     """Tokens of this part."""
     runs: list[VersionRun] = field(default_factory=list)
     """Of the parts before."""
+    barren: int = 0
+    """Parts in a row that ended before a token."""
     gone: bool = False
     """Nobody wants its tokens any more."""
     void: bool = False
@@ -424,6 +428,12 @@ class SglangEngine:
                     again = self._take(ride, read_chunk(event))
         finally:
             ride.ended.set()
+        ride.barren = 0 if ride.got else ride.barren + 1
+        if again and ride.barren > _BARREN and not ride.gone:
+            raise EngineError(
+                f"{self.describe()} ended request {ride.id} {ride.barren} times before its first token; does somebody "
+                "else abort requests there?"
+            )
         return again and not ride.gone
 
     def _body(self, ride: Ride) -> dict[str, Any]:
