@@ -18,7 +18,6 @@ INFO = {
     "max_total_num_tokens": 4096,
     "max_running_requests": 4,
     "disable_overlap_schedule": True,
-    "skip_tokenizer_init": True,
     "tokenizer_worker_num": 1,
     "sampling_mask_max_tokens": 4096,
     "dp_size": 1,
@@ -31,7 +30,8 @@ class PlayedSglang:
     Args:
         info: changes to what /server_info says.
         answers: by path, status and body instead of the usual ones.
-        generate: the events of a request, as JSON values or raw bytes; None keeps the stream open and silent.
+        generate: the events of a request, as JSON values or raw bytes, or something to wait for in between; None keeps
+            the stream open and silent.
     """
 
     def __init__(
@@ -45,6 +45,7 @@ class PlayedSglang:
         self.answers = dict(answers or {})
         self.generate = generate
         self.label = "default"
+        self.on_abort: Callable[[], object] = lambda: None
         self.calls: list[tuple[str, Any]] = []
         self._ready = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), daemon=True)
@@ -78,6 +79,8 @@ class PlayedSglang:
         if request.path in self.answers:
             status, said = self.answers[request.path]
             return web.json_response(said, status=status)
+        if request.path == "/abort_request":
+            self.on_abort()
         match request.path:
             case "/generate" if self.generate is not None:
                 return await self._stream(request, self.generate(body))
@@ -99,6 +102,9 @@ class PlayedSglang:
             await self._over.wait()
             return response
         for event in events:
+            if isinstance(event, threading.Event):
+                assert await asyncio.to_thread(event.wait, DEADLINE_S)
+                continue
             data = event if isinstance(event, bytes) else b"data: " + json.dumps(event).encode() + b"\n\n"
             await response.write(data)
         return response

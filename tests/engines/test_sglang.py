@@ -65,7 +65,7 @@ def engine_model(engine: SglangEngine) -> PreTrainedModel:
 
 def post(engine: SglangEngine, path: str, body: Mapping[str, object]) -> tuple[int, object]:
     """As somebody else would."""
-    return engine._http.call(engine._http.post(path, body, STEP_S), path, STEP_S)
+    return engine._http.call(engine._http.post(path, body, 2 * STEP_S), path, 2 * STEP_S)
 
 
 def step_until(served: Served, outcomes: dict[int, Outcome], condition: Callable[[], bool]) -> None:
@@ -110,6 +110,8 @@ def test_every_token_has_its_version_through_many_installs(
 ):
     """16 requests in flight all the time, an install whenever the oldest of them has 12 tokens more."""
     served.policy(policy)
+    engine.doubt_tokens = 8
+    cuts = engine.cuts
     assert served.engine.version is not None
     models, order = {served.engine.version: served.base}, [served.engine.version]
     pauses: list[float] = []
@@ -134,6 +136,7 @@ def test_every_token_has_its_version_through_many_installs(
             pauses.append(engine.install(version, state_tensors(model)))
             models[version] = model
             order.append(version)
+    assert engine.cuts > cuts or policy == "abort", "nothing was in doubt for long"
     errors, foreign, spanning = [], [], 0
     for number, outcome in outcomes.items():
         changes = [v for i, v in enumerate(outcome.versions) if i == 0 or outcome.versions[i - 1] != v]
@@ -153,6 +156,7 @@ def test_every_token_has_its_version_through_many_installs(
     with capsys.disabled():
         print(
             f"\nsglang {policy}: {len(outcomes)} rollouts, {spanning} of several versions, {len(error)} tokens, "
+            f"{engine.cuts - cuts} cuts, "
             f"mismatch mean {error.mean():.1e} max {error.max():.1e}; pauses of {INSTALLS} installs, 16 in flight: "
             f"median {1e3 * float(np.median(pauses)):.1f} ms, max {1e3 * max(pauses):.1f} ms"
         )
@@ -265,7 +269,7 @@ def test_requests_in_the_servers_queue_are_aborted(served: Served, engine: Sglan
         assert not second.engine.busy
         step_until(served, outcomes, lambda: all(outcome.finish for outcome in outcomes.values()))
         assert second.engine.step() == []
-        status, answer = post(engine, "/flush_cache", {})
+        status, answer = post(engine, f"/flush_cache?timeout={STEP_S:g}", {})
         assert status == 200, f"something still runs: {answer}"
 
 

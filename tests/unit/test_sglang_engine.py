@@ -140,7 +140,12 @@ def test_a_request_says_all_that_matters(play):
     assert outcome.versions == [V1] * 4
     (body,) = played.bodies()
     assert body["input_ids"] == [5, 6, 7, 8, 9, 3, 4]
-    assert body["sampling_params"] == {"max_new_tokens": 4, "temperature": 0.7, "stop_token_ids": [2]}
+    assert body["sampling_params"] == {
+        "max_new_tokens": 4,
+        "temperature": 0.7,
+        "stop_token_ids": [2],
+        "stream_interval": 2,
+    }
     assert (body["stream"], body["return_logprob"], len(body["rid"])) == (True, True, 32)
 
 
@@ -205,30 +210,67 @@ def test_spans_that_contradict_what_was_reported_end_the_engine(play):
     played = play(generate=lambda body: None)
     played.engine.install(PolicyVersion(1, 2), weights(played.engine._spec))
     spans = [{"version": "1@1", "start": 0, "end": 1}, {"version": "2@1", "start": 1, "end": 4}]
-    two = {"weight_version": "2@1"}
+    played.engine._label = "1@1"
     played.server.generate = replies(
-        [event([5], 1), event([6], 2), event([7], 3, **two), last([8], 4, label="2@1", weight_versions=spans), DONE]
+        [event([5], 1), event([6], 2), last([7, 8], 4, label="2@1", weight_versions=spans), DONE]
     )
     with pytest.raises(EngineError, match=r"token 1 was taken for version 1@1, the engine says 2@1"):
         played.ask()
 
 
-@pytest.mark.parametrize("exact", [True, False])
-def test_a_chunk_across_a_change_waits_for_the_last_word(play, exact):
-    """Two tokens under a label that is new: the first may be of before. Where labels are not exact, even one is."""
-    played = play(info={"skip_tokenizer_init": exact}, generate=lambda body: None)
+def test_tokens_under_a_new_label_wait_for_the_last_word(play):
+    """They were sampled before the install, and came to the server's front end after."""
+    played = play(generate=lambda body: None)
     played.engine.install(PolicyVersion(1, 2), weights(played.engine._spec))
+    spans = [{"version": "1@1", "start": 0, "end": 3}, {"version": "2@1", "start": 3, "end": 4}]
+    two = {"weight_version": "2@1"}
     # As if it had been posted before that install.
-    spans = [{"version": "1@1", "start": 0, "end": 2}, {"version": "2@1", "start": 2, "end": 4}]
-    across = event([6, 7], 3, weight_version="2@1") if exact else event([6], 2, weight_version="2@1")
-    rest = [8] if exact else [7, 8]
-    end = last(rest, 4, label="2@1", weight_versions=spans)
     played.engine._label = "1@1"
-    played.server.generate = replies([event([5], 1), across, end, DONE])
+    played.server.generate = replies(
+        [
+            event([5], 1),
+            event([6], 2, **two),
+            event([7], 3, **two),
+            last([8], 4, label="2@1", weight_versions=spans),
+            DONE,
+        ]
+    )
     outcome = played.ask()
     assert outcome.tokens == [5, 6, 7, 8]
-    assert outcome.versions == [V1, V1, PolicyVersion(1, 2), PolicyVersion(1, 2)]
+    assert outcome.versions == [V1, V1, V1, PolicyVersion(1, 2)]
     assert outcome.reports == 1
+
+
+def test_a_request_with_many_tokens_in_doubt_is_cut_and_goes_on_with_its_own_cache(play):
+    two, both = (
+        PolicyVersion(1, 2),
+        [{"version": "1@1", "start": 0, "end": 1}, {"version": "2@1", "start": 1, "end": 3}],
+    )
+    played = play(generate=lambda body: None)
+    first_key = played.engine._key
+    played.engine.install(two, weights(played.engine._spec))
+    played.engine._label, played.engine._key, played.engine.doubt_tokens = "1@1", first_key, 2
+    cut = threading.Event()
+
+    def generate(body):
+        if len(played.bodies()) == 1:
+            played.engine._label, played.engine._key = "2@1", "another"
+            return [
+                event([5], 1),
+                event([6, 7], 3, weight_version="2@1"),
+                cut,
+                last([], 3, "abort", weight_versions=both),
+                DONE,
+            ]
+        return [last([8], 1, label="2@1"), DONE]
+
+    played.server.generate, played.server.on_abort = generate, cut.set
+    outcome = played.ask()
+    assert (outcome.tokens, outcome.versions) == ([5, 6, 7, 8], [V1, two, two, two])
+    assert played.engine.cuts == 1
+    first, rest = played.bodies()
+    assert (first["extra_key"], rest["extra_key"]) == (first_key, first_key)
+    assert rest["input_ids"][5:] == [5, 6, 7]
 
 
 def test_a_silent_server_is_an_error(play):
@@ -238,18 +280,18 @@ def test_a_silent_server_is_an_error(play):
 
 
 @pytest.mark.parametrize(
-    ("policy", "mode", "flush"), [("keep", "in_place", 400), ("recompute", "retract", 200), ("abort", "abort", 200)]
+    ("policy", "mode", "flush"), [("keep", "in_place", False), ("recompute", "retract", True), ("abort", "abort", True)]
 )
 def test_an_install_pauses_as_the_policy_says(play, policy, mode, flush):
-    played = play(install=False, answers={"/flush_cache": (flush, "")})
+    played = play(install=False)
     played.engine.kv_policy = policy
     assert played.engine.install(V1, weights(played.engine._spec)) > 0
     calls = [call for call in played.server.calls if call[1] is not None]
     calls = calls[[path for path, _ in calls].index("/pause_generation") :]
-    paths = ["/pause_generation", "/flush_cache", "/update_weights_from_disk", "/continue_generation"]
+    paths = ["/pause_generation", "/update_weights_from_disk", "/continue_generation"]
     assert [path for path, _ in calls] == paths
     assert calls[0][1] == {"mode": mode}
-    assert (calls[2][1]["flush_cache"], calls[2][1]["weight_version"]) == (flush == 200, "1@1")
+    assert (calls[1][1]["flush_cache"], calls[1][1]["weight_version"]) == (flush, "1@1")
 
 
 def test_a_failed_update_goes_on_and_is_an_error(play):
@@ -286,6 +328,7 @@ def test_a_bad_set_of_weights_never_comes_to_the_server(play):
     [
         ({"version": "0.5.18"}, EngineVersionError, r"sglang 0.5.18 is not supported: want sglang.*>=0.5.19"),
         ({"dp_size": 2}, EngineError, "dp_size=2"),
+        ({"tokenizer_worker_num": 2}, EngineError, "tokenizer_worker_num=2"),
         ({"context_length": 71}, EngineError, "room for 71 tokens of a request, 72 are needed"),
         ({"max_total_num_tokens": 50}, EngineError, "room for 50 tokens"),
         ({"disable_overlap_schedule": False}, EngineError, "--disable-overlap-schedule"),

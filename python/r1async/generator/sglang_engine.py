@@ -1,9 +1,13 @@
 """SGLang over HTTP as an engine: a server of our own, or one that somebody else started.
 
-Each request is one stream. The server labels every chunk with the version that its front end knows, and says with the
-last one which tokens were sampled under which version; that word is final, and a label that it contradicts is an error.
-A request may take several streams ("parts"): what the server ended and we did not want ended is put in again with the
-tokens it has, and nobody else notices.
+Each request is one stream. The server labels a chunk with the version that its front end knows when the chunk comes by,
+and says with the last one which tokens were sampled under which version. Only that word is final. A label is late by
+what queues before the front end: the one of before an install is right, since nothing is sampled while weights change,
+and a new one may stand on tokens of before. Such tokens are in doubt, and held back. When there are many of them in a
+request, it is cut: ended, which brings the final word on them, and put in again on the KV that it has left in the
+prefix cache.
+
+A request may so take several streams ("parts"), also where the server ends what we did not want ended; nobody notices.
 
 Threads: the generator's loop calls the engine; everything about streams runs in the client's thread.
 """
@@ -15,7 +19,7 @@ import contextlib
 import logging
 import time
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -44,6 +48,9 @@ _TAKE_OUT_S = 0.1
 """Between two such times when an install waits for it; what is left then ends in the pause."""
 _BARREN = 20
 """Times that a request may be ended on the server before it has sampled anything."""
+_DOUBT_TOKENS = 64
+_STREAM_TOKENS = 16
+"""Tokens of a chunk at most: the last few are lost when a request is handed back unfinished."""
 _SPARE = 8
 """Tokens of context that SGLang keeps for itself."""
 
@@ -62,9 +69,6 @@ class Facts:
     """Candidates at most for which it reports logprobs after top-k and top-p."""
     overlap: bool
     """Whether a step is in flight while the scheduler does something else: a pause in place comes one token early."""
-    labels_exact: bool
-    """Whether a chunk's label is that of its tokens: they come to the front end in the order in which the scheduler's
-    answers do, with no process in between."""
 
 
 @dataclass(slots=True, eq=False)
@@ -79,10 +83,10 @@ class Ride:
     """Of the prefixes that this part may share."""
     posted: str = ""
     """Label of what was served when it was posted."""
-    label: str = ""
-    """Of its newest chunk; before the first, as posted."""
     got: int = 0
     """Tokens of this part."""
+    doubtful: int = 0
+    """Those of them that came under another label."""
     runs: list[VersionRun] = field(default_factory=list)
     """Of the parts before."""
     barren: int = 0
@@ -91,13 +95,15 @@ class Ride:
     """Nobody wants its tokens any more."""
     void: bool = False
     """Nobody wants those of this part."""
+    cut: bool = False
+    """This part is being ended for the sake of its versions."""
     ended: asyncio.Event = field(default_factory=asyncio.Event)
     """This part."""
 
     def begin(self, key: str, label: str) -> None:
         # Aborting ends every request whose rid begins with the given one: all are of one length.
-        self.rid, self.key, self.posted, self.label = uuid.uuid4().hex, key, label, label
-        self.got, self.void = 0, False
+        self.rid, self.key, self.posted = uuid.uuid4().hex, key, label
+        self.got, self.doubtful, self.void, self.cut = 0, 0, False, False
         self.ended.clear()
 
 
@@ -130,9 +136,13 @@ class SglangEngine:
         self._life, self._installs = uuid.uuid4().hex, 0
         self._stale: set[str] = set()
         """Keys under which the server may hold prefixes that other weights than the present ones computed."""
+        self.doubt_tokens = max(_DOUBT_TOKENS, spec.chunk_tokens)
+        """Tokens of one request whose version is in doubt, after which it is cut."""
+        self.cuts = 0
         self.stale_prefixes = 0
         """Requests begun again because the server gave them a prefix that older weights had computed."""
         self._rides: dict[int, Ride] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
         self._heard = time.monotonic()
         self._paused = False
         self._server: SglangServer | None = None
@@ -293,9 +303,7 @@ class SglangEngine:
         self._gate.set()
         # A life of ours that was killed while it installed weights has left somebody else's server paused.
         await self._control("/continue_generation", {"torch_empty_cache": False}, _CALL_S)
-        watch = asyncio.create_task(self._watch())
-        watch.add_done_callback(self._done)
-        self._watching = watch
+        self._begin_task(self._watch())
 
     async def _wait_ready(self) -> None:
         """Until the server takes requests; whoever calls has the deadline."""
@@ -323,6 +331,11 @@ class SglangEngine:
                 f"SGLang at {self._http.url} runs with dp_size={info['dp_size']}: weights cannot be updated in that; "
                 "start one server for each replica"
             )
+        if info.get("tokenizer_worker_num", 1) != 1:
+            raise EngineError(
+                f"SGLang at {self._http.url} runs with tokenizer_worker_num={info['tokenizer_worker_num']}: only one "
+                "of these learns of new weights; start it with 1"
+            )
         tokens = min(info.get("context_length") or 1 << 30, info.get("max_total_num_tokens") or 1 << 30)
         return Facts(
             version=info["version"],
@@ -331,7 +344,6 @@ class SglangEngine:
             running=int(info.get("max_running_requests") or self._spec.slots),
             mask_tokens=int(info.get("sampling_mask_max_tokens") or 0),
             overlap=not info.get("disable_overlap_schedule", False),
-            labels_exact=bool(info.get("skip_tokenizer_init")) and info.get("tokenizer_worker_num", 1) == 1,
         )
 
     def _check_facts(self) -> None:
@@ -341,12 +353,6 @@ class SglangEngine:
                 f"{self.describe()} has room for {self._facts.context} tokens of a request, {wanted} are needed "
                 f"({self._spec.max_len} and {_SPARE} of its own): start it with --context-length {wanted} and as many "
                 "--max-total-tokens at least"
-            )
-        if not self._facts.labels_exact:
-            log.warning(
-                "%s was not started with --skip-tokenizer-init: rollouts in flight when weights change are reported "
-                "when they end, not in chunks",
-                self.describe(),
             )
 
     async def _watch(self) -> None:
@@ -362,7 +368,14 @@ class SglangEngine:
                 )
             await asyncio.sleep(deadline_s - silent_s)
 
+    def _begin_task(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)  # the loop itself does not keep it alive
+        task.add_done_callback(self._done)
+        return task
+
     def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             self._fail(error)
 
@@ -373,15 +386,14 @@ class SglangEngine:
             flight = self._flights.get(request_id)
             assert flight is not None
             ride = self._rides[request_id] = Ride(request_id, flight)
-            ride.task = asyncio.create_task(self._fly(ride))
-            ride.task.add_done_callback(self._done)
+            ride.task = self._begin_task(self._fly(ride))
 
     async def _let_go(self, ids: Sequence[int]) -> None:
         for request_id in ids:
             ride = self._rides.pop(request_id, None)
             if ride is not None:
                 ride.gone = True
-                asyncio.create_task(self._end(ride)).add_done_callback(self._done)
+                self._begin_task(self._end(ride))
 
     async def _end(self, ride: Ride, every_s: float = 1.0) -> None:
         """Has the server end a part, and cuts the connection of one that it does not and nobody wants."""
@@ -419,7 +431,8 @@ class SglangEngine:
         """One stream to its end; whether the rest of the request has to be put in again."""
         if ride.gone:
             return False
-        ride.begin(self._key, self._label)
+        # What has tokens goes on with its own KV, which is under the key of its first part unless it was flushed.
+        ride.begin(ride.key if ride.flight.token_ids else self._key, self._label)
         again = True
         try:
             async with contextlib.aclosing(self._http.stream(self._body(ride))) as events:
@@ -442,6 +455,7 @@ class SglangEngine:
             "max_new_tokens": ride.flight.left,
             "temperature": 0.0 if sampling.greedy else sampling.temperature,
             "stop_token_ids": list(self._spec.stop_ids),
+            "stream_interval": min(self._spec.chunk_tokens, _STREAM_TOKENS),
         }
         body = {
             "input_ids": ride.flight.context,
@@ -462,37 +476,37 @@ class SglangEngine:
         if ride.got == 0 and tokens and self._is_stale(ride, chunk):
             ride.void = True
             self.stale_prefixes += 1
-            asyncio.create_task(self._end(ride)).add_done_callback(self._done)
+            self._begin_task(self._end(ride))
         ride.got = chunk.total
         if ride.gone or ride.void:
             return True
-        version = self._certain(ride, chunk.label, len(tokens))
-        ride.label = chunk.label
+        version = self._labels.version(chunk.label)
+        certain = version if chunk.label == ride.posted else None
         if chunk.finish is None:
-            self._flights.extend(ride.id, tokens, logprobs, version)
+            self._flights.extend(ride.id, tokens, logprobs, certain)
+            ride.doubtful += len(tokens) if certain is None else 0
+            if ride.doubtful >= self.doubt_tokens and not ride.cut:
+                ride.cut = True
+                self.cuts += 1
+                self._begin_task(self._end(ride))
             return True
         runs = self._spans(ride, chunk)
         finish = self._finish(ride.flight, chunk, tokens)
         if finish is not None:
-            self._flights.extend(ride.id, tokens, logprobs, version, finish, runs)
+            self._flights.extend(ride.id, tokens, logprobs, certain, finish, runs)
             return False
-        self._flights.extend(ride.id, tokens, logprobs, version)
+        self._flights.extend(ride.id, tokens, logprobs, certain)
         self._flights.settle(ride.id, runs)
         ride.runs = runs
         return True
 
     def _is_stale(self, ride: Ride, chunk: Chunk) -> bool:
-        """Whether the request was posted before the weights changed, begun after, and given a prefix from before."""
-        return ride.key in self._stale and chunk.label != ride.posted and chunk.cached > 0
+        """Whether the request was posted before the weights changed, begun after, and given a prefix from before.
 
-    def _certain(self, ride: Ride, label: str, tokens: int) -> PolicyVersion | None:
-        """Version of a chunk's tokens; None if only the final answer can say."""
-        # Labels never go back, so under the label that it was posted under, nothing can have changed.
-        certain = label == ride.posted
-        if self._facts.labels_exact:
-            # Chunks that the server joined across a change have the label of the last of them.
-            certain = label == ride.label or tokens == 1
-        return self._labels.version(label) if certain else None
+        One that has tokens is meant to have it.
+        """
+        begun = len(ride.flight.token_ids) > 0
+        return not begun and ride.key in self._stale and chunk.label != ride.posted and chunk.cached > 0
 
     def _spans(self, ride: Ride, chunk: Chunk) -> list[VersionRun]:
         """Versions of all the request's tokens, those of the parts before included."""
@@ -555,25 +569,21 @@ class SglangEngine:
         return paused_s
 
     async def _read_weights(self, label: str, directory: str, policy: KVPolicy, deadline_s: float) -> None:
-        # Flushing goes to the scheduler and back. With its answer, all tokens sampled before have come to the front
-        # end, under the label of before. It refuses while requests hold KV, which those that keep it do.
-        flushed, said = await self._http.post("/flush_cache", {}, deadline_s)
-        if flushed == 200:
-            self._stale.clear()
-        elif policy != "keep":
-            raise EngineError(f"{self.describe()} did not drop the KV cache of the old weights: {said}")
-        elif self._label:
+        # In place with a flush changes the weights, fails to flush, and is called a failure as a whole.
+        flush = policy != "keep"
+        if not flush and self._label:
             self._stale.add(self._key)
         update = {
             "model_path": directory,
             "load_format": "auto",
             "weight_version": label,
-            # In place it would change the weights, fail to flush, and call the whole a failure.
-            "flush_cache": flushed == 200,
+            "flush_cache": flush,
             "abort_all_requests": False,
             "torch_empty_cache": False,
         }
         await self._control("/update_weights_from_disk", update, deadline_s)
+        if flush:
+            self._stale.clear()
         self._installs += 1
         self._label, self._key = label, f"{self._life}-{self._installs}"
 
