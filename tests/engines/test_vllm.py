@@ -19,7 +19,7 @@ from r1async.generator import staged_weights, vllm_adapter
 from r1async.generator.engine import WeightsError
 from r1async.generator.staged_weights import Staged
 from r1async.generator.vllm_adapter import VllmAdapter
-from r1async.generator.vllm_server import VllmServer
+from r1async.generator.vllm_engine import VllmEngine
 from r1async.models.loading import state_tensors
 from r1async.types import PolicyVersion
 
@@ -45,7 +45,7 @@ def adapter(served: Served) -> VllmAdapter:
 
 @pytest.fixture
 def local(adapter: VllmAdapter) -> VllmAdapter:
-    if isinstance(adapter, VllmServer):
+    if not isinstance(adapter, VllmEngine):
         pytest.skip("over HTTP there is no such call")
     return adapter
 
