@@ -47,8 +47,8 @@ log = logging.getLogger(__name__)
 _LOWEST_TEMPERATURE = 0.01
 _CLAMPED = -9999.0
 """What vLLM's HTTP server makes of a logprob that is NaN or lower than this."""
-_LOOK_S = 0.005
-"""Between two looks at whether the workers have verified a file."""
+_LOOK_S, _LONGEST_LOOK_S = 0.005, 0.25
+"""Between two looks at whether the workers have verified a file, or all requests have ended."""
 _WATCH_S = 1.0
 _END_S = 10.0
 """Seconds that a start which failed may take to come back."""
@@ -465,9 +465,11 @@ class VllmAdapter:
         await self._timed("verify the weights", self._verified(version))
 
     async def _verified(self, version: PolicyVersion) -> None:
-        states = await self._vllm.workers("r1async_state")
+        states, wait_s = await self._vllm.workers("r1async_state"), _LOOK_S
         while not all(state["staged"] for state in states):
-            await asyncio.sleep(_LOOK_S)
+            await asyncio.sleep(wait_s)
+            # Each look is a call between two steps: fewer for a model that takes long.
+            wait_s = min(2 * wait_s, _LONGEST_LOOK_S)
             states = await self._vllm.workers("r1async_state")
         for state in states:
             if state["refusal"] is not None:
