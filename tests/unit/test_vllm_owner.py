@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import psutil
 import pytest
@@ -51,7 +52,45 @@ def owner() -> Iterator[tuple[subprocess.Popen, list[psutil.Process]]]:
                     other.kill()
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="start times are read from /proc")
+LINUX = pytest.mark.skipif(sys.platform != "linux", reason="the parent-death signal and /proc are Linux's")
+SHIMMED = """
+import multiprocessing, pathlib, signal, sys
+from r1async.generator import vllm_owner
+from tests.unit.test_vllm_owner import says_its_pid
+
+if __name__ == "__main__":
+    with vllm_owner.children_die_with_thread(pathlib.Path(sys.argv[1])):
+        multiprocessing.get_context("spawn").Process(target=says_its_pid).start()
+    signal.pause()
+"""
+
+
+def says_its_pid() -> None:
+    print(os.getpid(), flush=True)
+    signal.pause()
+
+
+@LINUX
+def test_a_child_that_watches_nobody_dies_with_its_parent(tmp_path: Path):
+    with subprocess.Popen([sys.executable, "-c", SHIMMED, str(tmp_path)], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        child = psutil.Process(int(process.stdout.readline()))
+        assert child.ppid() == process.pid
+        os.kill(process.pid, signal.SIGKILL)
+    _, alive = psutil.wait_procs([child], timeout=DEATH_S)
+    for left in alive:
+        left.kill()
+    assert not alive
+
+
+@LINUX
+def test_a_child_whose_parent_is_gone_before_it_could_ask_ends_itself():
+    shim = subprocess.run([sys.executable, vllm_owner.__file__, "1", "-c", "print('alive')"], capture_output=True)
+    assert shim.returncode == -signal.SIGKILL
+    assert shim.stdout == b""
+
+
+@LINUX
 def test_engine_and_worker_die_with_a_killed_owner():
     with owner() as (process, others):
         os.kill(process.pid, signal.SIGKILL)

@@ -47,9 +47,11 @@ log = logging.getLogger(__name__)
 _LOWEST_TEMPERATURE = 0.01
 _CLAMPED = -9999.0
 """What vLLM's HTTP server makes of a logprob that is NaN or lower than this."""
-_LOOK_S = 0.005
-"""Between two looks at whether the workers have verified a file."""
+_LOOK_S, _LONGEST_LOOK_S = 0.005, 0.25
+"""Between two looks at whether the workers have verified a file, or all requests have ended."""
 _WATCH_S = 1.0
+_END_S = 10.0
+"""Seconds that a start which failed may take to come back."""
 T = TypeVar("T")
 
 
@@ -116,7 +118,9 @@ class VllmAdapter:
             self._call("start", self._start(), spec.start_deadline_s, setting="generator.start_deadline_s")
         except BaseException:
             vllm.kill()
-            self._loop.call_soon_threadsafe(self._loop.stop)
+            asyncio.run_coroutine_threadsafe(self._give_up(), self._loop)
+            # Its start has our output in its hand; what is raised here should be read where output belongs.
+            self._thread.join(_END_S)
             raise
         self._loop.call_soon_threadsafe(self._watch)
 
@@ -226,8 +230,6 @@ class VllmAdapter:
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join(self._spec.stall_deadline_s)
 
-    # --- in the caller's thread
-
     def _check(self, request: Request) -> None:
         check_request(request, max_len=self._spec.max_len, vocabulary=self._spec.vocabulary)
         temperature = request.sampling.temperature
@@ -251,7 +253,7 @@ class VllmAdapter:
         return _Leg(request_id, key, flight, before=list(before))
 
     def _call(self, what: str, work: Coroutine[object, object, T], limit_s: float, *, setting: str | None = None) -> T:
-        """Runs in the loop, and waits."""
+        """Runs in the loop, and waits. From here on down, methods run in the loop's thread."""
         future: Future[T] = asyncio.run_coroutine_threadsafe(work, self._loop)
         try:
             return future.result(limit_s)
@@ -263,8 +265,6 @@ class VllmAdapter:
                 f"{self._vllm.describe()} did not {what} within {limit_s:g} s "
                 f"({setting or 'generator.stall_deadline_s'}); its log is {self._spec.log}"
             ) from error
-
-    # --- in the loop's thread
 
     def _run_loop(self) -> None:
         asyncio.set_event_loop(self._loop)
@@ -288,8 +288,14 @@ class VllmAdapter:
                     raise EngineError(f"{self._vllm.describe()} has {name}={settings[name]}, want {want}")
             self._block_tokens = settings["block_size"] if settings["enable_prefix_caching"] else 0
 
+    async def _give_up(self) -> None:
+        try:
+            await self._vllm.close()
+        finally:
+            self._loop.stop()
+
     def _begin(self, legs: Iterable[_Leg]) -> None:
-        if not self._legs:
+        if all(leg.dropped for leg in self._legs.values()):
             self._arrived = time.monotonic()
         for leg in legs:
             self._legs[leg.key] = leg
@@ -440,10 +446,12 @@ class VllmAdapter:
             self._whole = all(state["intact"] and state["loaded"] != str(staged.path) for state in states)
             if self._whole:
                 raise WeightsError(f"version {version} refused, {self._version} still served: {error}") from error
-            raise EngineError(
+            broken = EngineError(
                 f"{self._vllm.describe()} failed in the middle of loading version {version} and answers nothing more; "
                 f"its log is {self._spec.log}"
-            ) from error
+            )
+            self._flights.fail(broken)
+            raise broken from error
         self._whole = True
 
     async def _verify(self, version: PolicyVersion, staged: Staged) -> None:
@@ -457,9 +465,11 @@ class VllmAdapter:
         await self._timed("verify the weights", self._verified(version))
 
     async def _verified(self, version: PolicyVersion) -> None:
-        states = await self._vllm.workers("r1async_state")
+        states, wait_s = await self._vllm.workers("r1async_state"), _LOOK_S
         while not all(state["staged"] for state in states):
-            await asyncio.sleep(_LOOK_S)
+            await asyncio.sleep(wait_s)
+            # Each look is a call between two steps: fewer for a model that takes long.
+            wait_s = min(2 * wait_s, _LONGEST_LOOK_S)
             states = await self._vllm.workers("r1async_state")
         for state in states:
             if state["refusal"] is not None:

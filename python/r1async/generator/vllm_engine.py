@@ -44,6 +44,8 @@ _OURS = {
     "enable_prefix_caching": "nothing: groups share their prompt by it",
 }
 """Arguments of vLLM that are not for `generator.vllm.args`, and what decides them."""
+_CPU_BLOCK = 128
+"""Tokens of a block of vLLM's KV cache on a CPU, unless its block_size says otherwise."""
 _END_S = 10.0
 """Seconds that vLLM's processes have to end by themselves."""
 
@@ -96,7 +98,7 @@ class LocalVllm:
             settings = self._settings(on_cpu=current_platform.is_cpu())
             if unknown := sorted(settings.keys() - {field.name for field in fields(AsyncEngineArgs)}):
                 raise ValueError(f"generator.vllm.args: vLLM {self._version} has no argument {unknown[0]!r}")
-            with self._said("start"):
+            with self._said("start"), vllm_owner.children_die_with_thread(self._spec.log.parent):
                 self._engine = AsyncLLM.from_engine_args(AsyncEngineArgs(**settings))
         # From here on its front end speaks up among our own lines; its engine and workers go on in their log.
         logging.getLogger("vllm").setLevel(logging.WARNING)
@@ -297,10 +299,6 @@ def _cache_bytes(spec: EngineSpec) -> int:
     token = 2 * int(model.num_hidden_layers) * kv_heads * head_dim * DTYPES[spec.dtype].itemsize
     blocks = -(-spec.max_len // _CPU_BLOCK) * spec.slots
     return token * _CPU_BLOCK * (blocks + blocks // 2 + 2)
-
-
-_CPU_BLOCK = 128
-"""Tokens of a block of vLLM's KV cache on a CPU, unless its block_size says otherwise."""
 
 
 @contextmanager
