@@ -47,6 +47,8 @@ class PlayedSglang:
         self.label = "default"
         self.on_abort: Callable[[], object] = lambda: None
         self.calls: list[tuple[str, Any]] = []
+        self.peers: list[object] = []
+        """Client's end of the connection of each call."""
         self._ready = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), daemon=True)
         self._thread.start()
@@ -76,6 +78,7 @@ class PlayedSglang:
     async def _answer(self, request: web.Request) -> web.StreamResponse:
         body = json.loads(await request.text() or "null")
         self.calls.append((request.path, body))
+        self.peers.append(request.get_extra_info("peername"))
         if request.path in self.answers:
             status, said = self.answers[request.path]
             return web.json_response(said, status=status)

@@ -273,6 +273,12 @@ def test_a_request_with_many_tokens_in_doubt_is_cut_and_goes_on_with_its_own_cac
     assert rest["input_ids"][5:] == [5, 6, 7]
 
 
+def test_no_request_goes_out_on_a_connection_that_the_server_may_be_closing(play):
+    played = play(generate=replies([last([2], 1, "stop"), DONE]))
+    played.ask()
+    assert len(played.server.peers) == len(set(played.server.peers)) >= 8
+
+
 def test_a_silent_server_is_an_error(play):
     played = play(changed={"stall_deadline_s": 0.2}, generate=lambda body: None)
     with pytest.raises(EngineError, match=r"1 requests and sampled nothing for .*stall_deadline_s=0.2"):

@@ -104,7 +104,9 @@ class SglangClient:
 
     async def _open(self) -> aiohttp.ClientSession:
         return aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0),
+            # A connection each: the server closes idle ones when it likes, and a request that goes out on one at that
+            # moment is lost without a word on whether it was done.
+            connector=aiohttp.TCPConnector(limit=0, force_close=True),
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_S),
             trust_env=False,
         )
