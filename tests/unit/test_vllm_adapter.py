@@ -422,7 +422,7 @@ def test_arguments_are_read_as_yaml_and_ours_are_refused():
     }
     with pytest.raises(ValueError, match=r"name=value each, got 'nonsense'"):
         parse_args(["nonsense"])
-    with pytest.raises(ValueError, match=r"max_num_seqs is not for here; generator.slots decides it"):
+    with pytest.raises(ValueError, match=r"max_num_seqs is not for here: generator.slots decides it"):
         parse_args(["max_num_seqs=4"])
 
 

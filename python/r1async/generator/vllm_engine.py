@@ -33,17 +33,17 @@ if TYPE_CHECKING:
     from vllm.v1.engine.async_llm import AsyncLLM
 
 _OURS = {
-    "model": "model.path",
-    "dtype": "model.dtype",
-    "seed": "seed",
-    "max_model_len": "data.max_prompt_tokens + sampling.max_tokens",
-    "max_num_seqs": "generator.slots",
-    "logprobs_mode": "nothing: the learner needs the logprobs of what was sampled from",
-    "worker_extension_cls": "nothing: ours loads the weights",
-    "weight_transfer_config": "nothing: ours loads the weights",
-    "enable_prefix_caching": "nothing: groups share their prompt by it",
+    "model": "model.path decides it",
+    "dtype": "model.dtype decides it",
+    "seed": "the run's seed decides it",
+    "max_model_len": "data.max_prompt_tokens and sampling.max_tokens decide it",
+    "max_num_seqs": "generator.slots decides it",
+    "logprobs_mode": "the learner needs the logprobs of what was sampled from",
+    "worker_extension_cls": "ours loads the weights",
+    "weight_transfer_config": "ours loads the weights",
+    "enable_prefix_caching": "groups share their prompt by it",
 }
-"""Arguments of vLLM that are not for `generator.vllm.args`, and what decides them."""
+"""Arguments of vLLM that are not for `generator.vllm.args`, and why."""
 _CPU_BLOCK = 128
 """Tokens of a block of vLLM's KV cache on a CPU, unless its block_size says otherwise."""
 _END_S = 10.0
@@ -273,7 +273,7 @@ def parse_args(args: Sequence[str]) -> dict[str, object]:
         if not separator or not name.isidentifier():
             raise ValueError(f"generator.vllm.args: must be name=value each, got {arg!r}")
         if name in _OURS:
-            raise ValueError(f"generator.vllm.args: {name} is not for here; {_OURS[name]} decides it")
+            raise ValueError(f"generator.vllm.args: {name} is not for here: {_OURS[name]}")
         parsed[name] = yaml.safe_load(value)
     return parsed
 
