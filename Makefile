@@ -79,6 +79,7 @@ fuzz:
 	cargo +nightly fuzz run wire -- -runs=$(FUZZ_RUNS) -max_len=1024 -malloc_limit_mb=256 -print_final_stats=1
 	cargo +nightly fuzz run --sanitizer none service -- -runs=$(FUZZ_RUNS) -max_len=512 -print_final_stats=1
 	cargo +nightly fuzz run --sanitizer none journal -- -runs=$(FUZZ_RUNS) -max_len=2048 -malloc_limit_mb=256 -print_final_stats=1
+	cargo +nightly fuzz run --sanitizer none weights -- -runs=$(FUZZ_RUNS) -max_len=2048 -malloc_limit_mb=256 -print_final_stats=1
 
 env: $(VENV)/extension.stamp
 

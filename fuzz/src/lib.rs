@@ -4,4 +4,5 @@ pub mod journal;
 pub mod messages;
 pub mod seeds;
 pub mod service;
+pub mod weights;
 pub mod wire;

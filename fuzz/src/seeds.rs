@@ -3,13 +3,14 @@
 use crate::journal;
 use crate::messages as say;
 use crate::service::{self, ROLES, act};
+use crate::weights;
 
 /// Kinds of `act::REPORT`.
 const STEPPED: u8 = 0;
 const PUBLISHED: u8 = 1;
 const COMMITTED: u8 = 2;
 
-/// Every message of docs/protocol.md, a short run of the buffer, damages of a journal: target, name, bytes.
+/// Every message of docs/protocol.md, a short run of the buffer, damages of a journal, encoded tensors: target, name, bytes.
 pub fn all() -> Vec<(&'static str, String, Vec<u8>)> {
     let mut seeds = vec![("service", "run".to_owned(), run())];
     for (index, message) in messages().into_iter().enumerate() {
@@ -22,6 +23,9 @@ pub fn all() -> Vec<(&'static str, String, Vec<u8>)> {
     }
     for (index, script) in damages().into_iter().chain(journal::bodies()).enumerate() {
         seeds.push(("journal", format!("script-{index}"), script));
+    }
+    for (index, bytes) in weights::seeds().into_iter().enumerate() {
+        seeds.push(("weights", format!("pair-{index}"), bytes));
     }
     seeds
 }
@@ -149,6 +153,7 @@ mod tests {
             let play = match target {
                 "wire" => crate::wire::read,
                 "journal" => journal::play,
+                "weights" => weights::apply,
                 _ => |script: &[u8]| _ = service::play(script),
             };
             play(&seed);

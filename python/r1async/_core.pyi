@@ -18,6 +18,13 @@ __all__ = [
     "journal_audit",
     "parse_logprobs_json",
     "simulate",
+    "weights_bounds",
+    "weights_decode",
+    "weights_encode",
+    "weights_hashes",
+    "weights_merge",
+    "weights_xor_zstd",
+    "weights_xor_zstd_decode",
 ]
 
 @final
@@ -247,4 +254,104 @@ def simulate(settings: Settings, model: str) -> dict[str, Any]:
     Raises:
         ValueError: not such JSON, or a number that cannot be.
         RuntimeError: the run comes to a stand-still; the text says what it waits for.
+    """
+
+def weights_encode(
+    new: NDArray[np.uint8], base: NDArray[np.uint8] | None, layout: list[tuple[str, int, int]], threads: int
+) -> list[tuple[str, NDArray[np.uint8], int]]:
+    """Every tensor of a version in as few bytes as one of the codecs of rust/r1async-weights can make of it.
+
+    Args:
+        new: the version's bytes, one-dimensional and contiguous; nobody writes to it meanwhile.
+        base: the bytes of the version that the receiver has, laid out alike; None: encoded by itself.
+        layout: dtype, first byte and bytes of each tensor.
+        threads: that work on it at most; the GIL is released.
+
+    Returns:
+        Of each tensor: codec (``same | raw | planes | ulp | ulp_planes``), encoded bytes, and how many values differ
+        from the base (all without one).
+
+    Raises:
+        ValueError: a dtype that has no name, or a tensor beyond the array.
+    """
+
+def weights_decode(
+    data: NDArray[np.uint8],
+    layout: list[tuple[str, int, int]],
+    places: list[tuple[str, int, int]],
+    blob: NDArray[np.uint8],
+    threads: int,
+) -> list[str]:
+    """Puts every encoded tensor into its place, and hashes what is then there.
+
+    Args:
+        data: holds the base if there is one, and gets the version; nobody reads it meanwhile.
+        layout: as for `weights_encode`, in order and without overlap.
+        places: of each tensor: codec, first byte in `blob`, bytes.
+        blob: the encoded bytes, from whoever sent them.
+        threads: that work on it at most; the GIL is released.
+
+    Returns:
+        Of each tensor xxh3-128 of its bytes, in hexadecimal.
+
+    Raises:
+        ValueError: bytes that no encoder made for this tensor; the text says what. `data` is then neither version.
+    """
+
+def weights_hashes(data: NDArray[np.uint8], layout: list[tuple[str, int, int]], threads: int) -> list[str]:
+    """xxh3-128 of every tensor's bytes, in hexadecimal.
+
+    Raises:
+        ValueError: as `weights_encode`.
+    """
+
+def weights_merge(
+    layout: list[tuple[str, int, int]],
+    first: list[tuple[str, int, int]],
+    first_blob: NDArray[np.uint8],
+    second: list[tuple[str, int, int]],
+    second_blob: NDArray[np.uint8],
+    threads: int,
+) -> list[tuple[str, NDArray[np.uint8], int]]:
+    """Encodings that do what two do one after the other; the version that they apply to is not needed.
+
+    Args:
+        layout: as for `weights_encode`.
+        first: codec, first byte in `first_blob` and bytes of each tensor; applied first.
+        first_blob: its encoded bytes.
+        second: the same of the one that follows.
+        second_blob: its encoded bytes.
+        threads: that work on it at most; the GIL is released.
+
+    Returns:
+        As `weights_encode`.
+
+    Raises:
+        ValueError: bytes that no encoder made for this tensor; the text says what.
+    """
+
+def weights_xor_zstd(
+    new: NDArray[np.uint8], base: NDArray[np.uint8], layout: list[tuple[str, int, int]]
+) -> list[NDArray[np.uint8]]:
+    """What others send, for `r1async bench weights`: each tensor XOR its base, through zstd-1, on one thread.
+
+    Raises:
+        ValueError: as `weights_encode`.
+    """
+
+def weights_xor_zstd_decode(
+    data: NDArray[np.uint8], layout: list[tuple[str, int, int]], payloads: list[NDArray[np.uint8]]
+) -> None:
+    """Inverse of `weights_xor_zstd`: `data` holds the base and gets the version.
+
+    Raises:
+        ValueError: as `weights_decode`.
+    """
+
+def weights_bounds(new: NDArray[np.uint8], base: NDArray[np.uint8], dtype: str) -> tuple[int, float]:
+    """Bytes of a 32-bit index and the value for each changed value; and the entropy in bytes of places and differences
+    if every value changes by itself, with one probability, by an amount of one distribution.
+
+    Raises:
+        ValueError: two arrays of different length, or of no whole number of values.
     """

@@ -125,6 +125,8 @@ RANGES: dict[str, Range] = {
     "learner.batch_deadline_s": SECONDS,
     "weights.publish_every": COUNT,
     "weights.chunk_bytes": Range(2**10, 2**30),
+    "weights.window": Range(0, 1024),
+    "weights.threads": Range(1, 256),
     "weights.deadline_s": SECONDS,
     "eval.every": MAYBE,
     "eval.prompts": COUNT,

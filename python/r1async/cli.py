@@ -362,6 +362,10 @@ def _bench(arguments: Sequence[str]) -> int:
         from r1async.bench.buffer import main as bench_buffer
 
         return bench_buffer(arguments[1:])
+    if arguments[:1] == ["weights"]:
+        from r1async.bench.weights import main as bench_weights
+
+        return bench_weights(arguments[1:])
     from r1async.bench.throughput import main as bench_throughput
 
     return bench_throughput(arguments)

@@ -326,7 +326,11 @@ class WeightsConfig:
     publish_every: int = 1
     """Optimizer steps between two publications; max_staleness=0 needs 1."""
     chunk_bytes: int = 8 * 2**20
-    """Bytes of one chunk of a snapshot."""
+    """Bytes of one chunk of a package: what is asked for, checked and asked for again at a time."""
+    window: int = 16
+    """Versions back from the newest from which a receiver gets a delta; 0: every version travels whole."""
+    threads: int = 2
+    """Threads that encode a version in the learner, or decode it in a generator, at most."""
     deadline_s: float = 120.0
     """Seconds a receiver waits for the next chunk before it asks again from the manifest."""
 

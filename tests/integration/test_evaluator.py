@@ -133,9 +133,9 @@ class PlayedRun:
 
     def _as_learner(self, message: Message) -> list[tuple[dict, dict]]:
         match message.header:
-            case {"t": "want", "pin": [epoch, number]} if epoch == self.epoch and number not in self.missing:
-                return [({"t": "manifest", "version": [epoch, number], "hash": f"hash-{number}", "pinned": True}, {})]
-            case {"t": "want", "pin": pin}:
+            case {"t": "look", "pin": [epoch, number]} if epoch == self.epoch and number not in self.missing:
+                return [({"t": "held", "version": [epoch, number], "hash": f"hash-{number}"}, {})]
+            case {"t": "look", "pin": pin}:
                 return [({"t": "missing", "version": pin, "newest": [self.epoch, self.published], "pinned": True}, {})]
             case {"t": "release", "pin": pin}:
                 return [({"t": "released", "pin": pin}, {})]
@@ -241,7 +241,7 @@ def test_event_tells_of_a_version_sooner_than_the_next_heartbeat(tmp_path):
         run.published = 4
         heartbeats = len(run.of("heartbeat"))
         run.publish_event()
-        run.wait("want", 2)
+        run.wait("look", 2)
         assert len(run.of("heartbeat")) <= heartbeats + 1
         assert process.wait(DEADLINE_S) == 0
 
@@ -308,7 +308,7 @@ def test_what_an_earlier_process_wrote_is_not_evaluated_again(tmp_path):
     with playing(config) as (run, process):
         run.published = 4
         assert process.wait(DEADLINE_S) == 0
-        assert [m.header["pin"] for m in run.of("want")] == [[1, 4]]
+        assert [m.header["pin"] for m in run.of("look")] == [[1, 4]]
     assert [r["version"] for r in records(config)] == [0, 0, 4, 4]
 
 

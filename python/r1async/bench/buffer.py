@@ -71,7 +71,7 @@ def bench(options: argparse.Namespace) -> dict[str, Any]:
     return {
         "machine": {
             "cpus": os.cpu_count(),
-            "cpu": _cpu(),
+            "cpu": cpu_name(),
             "load_before": load_before,
             "python": sys.version.split()[0],
         },
@@ -122,7 +122,8 @@ def _medians(runs: Sequence[Mapping[str, float]]) -> dict[str, float]:
     return {name: median(run[name] for run in runs) for name in runs[0]}
 
 
-def _cpu() -> str:
+def cpu_name() -> str:
+    """As the kernel has it."""
     for line in Path("/proc/cpuinfo").read_text().splitlines():
         if line.startswith("model name"):
             return line.split(":", 1)[1].strip()

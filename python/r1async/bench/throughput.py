@@ -253,6 +253,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="r1async bench", description="Measure this machine with real runs.")
     commands = parser.add_subparsers(required=True, metavar="BENCHMARK")
     commands.add_parser("buffer", help="rollouts through the buffer and its rivals: `r1async bench buffer --help`")
+    commands.add_parser("weights", help="size and cost of a weight push and its rivals: `r1async bench weights --help`")
     throughput = commands.add_parser(
         "throughput",
         help="asynchronous over synchronous training, completions per second",

@@ -175,7 +175,7 @@ class Evaluator:
                 continue
             header = item.message.header
             match header:
-                case {"t": "manifest", "version": list(pin), "hash": str(digest)} if tuple(pin) == version:
+                case {"t": "held", "version": list(pin), "hash": str(digest)} if tuple(pin) == version:
                     return digest
                 case {"t": "missing", "version": list(pin)} if tuple(pin) == version:
                     raise GivenUp(f"version {version} cannot be evaluated: the learner no longer has it")

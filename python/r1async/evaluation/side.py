@@ -1,8 +1,8 @@
 """What the evaluator hears besides the buffer's answers: events, and the learner's word about kept versions.
 
 A thread with two sockets. Takes: events (hints), replies of the weights socket. Gives: both, into the inbox. Waits
-for: a socket. It never reads weights: `want` with a pin answers with the manifest, whose hash is all that we need,
-and keeps the version while generators fetch it.
+for: a socket. It never reads weights: `look` answers with the version's hash, which is all that we need, and keeps the
+version while generators fetch it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ HINTS = frozenset({"state", "step"})
 
 @dataclass(frozen=True, slots=True)
 class WeightsReply:
-    """The learner's answer: manifest, missing, released or error."""
+    """The learner's answer: held, missing, released or error."""
 
     message: Message
 
@@ -80,8 +80,8 @@ class SideSockets:
         self._thread.start()
 
     def want(self, pin: PolicyVersion) -> None:
-        """Ask for a version's manifest; a `WeightsReply` follows."""
-        self._send({"t": "want", "run": self._run, "name": "evaluator", "have": None, "pin": list(pin)})
+        """Ask for a version to be kept, and for its hash; a `WeightsReply` follows."""
+        self._send({"t": "look", "run": self._run, "name": "evaluator", "pin": list(pin)})
 
     def release(self, pin: PolicyVersion) -> None:
         """No evaluation needs the version any more."""

@@ -93,6 +93,7 @@ def run(
                 # A manifest or a chunk: a chunk's header is small, a manifest has a line for each tensor.
                 max_message_bytes=max(config.buffer.max_message_bytes, 2 * config.weights.chunk_bytes),
                 keys=client_keys(config, "weights", "generator"),
+                threads=config.weights.threads,
                 stuck=lambda version, waited_s: buffer.tell_incident(
                     "weight_push",
                     "asked again",

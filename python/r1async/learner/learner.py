@@ -155,7 +155,7 @@ class Learner:
             self.publisher = Publisher(
                 config.endpoint("weights"), run=config.name, dtype=config.model.dtype,
                 chunk_bytes=config.weights.chunk_bytes, deadline_s=config.weights.deadline_s,
-                keys=server_keys(config, "weights"),
+                window=config.weights.window, threads=config.weights.threads, keys=server_keys(config, "weights"),
             )  # fmt: skip
             self.link = connect_first(config, step=self.saved_steps, stats=self._stats, inbox=self.inbox)
             self.publishing = PublishThread(
@@ -198,6 +198,8 @@ class Learner:
             self._save(link)
         after = self.timeline.stats()
         metrics |= {f"{name}_s": _grown(before, after, f"busy_s:{name}") for name in ("publish", "checkpoint")}
+        if self.publisher is not None:
+            metrics |= self.publisher.figures()
         self._write(batch.step, metrics)
 
     def _publish(self, link: Link) -> None:

@@ -1,15 +1,16 @@
-"""One weight version as bytes: a snapshot, and the manifest that says what is in it.
+"""What a weight version is, and what travels of it.
 
-A snapshot is all tensors one after the other in one host buffer, cast to the dtype that is served. The manifest names
-them, and has a hash of every chunk (which one to ask for again) and of the whole (what a version's weights are).
+A `Snapshot` is a version: all tensors one after the other in one host buffer, cast to the dtype that is served, with
+xxh3-128 of each and of the whole. A `Package` is a version as bytes for somebody: each tensor by itself or as what
+changed since a base that he has (`_core.weights_encode`), cut into chunks. Its `Manifest` names base and result.
 """
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ import xxhash
 from numpy.typing import NDArray
 from torch import Tensor
 
+from r1async import _core
 from r1async.types import PolicyVersion
 from r1async.wire import Message, WireError
 
@@ -35,41 +37,92 @@ DTYPES: Mapping[str, torch.dtype] = {
     "bool": torch.bool,
 }
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
+CODECS = frozenset({"same", "raw", "planes", "ulp", "ulp_planes"})
+"""As rust/r1async-weights has them."""
+NEED_BASE = frozenset({"same", "ulp", "ulp_planes"})
+
+Layout = list[tuple[str, int, int]]
+"""dtype, first byte and bytes of each tensor in a snapshot's buffer."""
 
 
 @dataclass(frozen=True, slots=True)
 class TensorEntry:
-    """Where one tensor lies in the snapshot."""
+    """A tensor of a version."""
 
     name: str
     dtype: str
     shape: tuple[int, ...]
-    offset: int
+    hash: str
+    """xxh3-128 of its bytes, in hexadecimal."""
+
+    @property
+    def num_values(self) -> int:
+        return math.prod(self.shape)
 
     @property
     def num_bytes(self) -> int:
-        return math.prod(self.shape) * DTYPES[self.dtype].itemsize
+        return self.num_values * DTYPES[self.dtype].itemsize
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """How a tensor is encoded in a package, and in how many bytes; parts follow each other without a gap."""
+
+    codec: str
+    num_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """The version that a package leads on from."""
+
+    version: PolicyVersion
+    hash: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Manifest:
     run: str
     version: PolicyVersion
+    base: Base | None
+    """What the receiver must have; None: the version by itself."""
     tensors: tuple[TensorEntry, ...]
-    total_bytes: int
-    chunk_bytes: int
+    parts: tuple[Part, ...]
+    """Of each tensor."""
+    changed: int
+    """Values that differ from the base; all of them without one."""
     hash: str
-    """xxh3-128 of all bytes, in hexadecimal."""
+    """Of the version, see `version_hash`."""
+    chunk_bytes: int
     chunk_hashes: NDArray[np.int64]
     """xxh3-64 of each chunk, the bits of the unsigned number."""
+
+    @property
+    def total_bytes(self) -> int:
+        """Of the package."""
+        return sum(part.num_bytes for part in self.parts)
 
     @property
     def num_chunks(self) -> int:
         return -(-self.total_bytes // self.chunk_bytes)
 
+    @property
+    def density(self) -> float:
+        """Share of values that differ from the base; 1 without one."""
+        values = sum(tensor.num_values for tensor in self.tensors)
+        return self.changed / values if values else 0.0
+
     def chunk(self, index: int) -> slice:
         """The bytes of a chunk."""
         return slice(index * self.chunk_bytes, min((index + 1) * self.chunk_bytes, self.total_bytes))
+
+    def places(self) -> list[tuple[str, int, int]]:
+        """Codec, first byte and bytes of each tensor in the package."""
+        places, at = [], 0
+        for part in self.parts:
+            places.append((part.codec, at, part.num_bytes))
+            at += part.num_bytes
+        return places
 
     def header(self) -> dict[str, object]:
         """As a message's header; `chunk_hashes` is the one column beside it."""
@@ -77,7 +130,12 @@ class Manifest:
             "t": "manifest",
             "run": self.run,
             "version": list(self.version),
-            "tensors": [[t.name, t.dtype, list(t.shape), t.offset] for t in self.tensors],
+            "base": None if self.base is None else [list(self.base.version), self.base.hash],
+            "tensors": [
+                [tensor.name, tensor.dtype, list(tensor.shape), tensor.hash, part.codec, part.num_bytes]
+                for tensor, part in zip(self.tensors, self.parts, strict=True)
+            ],
+            "changed": self.changed,
             "total_bytes": self.total_bytes,
             "chunk_bytes": self.chunk_bytes,
             "hash": self.hash,
@@ -94,24 +152,28 @@ class Manifest:
             case {
                 "run": str(run),
                 "tensors": list(tensors),
+                "changed": int(changed),
                 "total_bytes": int(total_bytes),
                 "chunk_bytes": int(chunk_bytes),
                 "hash": str(digest),
-            } if chunk_bytes > 0:
+            } if chunk_bytes > 0 and changed >= 0:
                 pass
             case _:
                 raise WireError(f"a manifest lacks a field or has one of another type: {sorted(message.header)}")
         hashes = message.columns.get("chunk_hashes")
+        entries = [_entry(item) for item in tensors]
         manifest = cls(
             run=run,
             version=read_version(message.header.get("version")),
-            tensors=tuple(_entry(item) for item in tensors),
-            total_bytes=total_bytes,
-            chunk_bytes=chunk_bytes,
+            base=read_base(message.header.get("base")),
+            tensors=tuple(tensor for tensor, _ in entries),
+            parts=tuple(part for _, part in entries),
+            changed=changed,
             hash=digest,
+            chunk_bytes=chunk_bytes,
             chunk_hashes=np.empty(0, np.int64) if hashes is None else hashes,
         )
-        _check(manifest)
+        _check(manifest, total_bytes)
         return manifest
 
 
@@ -128,84 +190,69 @@ def read_version(value: object) -> PolicyVersion:
             raise WireError(f"a version must be [epoch, number], got {value!r:.80}")
 
 
-def _entry(item: object) -> TensorEntry:
+def read_base(value: object) -> Base | None:
+    """[version, hash] of a header, or nothing.
+
+    Raises:
+        WireError: something else.
+    """
+    match value:
+        case None:
+            return None
+        case [version, str(digest)]:
+            return Base(read_version(version), digest)
+        case _:
+            raise WireError(f"a base must be [version, hash] or nil, got {value!r:.80}")
+
+
+def _entry(item: object) -> tuple[TensorEntry, Part]:
     match item:
-        case [str(name), str(dtype), list(shape), int(offset)] if dtype in DTYPES:
+        case [str(name), str(dtype), list(shape), str(digest), str(codec), int(num_bytes)] if (
+            dtype in DTYPES and codec in CODECS
+        ):
             if all(isinstance(size, int) and size >= 0 for size in shape):
-                return TensorEntry(name, dtype, tuple(shape), offset)
-    raise WireError(f"a tensor must be [name, dtype, shape, offset], got {item!r:.120}")
+                return TensorEntry(name, dtype, tuple(shape), digest), Part(codec, num_bytes)
+    raise WireError(f"a tensor must be [name, dtype, shape, hash, codec, bytes], got {item!r:.160}")
 
 
-def _check(manifest: Manifest) -> None:
-    end = 0
-    for tensor in manifest.tensors:
-        if tensor.offset != end + -end % ALIGNMENT:
-            raise WireError(f"tensor {tensor.name!r} begins at byte {tensor.offset}, the one before ends at {end}")
-        end = tensor.offset + tensor.num_bytes
-    if end != manifest.total_bytes:
-        raise WireError(f"tensors end at byte {end} of {manifest.total_bytes}")
+def _check(manifest: Manifest, total_bytes: int) -> None:
+    if not manifest.tensors:
+        raise WireError("a manifest names no tensor")
+    for tensor, part in zip(manifest.tensors, manifest.parts, strict=True):
+        if not 0 <= part.num_bytes <= tensor.num_bytes:
+            raise WireError(f"tensor {tensor.name!r} of {tensor.num_bytes} bytes is encoded in {part.num_bytes}")
+        if part.codec in NEED_BASE and manifest.base is None:
+            raise WireError(f"tensor {tensor.name!r} is encoded as {part.codec}, and the manifest names no base")
+    if manifest.total_bytes != total_bytes:
+        raise WireError(f"tensors end at byte {manifest.total_bytes} of {total_bytes}")
     if len({tensor.name for tensor in manifest.tensors}) != len(manifest.tensors):
         raise WireError("two tensors of a manifest have one name")
     if manifest.chunk_hashes.dtype != np.int64 or len(manifest.chunk_hashes) != manifest.num_chunks:
         raise WireError(f"{len(manifest.chunk_hashes)} chunk hashes for {manifest.num_chunks} chunks")
+    if manifest.hash != version_hash(manifest.tensors):
+        raise WireError(f"the manifest of version {manifest.version} has not the hash of what it lists")
+    if manifest.base is not None and manifest.base.version == manifest.version:
+        raise WireError(f"version {manifest.version} has itself as base")
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if manifest.total_bytes > memory:
-        raise WireError(f"a snapshot of {manifest.total_bytes} bytes; this machine has {memory}")
+    _, num_bytes = layout_of(manifest.tensors)
+    if num_bytes > memory:
+        raise WireError(f"a version of {num_bytes} bytes; this machine has {memory}")
 
 
-@dataclass(frozen=True, slots=True)
-class Snapshot:
-    """A manifest and its bytes."""
-
-    manifest: Manifest
-    data: NDArray[np.uint8]
-
-    def chunk(self, index: int) -> NDArray[np.uint8]:
-        return self.data[self.manifest.chunk(index)]
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Views of the bytes, by name."""
-        flat = torch.from_numpy(self.data)
-        return {t.name: _view(flat, t) for t in self.manifest.tensors}
+def layout_of(tensors: Iterable[TensorEntry]) -> tuple[Layout, int]:
+    """Where tensors lie in a snapshot's buffer, and its bytes."""
+    layout, end = [], 0
+    for tensor in tensors:
+        start = end + -end % ALIGNMENT
+        layout.append((tensor.dtype, start, tensor.num_bytes))
+        end = start + tensor.num_bytes
+    return layout, end
 
 
-def take_snapshot(
-    version: PolicyVersion, tensors: Mapping[str, Tensor], *, run: str, dtype: str, chunk_bytes: int
-) -> Snapshot:
-    """Copies tensors to the host, floating point ones cast to `dtype`.
-
-    Raises:
-        ValueError: no tensor, or one of a dtype that has no name here.
-    """
-    if not tensors:
-        raise ValueError(f"version {version} has no tensors to publish")
-    entries, end = [], 0
-    for name, tensor in tensors.items():
-        kind = dtype if tensor.is_floating_point() else _NAMES.get(tensor.dtype)
-        if kind is None:
-            raise ValueError(f"tensor {name!r} is {tensor.dtype}; can be published: {sorted(DTYPES)}")
-        entries.append(TensorEntry(name, kind, tuple(tensor.shape), end + -end % ALIGNMENT))
-        end = entries[-1].offset + entries[-1].num_bytes
-    flat = torch.zeros(end, dtype=torch.uint8)
-    for entry, tensor in zip(entries, tensors.values(), strict=True):
-        _view(flat, entry).copy_(tensor.detach())
-    data = flat.numpy()
-    starts = range(0, end, chunk_bytes)
-    chunk_hashes = np.array([chunk_hash(data[start : start + chunk_bytes]) for start in starts], np.int64)
-    manifest = Manifest(
-        run=run,
-        version=version,
-        tensors=tuple(entries),
-        total_bytes=end,
-        chunk_bytes=chunk_bytes,
-        hash=whole_hash(data),
-        chunk_hashes=chunk_hashes,
-    )
-    return Snapshot(manifest, data)
-
-
-def whole_hash(data: NDArray[np.uint8]) -> str:
-    return xxhash.xxh3_128_hexdigest(data.data)
+def version_hash(tensors: Iterable[TensorEntry]) -> str:
+    """xxh3-128 over name, dtype, shape and hash of every tensor, in order: what a version's weights are."""
+    lines = (f"{each.name}\0{each.dtype}\0{list(each.shape)}\0{each.hash}\n" for each in tensors)
+    return xxhash.xxh3_128_hexdigest("".join(lines).encode())
 
 
 def chunk_hash(data: NDArray[np.uint8]) -> int:
@@ -214,5 +261,71 @@ def chunk_hash(data: NDArray[np.uint8]) -> int:
     return digest - 2**64 if digest >= 2**63 else digest
 
 
-def _view(flat: Tensor, entry: TensorEntry) -> Tensor:
-    return flat[entry.offset : entry.offset + entry.num_bytes].view(DTYPES[entry.dtype]).view(entry.shape)
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """All tensors of a version. Nobody writes to `data` while it is one."""
+
+    version: PolicyVersion
+    entries: tuple[TensorEntry, ...]
+    data: NDArray[np.uint8]
+    hash: str
+    layout: Layout = field(repr=False)
+
+    @property
+    def base(self) -> Base:
+        """As the base of a package."""
+        return Base(self.version, self.hash)
+
+    def has_tensors_of(self, other: Snapshot | Manifest) -> bool:
+        """Whether names, dtypes and shapes are the other's: only then is there a difference."""
+        theirs = other.entries if isinstance(other, Snapshot) else other.tensors
+        return _kinds(self.entries) == _kinds(theirs)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Views of the bytes, by name."""
+        flat = torch.from_numpy(self.data)
+        return {
+            entry.name: _view(flat, entry, start)
+            for entry, (_, start, _) in zip(self.entries, self.layout, strict=True)
+        }
+
+
+def _kinds(entries: Iterable[TensorEntry]) -> list[tuple[str, str, tuple[int, ...]]]:
+    return [(entry.name, entry.dtype, entry.shape) for entry in entries]
+
+
+def snapshot_of(
+    version: PolicyVersion, entries: Iterable[TensorEntry], data: NDArray[np.uint8], hashes: Iterable[str]
+) -> Snapshot:
+    """A version of tensors whose hashes are known; those of `entries` do not matter."""
+    named = tuple(
+        TensorEntry(each.name, each.dtype, each.shape, digest) for each, digest in zip(entries, hashes, strict=True)
+    )
+    layout, _ = layout_of(named)
+    return Snapshot(version, named, data, version_hash(named), layout)
+
+
+def take_snapshot(version: PolicyVersion, tensors: Mapping[str, Tensor], *, dtype: str, threads: int = 1) -> Snapshot:
+    """Copies tensors to the host, floating point ones cast to `dtype`, and hashes them.
+
+    Raises:
+        ValueError: no tensor, or one of a dtype that has no name here.
+    """
+    if not tensors:
+        raise ValueError(f"version {version} has no tensors to publish")
+    entries = []
+    for name, tensor in tensors.items():
+        kind = dtype if tensor.is_floating_point() else _NAMES.get(tensor.dtype)
+        if kind is None:
+            raise ValueError(f"tensor {name!r} is {tensor.dtype}; can be published: {sorted(DTYPES)}")
+        entries.append(TensorEntry(name, kind, tuple(tensor.shape), ""))
+    layout, num_bytes = layout_of(entries)
+    flat = torch.zeros(num_bytes, dtype=torch.uint8)
+    for entry, (_, start, _), tensor in zip(entries, layout, tensors.values(), strict=True):
+        _view(flat, entry, start).copy_(tensor.detach())
+    data = flat.numpy()
+    return snapshot_of(version, entries, data, _core.weights_hashes(data, layout, threads))
+
+
+def _view(flat: Tensor, entry: TensorEntry, start: int) -> Tensor:
+    return flat[start : start + entry.num_bytes].view(DTYPES[entry.dtype]).view(entry.shape)

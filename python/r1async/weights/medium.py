@@ -1,7 +1,7 @@
-"""What moves snapshots between learner and engines. A file or two per medium; the ZeroMQ one runs anywhere.
+"""What moves versions between learner and engines. A file or two per medium; the ZeroMQ one runs anywhere.
 
-A medium moves bytes and decides nothing else: which versions there are is the store's business, which of them an
-engine may take is the receiver's.
+A medium moves packages and decides nothing else: which versions there are, and as what they travel, is the store's
+business; whether bytes are the version that they say, and whether an engine may take it, is the receiver's.
 """
 
 from __future__ import annotations
@@ -10,18 +10,20 @@ from collections.abc import Mapping
 from typing import Protocol
 
 from r1async.types import PolicyVersion
-from r1async.weights.manifest import Manifest, Snapshot
+from r1async.weights.acks import Ack
+from r1async.weights.manifest import Base, Manifest
+from r1async.weights.package import Package
 
 
 class SendingMedium(Protocol):
-    """The learner's side; it reads from a `SnapshotStore`, in a thread of its own."""
+    """The learner's side; it reads from a `VersionStore`, in a thread of its own."""
 
     def announce(self) -> None:
         """The store has a newer version."""
         ...
 
-    def acknowledged(self) -> dict[str, tuple[PolicyVersion, str]]:
-        """By receiver's name: the version it last installed, with the hash of what it has."""
+    def acknowledged(self) -> dict[str, Ack]:
+        """By receiver's name: what it said of the version that it last installed."""
         ...
 
     def close(self) -> None: ...
@@ -34,8 +36,12 @@ class Sink(Protocol):
         """Whether this version may be taken; if not, it is not even fetched."""
         ...
 
-    def complete(self, snapshot: Snapshot, pinned: bool) -> None:
-        """Every byte is there, and every hash right."""
+    def complete(self, package: Package, pinned: bool, sync_s: float) -> bool:
+        """Every chunk is there and right, so many seconds after the manifest.
+
+        Returns:
+            False: it does not lead to the version that it names; the version by itself may.
+        """
         ...
 
     def missing(self, version: PolicyVersion, newest: PolicyVersion | None) -> None:
@@ -54,15 +60,15 @@ class Sink(Protocol):
 class ReceivingMedium(Protocol):
     """A generator's side, in a thread of its own. The methods are for one other thread and return at once."""
 
-    def want(self, have: PolicyVersion | None) -> None:
-        """Fetch the newest version as soon as there is one above `have`."""
+    def want(self, have: Base | None) -> None:
+        """Fetch the newest version as soon as there is one above `have`, which it may come as a delta from."""
         ...
 
-    def fetch(self, version: PolicyVersion) -> None:
-        """Fetch this very version."""
+    def fetch(self, version: PolicyVersion, have: Base | None) -> None:
+        """Fetch this very version, which may come as a delta from `have`."""
         ...
 
-    def acknowledge(self, version: PolicyVersion, digest: str, *, pinned: bool) -> None:
+    def acknowledge(self, ack: Ack) -> None:
         """Tell the learner what is installed."""
         ...
 

@@ -1,6 +1,6 @@
 """The learner's side of weight publication.
 
-publisher = Publisher(endpoint, run="demo", dtype="bfloat16", chunk_bytes=8 * 2**20, deadline_s=120.0)
+publisher = Publisher(endpoint, run="demo", dtype="bfloat16", chunk_bytes=8 * 2**20, deadline_s=120.0, window=16)
 digest = publisher.publish(PolicyVersion(1, 0), tensors)
 """
 
@@ -15,9 +15,11 @@ from torch import Tensor
 
 from r1async.keys import ServerKeys
 from r1async.types import PolicyVersion
+from r1async.weights.figures import PushFigures
 from r1async.weights.manifest import take_snapshot
 from r1async.weights.medium import SendingMedium
-from r1async.weights.store import SnapshotStore
+from r1async.weights.package import encode
+from r1async.weights.store import VersionStore
 from r1async.weights.zmq_sender import ZmqSender
 
 
@@ -29,6 +31,9 @@ class Publisher:
         run: receivers of another run are refused.
         dtype: floating point tensors are cast to it: what engines serve.
         chunk_bytes: a snapshot travels in pieces of this size.
+        window: a receiver that has one of so many versions before the newest gets what changed since; 0: every version
+            travels whole.
+        threads: that hash and encode a version at most.
         deadline_s: a version that is being read is kept this long after the reader's last question.
         keys: of the socket, and who is let in; None where it needs none.
     """
@@ -41,16 +46,23 @@ class Publisher:
         dtype: str,
         chunk_bytes: int,
         deadline_s: float,
+        window: int = 16,
+        threads: int = 1,
         keys: ServerKeys | None = None,
     ) -> None:
         self._run = run
         self._dtype = dtype
         self._chunk_bytes = chunk_bytes
-        self._store = SnapshotStore(transfer_s=deadline_s)
+        self._window = window
+        self._threads = threads
+        self._push = PushFigures()
+        self._store = VersionStore(
+            run=run, chunk_bytes=chunk_bytes, window=window, threads=threads, transfer_s=deadline_s
+        )
         self._medium: SendingMedium = ZmqSender(endpoint, self._store, run=run, keys=keys)
 
     def publish(self, version: PolicyVersion, tensors: Mapping[str, Tensor], *, retain: bool = False) -> str:
-        """Copies the tensors and returns; receivers are served from the copy while the learner goes on.
+        """Copies and encodes the tensors and returns, whatever receivers do; they are served while the learner goes on.
 
         Args:
             version: above every version published before.
@@ -58,17 +70,22 @@ class Publisher:
             retain: keep it until `release`; of more than a few the oldest is dropped (see `SnapshotStore.retain`).
 
         Returns:
-            The hash of the bytes that engines will serve.
+            The hash of what engines will serve (`manifest.version_hash`).
 
         Raises:
             ValueError: a version that is not newer, or tensors that cannot travel.
         """
-        snapshot = take_snapshot(version, tensors, run=self._run, dtype=self._dtype, chunk_bytes=self._chunk_bytes)
-        self._store.add(snapshot, time.monotonic())
+        begun = time.monotonic()
+        snapshot = take_snapshot(version, tensors, dtype=self._dtype, threads=self._threads)
+        before, delta = self._store.newest(), None
+        if before is not None and self._window and snapshot.has_tensors_of(before):
+            delta = encode(snapshot, before, run=self._run, chunk_bytes=self._chunk_bytes, threads=self._threads)
+        self._store.add(snapshot, time.monotonic(), delta)
         if retain:
             self._store.retain(version, time.monotonic())
+        self._push.published(snapshot, delta, time.monotonic() - begun)
         self._medium.announce()
-        return snapshot.manifest.hash
+        return snapshot.hash
 
     def retain(self, version: PolicyVersion) -> bool:
         """Keeps a version as `publish` does with `retain`; False if it is gone already."""
@@ -83,7 +100,11 @@ class Publisher:
 
     def acknowledged(self) -> dict[str, tuple[PolicyVersion, str]]:
         """By receiver's name: the version it last installed, with its hash."""
-        return self._medium.acknowledged()
+        return {name: (ack.version, ack.hash) for name, ack in self._medium.acknowledged().items()}
+
+    def figures(self) -> dict[str, float]:
+        """Of the newest push, and of what receivers said since this was last asked; docs/metrics-learner.md."""
+        return self._push.figures(self._medium.acknowledged())
 
     def close(self) -> None:
         self._medium.close()

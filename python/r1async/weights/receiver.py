@@ -3,38 +3,65 @@
 receiver = Receiver(endpoint, inbox, run="demo", name="generator-0", deadline_s=120.0)
 ready = inbox.get("weights", deadline_s=600.0)       # WeightsReady
 engine.install(ready.version, ready.tensors)
-receiver.installed(ready)                            # acknowledges, and asks for the next
+receiver.installed(ready, pause_s)                   # acknowledges, and asks for the next
 """
 
 from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from r1async.inbox import Inbox
 from r1async.keys import ClientKeys
 from r1async.types import PolicyVersion
-from r1async.weights.manifest import Manifest, Snapshot
+from r1async.weights.acks import Ack
+from r1async.weights.manifest import Base, Manifest, Snapshot
+from r1async.weights.package import Package, PackageError, decode
 from r1async.weights.zmq_receiver import ZmqReceiver
 
 log = logging.getLogger(__name__)
 
+FIGURES = (
+    "versions_fenced",
+    "packages_refused",
+    "deltas",
+    "snapshots",
+    "push_bytes",
+    "push_density",
+    "push_sync_s",
+    "push_pause_s",
+)
+"""Versions of dead learners refused; packages that did not lead to the version they name; versions taken as a delta,
+and whole; of the newest version: bytes that travelled, share of values that changed (1 if it came whole), seconds from
+announcement to verified, seconds that the engine stood still."""
+
 
 @dataclass(frozen=True, slots=True)
 class WeightsReady:
-    """Every byte of a version is here and has the hash the learner gave it."""
+    """A version is here, every tensor with the hash the learner gave it.
+
+    `tensors` stay as they are until `Receiver.installed` is called for a newer version: then their memory takes
+    the version after that. Those of a pinned version are nobody else's.
+    """
 
     version: PolicyVersion
     hash: str
     tensors: Mapping[str, Tensor]
     pinned: bool
     """Asked for by `fetch`."""
+    bytes: int = 0
+    """That travelled for it."""
+    sync_s: float = 0.0
+    """Seconds from its announcement until it was verified."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +76,10 @@ class Receiver:
     """Fetches newer versions, one at a time, and pinned ones when told.
 
     The next newest version is asked for when `installed` says that the last one is in: at most one waits in the
-    inbox. Versions of an older epoch than any seen are never taken: their learner has been replaced.
+    inbox. It may come as a delta: that is applied to a copy of what is installed, in the medium's thread, while the
+    engine generates; what does not lead to the version's own hashes is thrown away and asked for whole. Two buffers
+    take turns, so no more is allocated once both exist. Versions of an older epoch than any seen are never taken: their
+    learner has been replaced.
 
     Args:
         endpoint: the publisher's address; it need not be there yet.
@@ -60,6 +90,7 @@ class Receiver:
         max_message_bytes: a larger message is refused before anything is allocated for it.
         newest: False: fetch pinned versions only.
         keys: ours for this socket; None where it needs none.
+        threads: that decode a version at most.
         stuck: told, in the medium's thread, of a version whose chunks stopped coming and for how many seconds.
     """
 
@@ -74,12 +105,21 @@ class Receiver:
         max_message_bytes: int = 256 * 2**20,
         newest: bool = True,
         keys: ClientKeys | None = None,
+        threads: int = 1,
         stuck: Callable[[PolicyVersion, float], None] | None = None,
     ) -> None:
         self._inbox = inbox
         self._lock = threading.Lock()
+        self._name = name
+        self._threads = threads
         self._epoch = 0
-        self._fenced = 0
+        self._figures = dict.fromkeys(FIGURES, 0.0)
+        self._current: Snapshot | None = None
+        """Installed: what deltas lead on from. Only read."""
+        self._staged: Snapshot | None = None
+        """Handed out, not installed yet."""
+        self._spare: NDArray[np.uint8] | None = None
+        """Of the version before the current one: the next is decoded into it."""
         self._stuck = stuck
         self._medium = ZmqReceiver(
             endpoint, self, run=run, name=name, deadline_s=deadline_s, max_message_bytes=max_message_bytes, keys=keys
@@ -88,23 +128,36 @@ class Receiver:
         if newest:
             self._medium.want(None)
 
-    def installed(self, ready: WeightsReady) -> None:
-        """The engine serves `ready` now."""
-        self._medium.acknowledge(ready.version, ready.hash, pinned=ready.pinned)
+    def installed(self, ready: WeightsReady, pause_s: float = 0.0) -> None:
+        """The engine serves `ready` now, for which it stood still `pause_s` seconds; tensors of the version before are
+        written to from now on."""
         if not ready.pinned:
-            self._medium.want(ready.version)
+            with self._lock:
+                if self._staged is not None and self._staged.version == ready.version:
+                    self._spare = None if self._current is None else self._current.data
+                    self._current, self._staged = self._staged, None
+                self._figures["push_pause_s"] = pause_s
+        ack = Ack(
+            name=self._name, version=ready.version, hash=ready.hash, pinned=ready.pinned, bytes=ready.bytes,
+            sync_s=ready.sync_s, pause_s=pause_s,
+        )  # fmt: skip
+        self._medium.acknowledge(ack)
+        if not ready.pinned:
+            self._medium.want(Base(ready.version, ready.hash))
 
     def fetch(self, version: PolicyVersion) -> None:
         """Ask for one version by name: `WeightsReady(pinned=True)` or `WeightsMissing` will come."""
-        self._medium.fetch(version)
+        current = self._current
+        self._medium.fetch(version, None if current is None else current.base)
 
     def release(self, version: PolicyVersion) -> None:
         """No evaluation needs this version any more: the learner need not keep it."""
         self._medium.release(version)
 
     def stats(self) -> dict[str, float]:
-        """Bytes received, chunks corrupted, transfers begun again, versions of dead learners refused."""
-        return {**self._medium.stats(), "versions_fenced": float(self._fenced)}
+        """Bytes received, chunks corrupted, transfers begun again, and what `FIGURES` lists."""
+        with self._lock:
+            return {**self._medium.stats(), **self._figures}
 
     def close(self) -> None:
         self._medium.close()
@@ -119,16 +172,33 @@ class Receiver:
         """Called by the medium's thread."""
         with self._lock:
             if manifest.version.epoch < self._epoch:
-                self._fenced += 1
+                self._figures["versions_fenced"] += 1
                 log.warning("refused version %s: epoch %d has begun", manifest.version, self._epoch)
                 return False
             self._epoch = manifest.version.epoch
             return True
 
-    def complete(self, snapshot: Snapshot, pinned: bool) -> None:
+    def complete(self, package: Package, pinned: bool, sync_s: float) -> bool:
         """Called by the medium's thread."""
-        manifest = snapshot.manifest
-        self._inbox.put(WeightsReady(manifest.version, manifest.hash, snapshot.tensors(), pinned))
+        begun, manifest = time.monotonic(), package.manifest
+        with self._lock:
+            base, shadow = self._current, None if pinned else self._spare
+        try:
+            snapshot = decode(package, base, shadow, threads=self._threads)
+        except PackageError as error:
+            log.warning("threw away a package: %s", error)
+            with self._lock:
+                self._figures["packages_refused"] += 1
+            return False
+        sync_s += time.monotonic() - begun
+        sent = manifest.total_bytes
+        with self._lock:
+            if not pinned:
+                self._staged, self._spare = snapshot, None
+                self._figures |= {"push_bytes": sent, "push_density": manifest.density, "push_sync_s": sync_s}
+            self._figures["deltas" if manifest.base is not None else "snapshots"] += 1
+        self._inbox.put(WeightsReady(manifest.version, manifest.hash, snapshot.tensors(), pinned, sent, sync_s))
+        return True
 
     def missing(self, version: PolicyVersion, newest: PolicyVersion | None) -> None:
         """Called by the medium's thread."""

@@ -1,4 +1,4 @@
-"""One snapshot on its way: what to ask for next, and what has arrived whole. No sockets, no clock."""
+"""One package on its way: what to ask for next, and what has arrived whole. No sockets, no clock."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from collections import deque
 
 import numpy as np
 
-from r1async.weights.manifest import Manifest, Snapshot, chunk_hash, whole_hash
+from r1async.weights.manifest import Manifest, chunk_hash
+from r1async.weights.package import Package
 from r1async.wire import WireError
 
 WINDOW = 4
@@ -69,16 +70,6 @@ class Transfer:
         self._data[place] = data
         self._have += 1
 
-    def finish(self) -> Snapshot | None:
-        """The snapshot, once every chunk is there and the whole has its hash.
-
-        Raises:
-            TransferError: every chunk was right and the whole is not.
-        """
-        if self._have < self.manifest.num_chunks:
-            return None
-        digest = whole_hash(self._data)
-        if digest != self.manifest.hash:
-            version, want = self.manifest.version, self.manifest.hash
-            raise TransferError(f"version {version} has hash {digest}, its manifest says {want}")
-        return Snapshot(self.manifest, self._data)
+    def finish(self) -> Package | None:
+        """The package, once every chunk is there."""
+        return Package(self.manifest, self._data) if self._have == self.manifest.num_chunks else None

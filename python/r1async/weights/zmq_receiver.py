@@ -18,8 +18,10 @@ import zmq.utils.monitor
 
 from r1async.keys import ClientKeys
 from r1async.types import PolicyVersion
-from r1async.weights.manifest import Manifest, read_version
+from r1async.weights.acks import Ack
+from r1async.weights.manifest import Base, Manifest, read_base, read_version
 from r1async.weights.medium import Sink
+from r1async.weights.package import Package
 from r1async.weights.transfer import Transfer, TransferError
 from r1async.wire import Message, WireError, pack, unpack
 
@@ -27,6 +29,8 @@ log = logging.getLogger(__name__)
 
 SAY_EVERY_S = 10.0
 """Seconds between two log lines while nobody answers."""
+RETRY_S = 0.1
+"""Seconds after which a question that ZeroMQ did not take is asked again."""
 HEARTBEAT_MS = 5000
 """ZeroMQ's own, so that a publisher's machine that has gone is noticed while we wait for a newer version."""
 
@@ -43,12 +47,16 @@ class _Want:
         self.active = False
         self.version: PolicyVersion | None = None
         """Pinned: the version. Newest: the version we have."""
+        self.base: Base | None = None
+        """What a delta may lead on from."""
         self.transfer: Transfer | None = None
+        self.begun = 0.0
+        """When the manifest came."""
         self.moved = 0.0
         """When something last came, or was asked for."""
 
-    def begin(self, version: PolicyVersion | None, now: float) -> None:
-        self.active, self.version, self.transfer, self.moved = True, version, None, now
+    def begin(self, version: PolicyVersion | None, base: Base | None, now: float) -> None:
+        self.active, self.version, self.base, self.transfer, self.moved = True, version, base, None, now
 
     def end(self) -> None:
         self.active, self.transfer = False, None
@@ -87,7 +95,7 @@ class ZmqReceiver:
         self._keys = keys
         self._stats = {"weights_bytes": 0.0, "chunks_corrupted": 0.0, "transfers_restarted": 0.0}
         self._newest, self._pinned = _Want(pinned=False), _Want(pinned=True)
-        self._pins: deque[PolicyVersion] = deque()
+        self._pins: deque[tuple[PolicyVersion, Base | None]] = deque()
         self._attached = False
         self._since = self._said = time.monotonic()
         self._context = zmq.Context()
@@ -99,17 +107,17 @@ class ZmqReceiver:
         self._thread = threading.Thread(target=self._serve, name=f"receiver {endpoint}", daemon=True)
         self._thread.start()
 
-    def want(self, have: PolicyVersion | None) -> None:
-        self._order("want", have)
+    def want(self, have: Base | None) -> None:
+        self._order({"t": "want", "base": _listed(have)})
 
-    def fetch(self, version: PolicyVersion) -> None:
-        self._order("fetch", version)
+    def fetch(self, version: PolicyVersion, have: Base | None) -> None:
+        self._order({"t": "fetch", "version": list(version), "base": _listed(have)})
 
-    def acknowledge(self, version: PolicyVersion, digest: str, *, pinned: bool) -> None:
-        self._order("ack", version, hash=digest, pinned=pinned)
+    def acknowledge(self, ack: Ack) -> None:
+        self._order(ack.header())
 
     def release(self, version: PolicyVersion) -> None:
-        self._order("release", version)
+        self._order({"t": "release", "pin": list(version)})
 
     def stats(self) -> Mapping[str, float]:
         return dict(self._stats)
@@ -127,14 +135,14 @@ class ZmqReceiver:
         if self._context.closed:
             return
         if self._thread.is_alive():
-            self._order("close", None)
+            self._order({"t": "close"})
         self._thread.join()
         self._commands.close(linger=0)
         self._orders.close(linger=0)
         self._context.term()
 
-    def _order(self, order: str, version: PolicyVersion | None, **more: str | bool) -> None:
-        self._commands.send(pack({"t": order, "version": version and list(version), **more}))
+    def _order(self, order: Mapping) -> None:
+        self._commands.send(pack(order))
 
     def _serve(self) -> None:
         self._dealer = self._context.socket(zmq.DEALER)
@@ -197,25 +205,23 @@ class ZmqReceiver:
         """Carries out the main thread's orders; False at the last."""
         while self._orders.poll(0):
             header = unpack(self._orders.recv()).header
-            version = None if header["version"] is None else read_version(header["version"])
             match header["t"]:
                 case "close":
                     return False
                 case "want":
-                    self._newest.begin(version, time.monotonic())
+                    base = read_base(header["base"])
+                    self._newest.begin(base and base.version, base, time.monotonic())
                     self._ask(self._newest)
                 case "fetch":
-                    self._pins.append(read_version(header["version"]))
+                    self._pins.append((read_version(header["version"]), read_base(header["base"])))
                     self._next_pin()
-                case "ack":
-                    self._send({**header, "name": self._name})
                 case _:
-                    self._send({"t": "release", "pin": header["version"]})
+                    self._send(header)
         return True
 
     def _next_pin(self) -> None:
         if self._pins and not self._pinned.active:
-            self._pinned.begin(self._pins.popleft(), time.monotonic())
+            self._pinned.begin(*self._pins.popleft(), time.monotonic())
             self._ask(self._pinned)
 
     def _ask(self, want: _Want) -> None:
@@ -224,10 +230,13 @@ class ZmqReceiver:
             return
         if want.transfer is not None:
             self._stats["transfers_restarted"] += 1
-        want.begin(want.version, time.monotonic())
+        want.begin(want.version, want.base, time.monotonic())
         version = want.version and list(want.version)
         have, pin = (None, version) if want.pinned else (version, None)
-        self._send({"t": "want", "run": self._run, "name": self._name, "have": have, "pin": pin})
+        base = _listed(want.base)
+        asked = {"t": "want", "run": self._run, "name": self._name, "have": have, "base": base, "pin": pin}
+        if not self._send(asked) and self._attached:
+            want.moved += RETRY_S - self._deadline_s  # the handshake is over, the pipe not open yet
 
     def _receive(self) -> None:
         parts = self._dealer.recv_multipart(copy=False)
@@ -259,7 +268,11 @@ class ZmqReceiver:
             return
         if want.pinned and manifest.version != want.version:
             return
-        want.moved = time.monotonic()
+        if not want.pinned and want.version is not None and manifest.version <= want.version:
+            return  # the answer to a question that was asked twice
+        if manifest.base is not None and manifest.base != want.base:
+            raise WireError(f"version {manifest.version} comes as a delta from {manifest.base}, not {want.base}")
+        want.begun = want.moved = time.monotonic()
         if not self._sink.accepts(manifest):
             if want.pinned:
                 want.end()
@@ -271,7 +284,7 @@ class ZmqReceiver:
 
     def _on_chunk(self, want: _Want, message: Message) -> None:
         transfer = want.transfer
-        if transfer is None or read_version(message.header.get("version")) != transfer.manifest.version:
+        if transfer is None or not _is_of(message.header, transfer.manifest):
             return
         want.moved = time.monotonic()
         corrupted, data = transfer.corrupted, message.columns.get("data")
@@ -287,16 +300,27 @@ class ZmqReceiver:
     def _go_on(self, want: _Want) -> None:
         transfer = want.transfer
         assert transfer is not None
-        snapshot = transfer.finish()
-        if snapshot is not None:
-            want.end()
-            self._sink.complete(snapshot, want.pinned)
-            self._next_pin()
+        package = transfer.finish()
+        if package is not None:
+            self._on_complete(want, package)
             return
         indexes = transfer.next_chunks()
         if indexes:
-            version = list(transfer.manifest.version)
-            self._send({"t": "chunks", "version": version, "pinned": want.pinned, "indexes": indexes})
+            manifest = transfer.manifest
+            version, base = list(manifest.version), manifest.base and list(manifest.base.version)
+            self._send({"t": "chunks", "version": version, "base": base, "pinned": want.pinned, "indexes": indexes})
+
+    def _on_complete(self, want: _Want, package: Package) -> None:
+        if self._sink.complete(package, want.pinned, time.monotonic() - want.begun):
+            want.end()
+            self._next_pin()
+            return
+        # A delta that failed: the version by itself. That one failed too: again, but not before the deadline.
+        now, again = time.monotonic(), want.base is not None
+        self._stats["transfers_restarted"] += 1
+        want.begin(want.version, None, now)
+        if again:
+            self._ask(want)
 
     def _on_missing(self, want: _Want, header: dict) -> None:
         if not want.active:
@@ -324,9 +348,23 @@ class ZmqReceiver:
                     self._sink.stuck(want.transfer.manifest.version, now - want.moved)
                 self._ask(want)
 
-    def _send(self, header: Mapping) -> None:
+    def _send(self, header: Mapping) -> bool:
         try:
             self._dealer.send(pack(header), zmq.NOBLOCK)
+            return True
         except zmq.Again:
             # Nobody is connected, or he does not read: asked again after the handshake, or at the deadline.
             log.debug("could not send %s to %s", header["t"], self.endpoint)
+            return False
+
+
+def _listed(base: Base | None) -> list[object] | None:
+    return None if base is None else [list(base.version), base.hash]
+
+
+def _is_of(header: Mapping, manifest: Manifest) -> bool:
+    """Whether a chunk is one of this package: the same version may travel from another base too."""
+    base = header.get("base")
+    return read_version(header.get("version")) == manifest.version and (
+        None if base is None else read_version(base)
+    ) == (manifest.base and manifest.base.version)

@@ -1,17 +1,22 @@
 """The learner's end of the ZeroMQ medium. `zmq_receiver.py` is the other one.
 
-Receivers pull: nothing is sent that was not asked for, so a slow one holds up nobody. Messages (wire.py's frame):
+Receivers pull: nothing is sent that was not asked for, so a slow one holds up nobody. Messages (wire.py's frame; a
+version is [epoch, number], a base [version, hash] of what the receiver can take a delta from, or nil):
 
-    want {run, name, have: [epoch, number] | nil, pin: [epoch, number] | nil}
+    want {run, name, have: version | nil, base, pin: version | nil}
         -> manifest {pinned, ...} as soon as there is a newer version than `have`; at once for `pin`, or
         -> missing {version, newest, pinned}
-    chunks {version, pinned, indexes: [...]}   -> chunk {version, pinned, index}, column `data`, for each; or missing
-    ack {name, version, hash, pinned}          the version is installed; no answer
-    release {pin}                              -> released {pin}: no evaluation needs that version any more
-    anything else                              -> error {code, message, about}
+    chunks {version, base: version | nil, pinned, indexes: [...]}
+        -> chunk {version, base, pinned, index}, column `data`, for each; or missing
+    ack {name, version, hash, pinned, bytes, sync_s, pause_s}    the version is installed; no answer
+    look {run, name, pin}      -> held {version, hash}: we have it, and keep it for the receivers; or missing
+    release {pin}              -> released {pin}: no evaluation needs that version any more
+    anything else              -> error {code, message, about}
 
-Of a connection that has not sent a `want` with this run's name, `ack` and `release` are refused; `ack` must have the
-name of that `want`, and `release` a version that the connection asked for by name.
+Of a connection that has not sent a `want` or `look` with this run's name, `ack` and `release` are refused; `ack` must
+have the name of that `want`, or begin with it and a slash (a relay's receivers), and `release` a version that the
+connection asked for by name. A package that has to be made first is made in another thread: nobody waits for it but
+who asked.
 """
 
 from __future__ import annotations
@@ -31,13 +36,15 @@ from numpy.typing import NDArray
 from r1async.keys import Gate, ServerKeys
 from r1async.sockets import bind, router
 from r1async.types import PolicyVersion
-from r1async.weights.manifest import Snapshot, read_version
-from r1async.weights.store import SnapshotStore
+from r1async.weights.acks import Ack
+from r1async.weights.manifest import Base, read_base, read_version
+from r1async.weights.package import Package
+from r1async.weights.store import Builder, Key, VersionStore
 from r1async.wire import Message, WireError, pack, unpack
 
 log = logging.getLogger(__name__)
 
-Key = TypeVar("Key")
+Name = TypeVar("Name")
 Value = TypeVar("Value")
 
 MAX_REQUEST_BYTES = 2**16
@@ -63,8 +70,17 @@ class _Reader:
     """Asked for by name, not released yet."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """What a connection waits for."""
+
+    version: PolicyVersion | None
+    """Newest: the one it has. By name: the one it wants."""
+    base: Base | None
+
+
 class ZmqSender:
-    """Serves a store's snapshots from a thread of its own until `close`.
+    """Serves a store's versions from a thread of its own until `close`.
 
     Args:
         endpoint: the address to bind.
@@ -76,15 +92,17 @@ class ZmqSender:
         ConfigError: the address cannot be bound; the text names it.
     """
 
-    def __init__(self, endpoint: str, store: SnapshotStore, *, run: str, keys: ServerKeys | None) -> None:
+    def __init__(self, endpoint: str, store: VersionStore, *, run: str, keys: ServerKeys | None) -> None:
         self.endpoint = endpoint
         self._store = store
         self._run = run
         self._lock = threading.Lock()
-        self._acknowledged: OrderedDict[str, tuple[PolicyVersion, str]] = OrderedDict()
+        self._acknowledged: OrderedDict[str, Ack] = OrderedDict()
         self._readers: OrderedDict[bytes, _Reader] = OrderedDict()
-        self._waiting: dict[bytes, PolicyVersion | None] = {}
-        """What each receiver has that waits for something newer."""
+        self._waiting: OrderedDict[bytes, _Asked] = OrderedDict()
+        """Who waits for something newer than what he has, or for its package."""
+        self._waiting_by_name: OrderedDict[tuple[bytes, PolicyVersion], _Asked] = OrderedDict()
+        """Who waits for the package of a version that he named."""
         self._failure: BaseException | None = None
         self.refused = 0
         """Messages answered with an error."""
@@ -102,23 +120,30 @@ class ZmqSender:
         self._woken = self._context.socket(zmq.PAIR)
         self._wake.bind(address)
         self._woken.connect(address)
+        self._builder = Builder(store, time.monotonic, self._wake_up)
         self._thread = threading.Thread(target=self._serve, name=f"publisher {endpoint}", daemon=True)
         self._thread.start()
 
     def announce(self) -> None:
         if self._failure is not None:
             raise RuntimeError(f"the thread that serves weights at {self.endpoint} has ended") from self._failure
-        self._wake.send(b"new")
+        self._wake_up()
 
-    def acknowledged(self) -> dict[str, tuple[PolicyVersion, str]]:
+    def _wake_up(self) -> None:
+        with self._lock:  # the publishing thread and the builder share the socket
+            self._wake.send(b"new")
+
+    def acknowledged(self) -> dict[str, Ack]:
         with self._lock:
             return dict(self._acknowledged)
 
     def close(self) -> None:
         if self._context.closed:
             return
+        self._builder.close()
         if self._failure is None:
-            self._wake.send(b"close")
+            with self._lock:
+                self._wake.send(b"close")
         self._thread.join()
         self._woken.close(linger=0)
         self._wake.close(linger=0)
@@ -135,7 +160,7 @@ class ZmqSender:
                 if self._woken in ready:
                     if self._woken.recv() == b"close":
                         return
-                    self._offer_newest()
+                    self._offer_all()
                 if self._router in ready:
                     self._receive()
         except BaseException as error:
@@ -162,6 +187,7 @@ class ZmqSender:
             "want": self._want,
             "chunks": self._chunks,
             "ack": self._ack,
+            "look": self._look,
             "release": self._release,
         }
         handler = handlers.get(message.type)
@@ -170,24 +196,38 @@ class ZmqSender:
         handler(peer, message.header)
 
     def _want(self, peer: bytes, header: dict) -> None:
-        run, pin = header.get("run"), header.get("pin")
+        if not self._is_ours(peer, header):
+            return
+        pin, have, base = header.get("pin"), header.get("have"), read_base(header.get("base"))
+        reader = self._read_by(peer, header.get("name"))
+        if pin is None:
+            asked = _Asked(None if have is None else read_version(have), base)
+            _remember(self._waiting, peer, asked, MAX_READERS)
+            self._offer_newest(peer, asked)
+            return
+        version = read_version(pin)
+        _remember(reader.pins, version, None, MAX_PINS)
+        asked = _Asked(version, base)
+        _remember(self._waiting_by_name, (peer, version), asked, MAX_READERS)
+        self._offer_named(peer, version, asked)
+
+    def _look(self, peer: bytes, header: dict) -> None:
+        if not self._is_ours(peer, header):
+            return
+        version = read_version(header.get("pin"))
+        _remember(self._read_by(peer, header.get("name")).pins, version, None, MAX_PINS)
+        snapshot = self._store.get(version, pin=True)
+        if snapshot is None:
+            self._send_missing(peer, version, pinned=True)
+        else:
+            self._send(peer, {"t": "held", "version": list(version), "hash": snapshot.hash})
+
+    def _is_ours(self, peer: bytes, header: dict) -> bool:
+        run = header.get("run")
         if run != self._run:
             text = f"this is run {self._run!r}, not {run!r:.80}; check endpoints.weights"
-            self._send(peer, {"t": "error", "code": "run", "message": text, "about": "want"})
-            return
-        reader = self._read_by(peer, header.get("name"))
-        if pin is not None:
-            version = read_version(pin)
-            _remember(reader.pins, version, None, MAX_PINS)
-            snapshot = self._store.read(peer, version, time.monotonic(), pin=True)
-            if snapshot is None:
-                self._send_missing(peer, version, pinned=True)
-            else:
-                self._send_manifest(peer, snapshot, pinned=True)
-        else:
-            have = header.get("have")
-            self._waiting[peer] = None if have is None else read_version(have)
-            self._offer_newest(peer)
+            self._send(peer, {"t": "error", "code": "run", "message": text, "about": header["t"]})
+        return run == self._run
 
     def _read_by(self, peer: bytes, name: object) -> _Reader:
         """This connection is a reader of our run from now on."""
@@ -204,49 +244,68 @@ class ZmqSender:
             raise WireError(f"{what} of a receiver that has asked for nothing of run {self._run!r}")
         return reader
 
-    def _offer_newest(self, peer: bytes | None = None) -> None:
-        """Answer those who wait for something newer, or this one of them."""
+    def _offer_all(self) -> None:
+        """There is a newer version, or another package."""
+        for peer, asked in list(self._waiting.items()):
+            self._offer_newest(peer, asked)
+        for (peer, version), asked in list(self._waiting_by_name.items()):
+            self._offer_named(peer, version, asked)
+
+    def _offer_newest(self, peer: bytes, asked: _Asked) -> None:
         newest = self._store.newest()
-        if newest is None:
+        if newest is None or (asked.version is not None and newest.version <= asked.version):
             return
-        for each in [peer] if peer is not None else list(self._waiting):
-            have = self._waiting[each]
-            if have is None or newest.manifest.version > have:
-                self._store.read(each, newest.manifest.version, time.monotonic())
-                if self._send_manifest(each, newest, pinned=False):
-                    self._waiting.pop(each, None)
+        key = self._store.key_for(newest.version, asked.base)
+        if key is not None and self._offer(peer, key, pinned=False):
+            self._waiting.pop(peer, None)
+
+    def _offer_named(self, peer: bytes, version: PolicyVersion, asked: _Asked) -> None:
+        held = self._store.get(version, pin=True)
+        key = None if held is None else self._store.key_for(version, asked.base)
+        if key is None:
+            self._waiting_by_name.pop((peer, version), None)
+            self._send_missing(peer, version, pinned=True)
+        elif self._offer(peer, key, pinned=True):
+            self._waiting_by_name.pop((peer, version), None)
+
+    def _offer(self, peer: bytes, key: Key, *, pinned: bool) -> bool:
+        """False: not yet, or not to be sent; the receiver goes on waiting, and asks again at its deadline."""
+        package = self._store.package(peer, key, time.monotonic())
+        if package is None:
+            self._builder.want(key)
+            return False
+        return self._send_manifest(peer, package, pinned=pinned)
 
     def _chunks(self, peer: bytes, header: dict) -> None:
-        version, pinned, indexes = (
-            read_version(header.get("version")),
-            bool(header.get("pinned")),
-            header.get("indexes"),
-        )
+        version, base = read_version(header.get("version")), header.get("base")
+        pinned, indexes = bool(header.get("pinned")), header.get("indexes")
         if not isinstance(indexes, list) or len(indexes) > MAX_CHUNKS:
             raise WireError(f"chunks wants a list of at most {MAX_CHUNKS} indexes")
-        snapshot = self._store.read(peer, version, time.monotonic())
-        if snapshot is None:
+        key = version, None if base is None else read_version(base)
+        package = self._store.package(peer, key, time.monotonic())
+        if package is None:
             self._send_missing(peer, version, pinned)
             return
         for index in indexes:
-            if not isinstance(index, int) or not 0 <= index < snapshot.manifest.num_chunks:
-                raise WireError(f"chunk {index!r:.80} of {snapshot.manifest.num_chunks}")
-            header = {"t": "chunk", "version": list(version), "pinned": pinned, "index": index}
-            if not self._send(peer, header, snapshot.chunk(index)):
+            if not isinstance(index, int) or not 0 <= index < package.manifest.num_chunks:
+                raise WireError(f"chunk {index!r:.80} of {package.manifest.num_chunks}")
+            header = {"t": "chunk", "version": list(version), "base": base, "pinned": pinned, "index": index}
+            if not self._send(peer, header, package.chunk(index)):
                 return
 
     def _ack(self, peer: bytes, header: dict) -> None:
-        match header:
-            case {"name": str(name), "hash": str(digest), "version": named, "pinned": bool(pinned)}:
-                version = read_version(named)
-                if name != self._reader(peer, "ack").name or len(digest) > MAX_NAME_BYTES:
-                    raise WireError(f"ack by the name {name!r:.80}, or of a hash, that cannot be this receiver's")
-                if not pinned:
-                    with self._lock:
-                        _remember(self._acknowledged, name, (version, digest), MAX_READERS)
-                self._store.done(peer, version, time.monotonic())
-            case _:
-                raise WireError("ack wants name, version, hash and pinned")
+        ack = Ack.from_header(header)
+        own = self._reader(peer, "ack").name
+        if (
+            not (ack.name == own or ack.name.startswith(f"{own}/"))
+            or max(len(ack.name), len(ack.hash)) > MAX_NAME_BYTES
+        ):
+            raise WireError(f"ack by the name {ack.name!r:.80}, or of a hash, that cannot be this receiver's")
+        if not ack.pinned:
+            with self._lock:
+                _remember(self._acknowledged, ack.name, ack, MAX_READERS)
+        if ack.name == own:
+            self._store.done(peer, ack.version, time.monotonic())
 
     def _release(self, peer: bytes, header: dict) -> None:
         version = read_version(header.get("pin"))
@@ -257,13 +316,13 @@ class ZmqSender:
         self._store.release(version, time.monotonic())
         self._send(peer, {"t": "released", "pin": list(version)})
 
-    def _send_manifest(self, peer: bytes, snapshot: Snapshot, *, pinned: bool) -> bool:
-        header = {**snapshot.manifest.header(), "pinned": pinned}
-        return self._send_frame(peer, pack(header, {"chunk_hashes": snapshot.manifest.chunk_hashes}))
+    def _send_manifest(self, peer: bytes, package: Package, *, pinned: bool) -> bool:
+        header = {**package.manifest.header(), "pinned": pinned}
+        return self._send_frame(peer, pack(header, {"chunk_hashes": package.manifest.chunk_hashes}))
 
     def _send_missing(self, peer: bytes, version: PolicyVersion, pinned: bool) -> None:
         newest = self._store.newest()
-        named = None if newest is None else list(newest.manifest.version)
+        named = None if newest is None else list(newest.version)
         self._send(peer, {"t": "missing", "version": list(version), "newest": named, "pinned": pinned})
 
     def _send(self, peer: bytes, header: dict, data: NDArray | None = None) -> bool:
@@ -279,13 +338,15 @@ class ZmqSender:
             if error.errno != zmq.EHOSTUNREACH:
                 raise
             self._waiting.pop(peer, None)
+            for key in [key for key in self._waiting_by_name if key[0] == peer]:
+                del self._waiting_by_name[key]
             self._readers.pop(peer, None)
             self._store.gone(peer, time.monotonic())
             return False
         return True
 
 
-def _remember(table: OrderedDict[Key, Value], key: Key, value: Value, limit: int) -> None:
+def _remember(table: OrderedDict[Name, Value], key: Name, value: Value, limit: int) -> None:
     """As the newest entry; past the limit the oldest is forgotten."""
     table[key] = value
     table.move_to_end(key)

@@ -1,4 +1,4 @@
-//! `r1async._core`: the rollout buffer for Python. Converts types, releases the GIL, decides nothing;
+//! `r1async._core`: the rollout buffer and the weight codec for Python. Converts types, releases the GIL, decides nothing;
 //! `python/r1async/_core.pyi` says what everything means.
 
 pub mod buffer;
@@ -6,6 +6,7 @@ pub mod figures;
 pub mod journal;
 pub mod settings;
 pub mod simulation;
+pub mod weights;
 
 use numpy::{IntoPyArray, PyArray1, PyReadonlyArray1, ToPyArray};
 use pyo3::exceptions::PyValueError;
@@ -79,5 +80,12 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(group_statistics, module)?)?;
     module.add_function(wrap_pyfunction!(advantages, module)?)?;
     module.add_function(wrap_pyfunction!(parse_logprobs_json, module)?)?;
+    module.add_function(wrap_pyfunction!(weights::weights_encode, module)?)?;
+    module.add_function(wrap_pyfunction!(weights::weights_decode, module)?)?;
+    module.add_function(wrap_pyfunction!(weights::weights_hashes, module)?)?;
+    module.add_function(wrap_pyfunction!(weights::weights_merge, module)?)?;
+    module.add_function(wrap_pyfunction!(weights::weights_xor_zstd, module)?)?;
+    module.add_function(wrap_pyfunction!(weights::weights_xor_zstd_decode, module)?)?;
+    module.add_function(wrap_pyfunction!(weights::weights_bounds, module)?)?;
     module.add_function(wrap_pyfunction!(simulation::simulate, module)?)
 }
