@@ -365,7 +365,7 @@ class Generator:
         """Between two tokens of every request, so every token has one version; nothing is aborted."""
         with self._timeline.busy("install"):
             pause_s = self._engine.install(ready.version, ready.tensors)
-        self._receiver.installed(ready)
+        self._receiver.installed(ready, pause_s)
         self._hash = ready.hash
         self._figures.installed(ready.version, pause_s)
         if self._canary is not None:
