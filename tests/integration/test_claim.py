@@ -72,6 +72,33 @@ def test_the_installed_version_is_evaluated_without_fetching_and_two_pins_go_one
         assert engine.version == V1
 
 
+def test_weights_that_come_for_training_while_they_are_evaluated_are_installed_afterwards(
+    config, buffer: Router, learner: Publisher
+):
+    """The evaluation fetched them by name, so the engine has them already: training still has to be told."""
+    publish(learner, V0)
+    engine = PlayedEngine(pinned_capacity=0)
+    with Running(config, engine):
+        start(buffer)
+        buffer.send(*leases((10, 1), max_tokens=9))
+        steps(buffer, engine, 1, done=True)
+        buffer.send(*leases((20, 5), pin=V0, seq=2))
+        assert past_ready(buffer).type == "chunks"
+        assert buffer.expect("release").header["leases"] == [10]
+        publish(learner, V1, retain=True)  # waits for the end of the claim
+        buffer.send(*leases((21, 6), pin=V1, seq=3))
+        steps(buffer, engine, 3)
+        assert chunk(past_ready(buffer)) == [(20, 0, [5000, 5001, 5002], "length", [[1, 0, 3]])]
+        steps(buffer, engine, 3)
+        assert chunk(past_ready(buffer)) == [(21, 0, [6000, 6001, 6002], "length", [[1, 1, 3]])]
+        while (ready := buffer.expect("ready").header)["version"] != 1:
+            pass
+        assert ready["free"] == 4
+        publish(learner, V2)
+        while buffer.expect("ready").header["version"] != 2:
+            pass
+
+
 def test_an_engine_beside_one_with_a_second_weight_set_offers_none(config, buffer: Router, learner: Publisher):
     publish(learner, V0)
     with Running(config, PlayedEngine(pinned_capacity=0), offers_evaluation=False):

@@ -166,8 +166,10 @@ class Claim:
         self._parked = _Parked()
         self._pin: PolicyVersion | None = None
         """What the engine is claimed for."""
-        self._newest: WeightsReady | None = None
-        """Training weights: installed, or to be when the claim ends."""
+        self._training: WeightsReady | None = None
+        """The training weights installed last."""
+        self._next: WeightsReady | None = None
+        """Newer ones, to be installed when the claim ends."""
         self._here: set[int] = set()
         """Leases in the engine under the claim."""
         self.fetching: PolicyVersion | None = None
@@ -202,8 +204,13 @@ class Claim:
             self._here |= {request.id for request in requests}
         if self.claimed and not self._here and not len(self._parked) and self.fetching is None:
             self._pin = None
-            if self._newest is not None and self._engine.version != self._newest.version:
-                self._install(self._newest)
+            # Also where the evaluation had these very weights: until they are installed for training, nobody is told
+            # of them, and the receiver asks for no newer ones.
+            if self._next is not None:
+                self._training, self._next = self._next, None
+                self._install(self._training)
+            elif self._training is not None and self._engine.version != self._training.version:
+                self._install(self._training)
 
     def arrived(self, ready: WeightsReady) -> None:
         self.fetching = None
@@ -213,7 +220,10 @@ class Claim:
         self.serve()
 
     def newest(self, ready: WeightsReady) -> bool:
-        self._newest = ready
+        if self.claimed:
+            self._next = ready
+        else:
+            self._training = ready
         return not self.claimed
 
     def drop(self, leases: Collection[int]) -> None:
