@@ -14,6 +14,7 @@ class HeadNotReloaded(TorchEngine):
     def install(self, version, tensors):
         pause_s = super().install(version, tensors)
         weights = self._main.weights
+        assert weights is not None
         if weights.head is weights.embedding:
             weights.head = weights.embedding.clone()
         return pause_s
@@ -22,7 +23,9 @@ class HeadNotReloaded(TorchEngine):
 class StalePrefix(TorchEngine):
     """Prompts are looked up in a prefix cache that no update clears."""
 
-    block_tokens = 4  # pyright: ignore[reportAssignmentType]  a property of the engine it breaks
+    @property
+    def block_tokens(self) -> int:
+        return 4
 
     def __init__(self, *arguments, **named):
         super().__init__(*arguments, **named)

@@ -102,7 +102,7 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def session_engine(
     request: pytest.FixtureRequest, model_dir: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Served]:
-    kind = request.config.getoption("--engine")
+    kind, settings = str(request.config.getoption("--engine")), request.config.getoption("--engine-set") or []
     overrides = [
         f"model.path={model_dir}",
         f"runs_dir={tmp_path_factory.mktemp('runs')}",
@@ -112,7 +112,7 @@ def session_engine(
         "generator.slots=16",
         "generator.chunk_tokens=1",
         f"generator.engine={kind}",
-        *(f"generator.{item}" for item in request.config.getoption("--engine-set")),
+        *(f"generator.{item}" for item in settings),
     ]
     config = load_config(None, overrides)
     arrived = threading.Event()

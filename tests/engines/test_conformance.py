@@ -177,6 +177,7 @@ def hypotheses(
 def test_weights_change_in_flight(served: Served, other, policy: KVPolicy, meant: str):
     served.policy(policy)
     before = served.engine.version
+    assert before is not None
     requests = served.requests(prompts(16, seed=3), max_tokens=120)
     installed: list[PolicyVersion] = []
     outcomes = served.run(
@@ -237,6 +238,7 @@ def test_versions_follow_each_other_quickly(served: Served, other):
     """Five installs in one rollout; every token has the version that was in when it was sampled."""
     request = served.requests(prompts(1, seed=6), max_tokens=150)[0]
     models, n = [served.base, other], 0
+    assert served.engine.version is not None
     order = [served.engine.version]
     served.engine.submit([request])
     outcome = Outcome()

@@ -8,6 +8,7 @@ import pytest
 import torch
 from r1async.doctor.examine import Examination, Finding, Patient, noisy
 from r1async.doctor.template import chat_template
+from r1async.generator.engine import KVPolicy
 from r1async.generator.torch_engine import TorchEngine
 from r1async.models.loading import state_tensors
 
@@ -15,7 +16,7 @@ from tests import broken_engines
 from tests.tiny_models import tiny_model, tiny_tokenizer
 
 
-def examine(kind: type[TorchEngine] = TorchEngine, *, kv_policy: str = "keep") -> dict[str, Finding]:
+def examine(kind: type[TorchEngine] = TorchEngine, *, kv_policy: KVPolicy = "keep") -> dict[str, Finding]:
     model = tiny_model()
     engine = kind(model.config, seed=0, slots=16, max_len=96, stop_ids=(), chunk_tokens=1, kv_policy=kv_policy)
     examination = Examination(
