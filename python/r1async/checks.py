@@ -373,7 +373,7 @@ def _learning_problems(config: Config) -> list[str]:
 
 def _endpoint_problems(config: Config) -> list[str]:
     found, seen = [], {}
-    for name in ("rollouts", "batches", "events", "weights"):
+    for name in ("rollouts", "batches", "events", "weights", "relay"):
         address, key = config.endpoint(name), f"endpoints.{name}"
         problem = _address_problem(address, has_keys=bool(config.security.keys))
         if problem:

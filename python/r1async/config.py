@@ -333,6 +333,8 @@ class EndpointsConfig:
     """Buffer's publications: version, state, metrics."""
     weights: str = ""
     """Learner's socket for weight versions."""
+    relay: str = ""
+    """Relay's socket (`r1async relay`): it serves there, generators ask there. Empty: generators ask the learner."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -498,13 +500,19 @@ class Config:
             return self.loss.correction
         return "behavior_clip" if self.staleness.max_staleness > 0 else "none"
 
-    def endpoint(self, socket: Literal["rollouts", "batches", "events", "weights"]) -> str:
+    @property
+    def weights_socket(self) -> Literal["weights", "relay"]:
+        """Where a generator asks for weights."""
+        return "relay" if self.endpoints.relay else "weights"
+
+    def endpoint(self, socket: Literal["rollouts", "batches", "events", "weights", "relay"]) -> str:
         """The socket's address; ipc:// in the run's folder unless configured."""
         configured: str = {
             "rollouts": self.endpoints.rollouts,
             "batches": self.endpoints.batches,
             "events": self.endpoints.events,
             "weights": self.endpoints.weights,
+            "relay": self.endpoints.relay,
         }[socket]
         return configured or f"ipc://{ipc_dir(self.run_dir)}/{socket}"
 
