@@ -184,6 +184,7 @@ def problems(config: Config) -> list[str]:
         *_window_problems(config),
         *_learning_problems(config),
         *_endpoint_problems(config),
+        *_medium_problems(config),
         *_progress_problems(config),
     ]
 
@@ -382,6 +383,17 @@ def _endpoint_problems(config: Config) -> list[str]:
             found.append(f"{key}: {address} is also endpoints.{seen[address]}; each socket needs its own")
         seen[address] = name
     return found
+
+
+def _medium_problems(config: Config) -> list[str]:
+    weights = config.weights
+    if weights.medium == "directory" and not weights.directory:
+        return ["weights.directory: must name a folder for weights.medium=directory; it is empty"]
+    if weights.medium != "directory" and weights.directory:
+        return [f"weights.directory: {weights.directory} is not used with weights.medium={weights.medium}"]
+    if weights.directory and config.endpoints.relay:
+        return ["endpoints.relay: generators read weights.directory; a relay would have nobody to serve"]
+    return []
 
 
 def _progress_problems(config: Config) -> list[str]:

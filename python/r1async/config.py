@@ -299,6 +299,11 @@ class WeightsConfig:
     """Bytes of one chunk of a package: what is asked for, checked and asked for again at a time."""
     window: int = 16
     """Versions back from the newest from which a receiver gets a delta; 0: every version travels whole."""
+    medium: Literal["zmq", "directory"] = "zmq"
+    """What generators take versions through: zmq (the learner's socket, or a relay's) or directory."""
+    directory: str = ""
+    """Folder of weights.medium=directory: seen by learner and generators (an object store's mount, a network file
+    system, /dev/shm on one machine). The learner keeps RUN/ in it with the versions of its window."""
     threads: int = 2
     """Threads that encode a version in the learner, or decode it in a generator, at most."""
     deadline_s: float = 120.0
@@ -499,6 +504,11 @@ class Config:
         if self.loss.correction != "auto":
             return self.loss.correction
         return "behavior_clip" if self.staleness.max_staleness > 0 else "none"
+
+    @property
+    def weights_directory(self) -> Path | None:
+        """Where versions lie as files; None: they travel through sockets."""
+        return Path(self.weights.directory) if self.weights.medium == "directory" else None
 
     @property
     def weights_socket(self) -> Literal["weights", "relay"]:

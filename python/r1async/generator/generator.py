@@ -90,6 +90,7 @@ def run(config: Config, name: str, make: Callable[[], Engine], inbox: Inbox) -> 
                 max_message_bytes=max(config.buffer.max_message_bytes, 2 * config.weights.chunk_bytes),
                 keys=client_keys(config, config.weights_socket, "generator"),
                 threads=config.weights.threads,
+                directory=config.weights_directory,
                 stuck=lambda version, waited_s: buffer.tell_incident(
                     "weight_push",
                     "asked again",

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -24,8 +25,10 @@ from r1async.inbox import Inbox
 from r1async.keys import ClientKeys
 from r1async.types import PolicyVersion
 from r1async.weights.acks import Ack
+from r1async.weights.directory import DirectoryReceiver
 from r1async.weights.fence import Fence
 from r1async.weights.manifest import Base, Manifest, Snapshot
+from r1async.weights.medium import ReceivingMedium
 from r1async.weights.package import Package, PackageError, decode
 from r1async.weights.zmq_receiver import ZmqReceiver
 
@@ -83,6 +86,7 @@ class Receiver:
 
     Args:
         endpoint: the publisher's address; it need not be there yet.
+        directory: versions are read in this folder of all runs, not asked for at `endpoint`.
         inbox: gets `WeightsReady`, `WeightsMissing`, and failures.
         run: must be the publisher's.
         name: ours, for acknowledgements.
@@ -106,6 +110,7 @@ class Receiver:
         newest: bool = True,
         keys: ClientKeys | None = None,
         threads: int = 1,
+        directory: Path | None = None,
         stuck: Callable[[PolicyVersion, float], None] | None = None,
     ) -> None:
         self._inbox = inbox
@@ -121,9 +126,16 @@ class Receiver:
         self._spare: NDArray[np.uint8] | None = None
         """Of the version before the current one: the next is decoded into it."""
         self._stuck = stuck
-        self._medium = ZmqReceiver(
-            endpoint, self, run=run, name=name, deadline_s=deadline_s, max_message_bytes=max_message_bytes, keys=keys
-        )
+        self._medium: ReceivingMedium
+        if directory is not None:
+            self._medium = DirectoryReceiver(
+                directory, self, run=run, name=name, deadline_s=deadline_s, threads=threads
+            )
+        else:
+            self._medium = ZmqReceiver(
+                endpoint, self, run=run, name=name, deadline_s=deadline_s, max_message_bytes=max_message_bytes,
+                keys=keys,
+            )  # fmt: skip
         inbox.add_source(self._medium.describe)
         if newest:
             self._medium.want(None)
