@@ -189,6 +189,7 @@ def problems(config: Config) -> list[str]:
         *_window_problems(config),
         *_learning_problems(config),
         *_endpoint_problems(config),
+        *_medium_problems(config),
         *_progress_problems(config),
         *_engine_problems(config),
     ]
@@ -392,7 +393,7 @@ def _learning_problems(config: Config) -> list[str]:
 
 def _endpoint_problems(config: Config) -> list[str]:
     found, seen = [], {}
-    for name in ("rollouts", "batches", "events", "weights"):
+    for name in ("rollouts", "batches", "events", "weights", "relay"):
         address, key = config.endpoint(name), f"endpoints.{name}"
         problem = _address_problem(address, has_keys=bool(config.security.keys))
         if problem:
@@ -427,6 +428,17 @@ def _engine_problems(config: Config) -> list[str]:
                 "would install weights over each other"
             )
     return found
+
+
+def _medium_problems(config: Config) -> list[str]:
+    weights = config.weights
+    if weights.medium == "directory" and not weights.directory:
+        return ["weights.directory: must name a folder for weights.medium=directory; it is empty"]
+    if weights.medium != "directory" and weights.directory:
+        return [f"weights.directory: {weights.directory} is not used with weights.medium={weights.medium}"]
+    if weights.directory and config.endpoints.relay:
+        return ["endpoints.relay: generators read weights.directory; a relay would have nobody to serve"]
+    return []
 
 
 def _progress_problems(config: Config) -> list[str]:

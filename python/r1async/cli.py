@@ -164,6 +164,9 @@ def _parser() -> argparse.ArgumentParser:
             role.add_argument("--index", type=_index, default=0, help="number of this process among its kind, from 0")
         if name == "learn":
             role.add_argument("--rank", type=_index, default=0, help="number of this learner rank, from 0")
+        if name == "relay":
+            role.add_argument("--name", default="relay", help="ours, for acknowledgements (default relay)")
+            role.add_argument("--upstream", default="", metavar="ADDRESS", help="a relay above this one")
         if name == "cold-start":
             role.add_argument("--result", type=Path, help="file that receives the start checkpoint's folder")
     doctor = _command(commands, "doctor", "does each engine serve the weights it is given?", DOCTOR_HELP, _doctor)
@@ -376,7 +379,7 @@ def _refuse(missing: Sequence[str]) -> None:
         raise ConfigError("\n".join(missing))
 
 
-def _role(options: argparse.Namespace, start: Callable[[Config], int | None]) -> int:
+def _role(options: argparse.Namespace, start: Callable[[Config], int | None], *, needs_model: bool = True) -> int:
     """Runs one role's main under the conventions that all share: signals, and what a failure looks like."""
     if options.launched:
         # The terminal's Ctrl-C is the launcher's to handle: it tells the roles, in order.
@@ -385,7 +388,7 @@ def _role(options: argparse.Namespace, start: Callable[[Config], int | None]) ->
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     config = load_config(options.config, options.overrides)
     _refuse(missing_files(config))
-    if not options.launched:
+    if needs_model and not options.launched:
         config = _with_start_model(config)
     from r1async.launch.folders import make_ipc_dir
 
@@ -457,6 +460,15 @@ def _learn(options: argparse.Namespace) -> int:
     return _role(options, start)
 
 
+def _relay(options: argparse.Namespace) -> int:
+    def start(config: Config) -> None:
+        from r1async.weights.relay import main
+
+        main(config, options.name, options.upstream)
+
+    return _role(options, start, needs_model=False)
+
+
 def _eval(options: argparse.Namespace) -> int:
     if not options.launched:
         from r1async.evaluation.standalone import evaluation_only, finished_model
@@ -502,6 +514,7 @@ _ROLES: dict[str, tuple[str, Callable[[argparse.Namespace], int]]] = {
     "generate": ("a generator: samples completions", _generate),
     "score": ("a scorer: grades completions", _score),
     "learn": ("a learner rank: trains, publishes weights, checkpoints", _learn),
+    "relay": ("a relay of weights: takes each version once for a host and serves it there", _relay),
     "eval": ("the evaluator: scores pinned versions on held-out prompts", _eval),
     "cold-start": ("supervised fine-tuning of the start checkpoint", _cold_start),
 }

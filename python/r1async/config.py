@@ -329,6 +329,11 @@ class WeightsConfig:
     """Bytes of one chunk of a package: what is asked for, checked and asked for again at a time."""
     window: int = 16
     """Versions back from the newest from which a receiver gets a delta; 0: every version travels whole."""
+    medium: Literal["zmq", "directory"] = "zmq"
+    """What generators take versions through: zmq (the learner's socket, or a relay's) or directory."""
+    directory: str = ""
+    """Folder of weights.medium=directory: seen by learner and generators (an object store's mount, a network file
+    system, /dev/shm on one machine). The learner keeps RUN/ in it with the versions of its window."""
     threads: int = 2
     """Threads that encode a version in the learner, or decode it in a generator, at most."""
     deadline_s: float = 120.0
@@ -363,6 +368,8 @@ class EndpointsConfig:
     """Buffer's publications: version, state, metrics."""
     weights: str = ""
     """Learner's socket for weight versions."""
+    relay: str = ""
+    """Relay's socket (`r1async relay`): it serves there, generators ask there. Empty: generators ask the learner."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -528,13 +535,24 @@ class Config:
             return self.loss.correction
         return "behavior_clip" if self.staleness.max_staleness > 0 else "none"
 
-    def endpoint(self, socket: Literal["rollouts", "batches", "events", "weights"]) -> str:
+    @property
+    def weights_directory(self) -> Path | None:
+        """Where versions lie as files; None: they travel through sockets."""
+        return Path(self.weights.directory) if self.weights.medium == "directory" else None
+
+    @property
+    def weights_socket(self) -> Literal["weights", "relay"]:
+        """Where a generator asks for weights."""
+        return "relay" if self.endpoints.relay else "weights"
+
+    def endpoint(self, socket: Literal["rollouts", "batches", "events", "weights", "relay"]) -> str:
         """The socket's address; ipc:// in the run's folder unless configured."""
         configured: str = {
             "rollouts": self.endpoints.rollouts,
             "batches": self.endpoints.batches,
             "events": self.endpoints.events,
             "weights": self.endpoints.weights,
+            "relay": self.endpoints.relay,
         }[socket]
         return configured or f"ipc://{ipc_dir(self.run_dir)}/{socket}"
 

@@ -24,17 +24,24 @@ from r1async.config import Config, ConfigError
 
 log = logging.getLogger(__name__)
 
-SocketName = Literal["rollouts", "batches", "events", "weights"]
-Role = Literal["buffer", "learner", "generator", "scorer", "evaluator", "launcher"]
+SocketName = Literal["rollouts", "batches", "events", "weights", "relay"]
+Role = Literal["buffer", "learner", "generator", "scorer", "evaluator", "launcher", "relay"]
 
-ROLES: tuple[Role, ...] = ("buffer", "learner", "generator", "scorer", "evaluator", "launcher")
-OWNER: dict[SocketName, Role] = {"rollouts": "buffer", "batches": "buffer", "events": "buffer", "weights": "learner"}
+ROLES: tuple[Role, ...] = ("buffer", "learner", "generator", "scorer", "evaluator", "launcher", "relay")
+OWNER: dict[SocketName, Role] = {
+    "rollouts": "buffer",
+    "batches": "buffer",
+    "events": "buffer",
+    "weights": "learner",
+    "relay": "relay",
+}
 """Whose key each socket has."""
 ADMITTED: dict[SocketName, tuple[Role, ...]] = {
     "rollouts": ("generator", "scorer", "evaluator"),
     "batches": ("learner",),
     "events": ("launcher", "evaluator"),
-    "weights": ("generator", "evaluator"),
+    "weights": ("generator", "evaluator", "relay"),
+    "relay": ("generator", "relay"),
 }
 """Whose keys each socket lets in."""
 KEY_BYTES = 40
@@ -133,7 +140,7 @@ def _admitted(folder: Path, roles: Iterable[Role]) -> Iterable[bytes]:
     """Keys of these roles; ROLE-ANYTHING.key is one more key of the role, of another machine or person."""
     for role in roles:
         paths = [*folder.glob(f"{role}.key"), *folder.glob(f"{role}-*.key")]
-        if not paths:
+        if not paths and role != "relay":  # which a run need not have
             raise ConfigError(f"security.keys: {folder} holds no {role}.key; without it no {role} is let in")
         yield from map(_public, paths)
 

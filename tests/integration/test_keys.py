@@ -19,6 +19,7 @@ from r1async.keys import ClientKeys, client_keys, make_keys, server_keys
 from r1async.types import PolicyVersion
 from r1async.weights.publisher import Publisher
 from r1async.weights.receiver import Receiver, WeightsReady
+from r1async.weights.relay import Relay
 from r1async.wire import pack, unpack
 
 from tests.integration.test_kill import Run
@@ -130,6 +131,28 @@ def test_a_role_whose_key_is_refused_says_so(config: Config) -> None:
         connection.wait_connected(WAIT_S)
 
 
+def test_a_relay_is_let_in_and_lets_in_generators(config: Config) -> None:
+    config = replace(config, endpoints=replace(config.endpoints, relay=tcp_addresses()["weights"]))
+    inbox = Inbox()
+    with (
+        Publisher(
+            config.endpoint("weights"), run="run", dtype="float32", chunk_bytes=1024, deadline_s=WAIT_S,
+            keys=server_keys(config, "weights"),
+        ) as publisher,
+        Relay(
+            config.endpoint("weights"), config.endpoints.relay, Inbox(), run="run", name="relay", chunk_bytes=1024,
+            window=4, threads=1, deadline_s=WAIT_S, upstream_keys=client_keys(config, "weights", "relay"),
+            keys=server_keys(config, "relay"),
+        ),
+        Receiver(
+            config.endpoint(config.weights_socket), inbox, run="run", name="g", deadline_s=WAIT_S,
+            keys=client_keys(config, config.weights_socket, "generator"),
+        ),
+    ):  # fmt: skip
+        publisher.publish(PolicyVersion(1, 0), {"w": torch.zeros(3)})
+        assert isinstance(inbox.get("weights", WAIT_S), WeightsReady)
+
+
 def test_weights_reach_listed_keys_only(config: Config) -> None:
     def receiver(inbox: Inbox, keys: ClientKeys | None) -> Receiver:
         return Receiver(config.endpoint("weights"), inbox, run="run", name="g", deadline_s=WAIT_S, keys=keys)
@@ -179,7 +202,7 @@ def test_made_keys_are_their_owners_alone_and_never_overwritten(
     assert main(["keys", "--out", str(folder)]) == 0
     secrets = sorted(folder.glob("*.key_secret"))
     assert [path.name.partition(".")[0] for path in secrets] == [
-        "buffer", "evaluator", "generator", "launcher", "learner", "scorer",
+        "buffer", "evaluator", "generator", "launcher", "learner", "relay", "scorer",
     ]  # fmt: skip
     assert {path.stat().st_mode & 0o777 for path in secrets} == {0o600}
     assert "scorer     scorer.key_secret buffer.key\n" in capsys.readouterr().out

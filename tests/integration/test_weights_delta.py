@@ -212,7 +212,9 @@ def damaged(number: int) -> Package:
 def serve(fake: FakePublisher, package: Package) -> None:
     fake.package = package
     fake.send_manifest()
-    for index in fake.receive().header["indexes"]:
+    while (asked := fake.receive()).type != "chunks":
+        assert asked.type == "ack"  # what a relay's receivers say may come in between
+    for index in asked.header["indexes"]:
         base = package.manifest.base and list(package.manifest.base.version)
         header = {"t": "chunk", "version": list(package.manifest.version), "base": base, "pinned": False}
         fake.send({**header, "index": index}, {"data": package.chunk(index)})

@@ -29,7 +29,12 @@ def test_dry_run_prints_settings_that_load_back_and_what_they_imply(config_file,
     assert not (tmp_path / "runs").exists()
 
 
-@pytest.mark.parametrize("command", ["run", "buffer", "generate", "score", "learn", "eval"])
+def test_a_relay_needs_an_address_and_no_model(config_file, capsys):
+    assert main(["relay", config_file]) == 2
+    assert "endpoints.relay: must be an address to serve" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["run", "buffer", "generate", "score", "learn", "eval", "relay"])
 def test_unknown_key_is_one_line_and_exit_code_2(command, config_file, capsys):
     assert main([command, config_file, "stepz=1"]) == 2
     captured = capsys.readouterr()

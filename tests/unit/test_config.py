@@ -175,6 +175,16 @@ def test_all_problems_are_reported_at_once():
         (("endpoints.rollouts=tcp://*:5555",), "leaves this machine without keys"),
         (("endpoints.rollouts=tcp://127.0.0.1",), "must be tcp://HOST:PORT"),
         (("endpoints.rollouts=udp://127.0.0.1:1",), "must be ipc://PATH or tcp://127.0.0.1:PORT"),
+        (("endpoints.relay=tcp://learner:5555",), "leaves this machine without keys"),
+        (("weights.medium=directory",), "weights.directory: must name a folder"),
+        (("weights.directory=/mnt/w",), "is not used with weights.medium=zmq"),
+        (
+            ("weights.medium=directory", "weights.directory=/mnt/w", "endpoints.relay=tcp://127.0.0.1:9"),
+            "a relay would have nobody to serve",
+        ),
+        (("weights.medium=post",), "weights.medium"),
+        (("weights.window=-1",), "weights.window: must be"),
+        (("weights.threads=0",), "weights.threads: must be"),
         (("endpoints.rollouts=ipc:///tmp/x", "endpoints.batches=ipc:///tmp/x"), "each socket needs its own"),
         ((f"endpoints.events=ipc:///{'x' * 110}",), "107 bytes at most, got 111"),
     ],
@@ -232,6 +242,7 @@ def test_every_setting_is_read_somewhere():
         "group_deadline_s": ("group_deadline_s",),
         "correction": ("correction",),
         "run_dir": ("runs_dir", "name"),
+        "weights_directory": ("medium", "directory"),
         "endpoint": ("rollouts", "batches", "events", "weights"),
     }
     read |= {name for source, names in derived.items() if source in read for name in names}

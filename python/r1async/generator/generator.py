@@ -85,15 +85,16 @@ def run(
                 keys=client_keys(config, "rollouts", "generator"),
             ) as buffer,
             Receiver(
-                config.endpoint("weights"),
+                config.endpoint(config.weights_socket),
                 inbox,
                 run=config.name,
                 name=name,
                 deadline_s=config.weights.deadline_s,
                 # A manifest or a chunk: a chunk's header is small, a manifest has a line for each tensor.
                 max_message_bytes=max(config.buffer.max_message_bytes, 2 * config.weights.chunk_bytes),
-                keys=client_keys(config, "weights", "generator"),
+                keys=client_keys(config, config.weights_socket, "generator"),
                 threads=config.weights.threads,
+                directory=config.weights_directory,
                 stuck=lambda version, waited_s: buffer.tell_incident(
                     "weight_push",
                     "asked again",

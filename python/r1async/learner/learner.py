@@ -155,7 +155,8 @@ class Learner:
             self.publisher = Publisher(
                 config.endpoint("weights"), run=config.name, dtype=config.model.dtype,
                 chunk_bytes=config.weights.chunk_bytes, deadline_s=config.weights.deadline_s,
-                window=config.weights.window, threads=config.weights.threads, keys=server_keys(config, "weights"),
+                window=config.weights.window, threads=config.weights.threads,
+                directory=config.weights_directory, keys=server_keys(config, "weights"),
             )  # fmt: skip
             self.link = connect_first(config, step=self.saved_steps, stats=self._stats, inbox=self.inbox)
             self.publishing = PublishThread(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -15,10 +16,12 @@ from torch import Tensor
 
 from r1async.keys import ServerKeys
 from r1async.types import PolicyVersion
+from r1async.weights.acks import Ack
+from r1async.weights.directory import DirectoryWriter
 from r1async.weights.figures import PushFigures
-from r1async.weights.manifest import take_snapshot
+from r1async.weights.manifest import Snapshot, take_snapshot
 from r1async.weights.medium import SendingMedium
-from r1async.weights.package import encode
+from r1async.weights.package import Package, encode
 from r1async.weights.store import VersionStore
 from r1async.weights.zmq_sender import ZmqSender
 
@@ -35,6 +38,7 @@ class Publisher:
             travels whole.
         threads: that hash and encode a version at most.
         deadline_s: a version that is being read is kept this long after the reader's last question.
+        directory: each version is also written into this folder of all runs; None: none is.
         keys: of the socket, and who is let in; None where it needs none.
     """
 
@@ -48,6 +52,7 @@ class Publisher:
         deadline_s: float,
         window: int = 16,
         threads: int = 1,
+        directory: Path | None = None,
         keys: ServerKeys | None = None,
     ) -> None:
         self._run = run
@@ -58,6 +63,9 @@ class Publisher:
         self._push = PushFigures()
         self._store = VersionStore(
             run=run, chunk_bytes=chunk_bytes, window=window, threads=threads, transfer_s=deadline_s
+        )
+        self._directory = (
+            None if directory is None else DirectoryWriter(directory, run, window, self._whole, self._store.versions)
         )
         self._medium: SendingMedium = ZmqSender(endpoint, self._store, run=run, keys=keys)
 
@@ -83,13 +91,19 @@ class Publisher:
         self._store.add(snapshot, time.monotonic(), delta)
         if retain:
             self._store.retain(version, time.monotonic())
+        if self._directory is not None:
+            self._directory.add(snapshot, delta, retain=retain)
         self._push.published(snapshot, delta, time.monotonic() - begun)
         self._medium.announce()
         return snapshot.hash
 
     def retain(self, version: PolicyVersion) -> bool:
         """Keeps a version as `publish` does with `retain`; False if it is gone already."""
-        return self._store.retain(version, time.monotonic())
+        kept = self._store.retain(version, time.monotonic())
+        snapshot = self._store.get(version)
+        if kept and self._directory is not None and snapshot is not None:
+            self._directory.retain(snapshot)
+        return kept
 
     def release(self, version: PolicyVersion) -> None:
         self._store.release(version, time.monotonic())
@@ -100,11 +114,18 @@ class Publisher:
 
     def acknowledged(self) -> dict[str, tuple[PolicyVersion, str]]:
         """By receiver's name: the version it last installed, with its hash."""
-        return {name: (ack.version, ack.hash) for name, ack in self._medium.acknowledged().items()}
+        return {name: (ack.version, ack.hash) for name, ack in self._acks().items()}
 
     def figures(self) -> dict[str, float]:
         """Of the newest push, and of what receivers said since this was last asked; docs/metrics-learner.md."""
-        return self._push.figures(self._medium.acknowledged())
+        return self._push.figures(self._acks())
+
+    def _acks(self) -> dict[str, Ack]:
+        by_files = {} if self._directory is None else self._directory.acknowledged()
+        return {**by_files, **self._medium.acknowledged()}
+
+    def _whole(self, snapshot: Snapshot) -> Package:
+        return encode(snapshot, None, run=self._run, chunk_bytes=self._chunk_bytes, threads=self._threads)
 
     def close(self) -> None:
         self._medium.close()

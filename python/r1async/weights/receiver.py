@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -24,14 +25,16 @@ from r1async.inbox import Inbox
 from r1async.keys import ClientKeys
 from r1async.types import PolicyVersion
 from r1async.weights.acks import Ack
+from r1async.weights.directory import DirectoryReceiver
+from r1async.weights.fence import Fence
 from r1async.weights.manifest import Base, Manifest, Snapshot
+from r1async.weights.medium import ReceivingMedium
 from r1async.weights.package import Package, PackageError, decode
 from r1async.weights.zmq_receiver import ZmqReceiver
 
 log = logging.getLogger(__name__)
 
 FIGURES = (
-    "versions_fenced",
     "packages_refused",
     "deltas",
     "snapshots",
@@ -40,7 +43,7 @@ FIGURES = (
     "push_sync_s",
     "push_pause_s",
 )
-"""Versions of dead learners refused; packages that did not lead to the version they name; versions taken as a delta,
+"""Packages that did not lead to the version they name; versions taken as a delta,
 and whole; of the newest version: bytes that travelled, share of values that changed (1 if it came whole), seconds from
 announcement to verified, seconds that the engine stood still."""
 
@@ -83,6 +86,7 @@ class Receiver:
 
     Args:
         endpoint: the publisher's address; it need not be there yet.
+        directory: versions are read in this folder of all runs, not asked for at `endpoint`.
         inbox: gets `WeightsReady`, `WeightsMissing`, and failures.
         run: must be the publisher's.
         name: ours, for acknowledgements.
@@ -106,13 +110,14 @@ class Receiver:
         newest: bool = True,
         keys: ClientKeys | None = None,
         threads: int = 1,
+        directory: Path | None = None,
         stuck: Callable[[PolicyVersion, float], None] | None = None,
     ) -> None:
         self._inbox = inbox
         self._lock = threading.Lock()
         self._name = name
         self._threads = threads
-        self._epoch = 0
+        self._fence = Fence()
         self._figures = dict.fromkeys(FIGURES, 0.0)
         self._current: Snapshot | None = None
         """Installed: what deltas lead on from. Only read."""
@@ -121,9 +126,16 @@ class Receiver:
         self._spare: NDArray[np.uint8] | None = None
         """Of the version before the current one: the next is decoded into it."""
         self._stuck = stuck
-        self._medium = ZmqReceiver(
-            endpoint, self, run=run, name=name, deadline_s=deadline_s, max_message_bytes=max_message_bytes, keys=keys
-        )
+        self._medium: ReceivingMedium
+        if directory is not None:
+            self._medium = DirectoryReceiver(
+                directory, self, run=run, name=name, deadline_s=deadline_s, threads=threads
+            )
+        else:
+            self._medium = ZmqReceiver(
+                endpoint, self, run=run, name=name, deadline_s=deadline_s, max_message_bytes=max_message_bytes,
+                keys=keys,
+            )  # fmt: skip
         inbox.add_source(self._medium.describe)
         if newest:
             self._medium.want(None)
@@ -155,9 +167,9 @@ class Receiver:
         self._medium.release(version)
 
     def stats(self) -> dict[str, float]:
-        """Bytes received, chunks corrupted, transfers begun again, and what `FIGURES` lists."""
+        """Bytes received, chunks corrupted, transfers begun again, `versions_fenced` (dead learners'), `FIGURES`."""
         with self._lock:
-            return {**self._medium.stats(), **self._figures}
+            return {**self._medium.stats(), **self._figures, "versions_fenced": self._fence.refused}
 
     def close(self) -> None:
         self._medium.close()
@@ -170,13 +182,7 @@ class Receiver:
 
     def accepts(self, manifest: Manifest) -> bool:
         """Called by the medium's thread."""
-        with self._lock:
-            if manifest.version.epoch < self._epoch:
-                self._figures["versions_fenced"] += 1
-                log.warning("refused version %s: epoch %d has begun", manifest.version, self._epoch)
-                return False
-            self._epoch = manifest.version.epoch
-            return True
+        return self._fence.accepts(manifest.version)
 
     def complete(self, package: Package, pinned: bool, sync_s: float) -> bool:
         """Called by the medium's thread."""

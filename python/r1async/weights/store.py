@@ -64,13 +64,13 @@ class VersionStore:
         """Asked for by name last: the one that is being evaluated."""
         self._readers: dict[tuple[bytes, Key], float] = {}
 
-    def add(self, snapshot: Snapshot, now: float, delta: Package | None = None) -> None:
+    def add(self, snapshot: Snapshot, now: float, package: Package | None = None) -> None:
         """Makes `snapshot` the newest.
 
         Args:
             snapshot: of a version above the newest.
             now: seconds on a clock that never goes back.
-            delta: leads to it from the newest version so far; None: receivers fetch it whole.
+            package: leads to it, best from the newest version so far; None: receivers fetch it whole.
 
         Raises:
             ValueError: its version is not newer than the newest.
@@ -79,14 +79,23 @@ class VersionStore:
         with self._lock:
             if self._newest is not None and version <= self._newest:
                 raise ValueError(f"version {version} cannot follow {self._newest}: versions only grow")
-            base = None if delta is None else delta.manifest.base
-            if delta is None or base is None or base.version != self._newest or self._window == 0:
+            base = None if package is None else package.manifest.base
+            if package is None or base is None or base.version != self._newest or self._window == 0:
                 self._chain = []
             else:
-                self._chain = [*self._chain, delta][-self._window :]
-                self._packages[version, base.version] = delta
+                self._chain = [*self._chain, package][-self._window :]
+            if package is not None and (base is None or self._chain):
+                self._packages[version, base and base.version] = package
             self._snapshots[version] = snapshot
             self._newest = version
+            self._prune(now)
+
+    def keep(self, snapshot: Snapshot, now: float) -> None:
+        """Has a version beside the newest, retained: a relay fetched it because somebody named it."""
+        with self._lock:
+            self._snapshots[snapshot.version] = snapshot
+            self._retained.add(snapshot.version)
+            self._pinned = snapshot.version
             self._prune(now)
 
     def retain(self, version: PolicyVersion, now: float) -> bool:

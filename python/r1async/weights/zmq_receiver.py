@@ -97,6 +97,7 @@ class ZmqReceiver:
         self._newest, self._pinned = _Want(pinned=False), _Want(pinned=True)
         self._pins: deque[tuple[PolicyVersion, Base | None]] = deque()
         self._attached = False
+        self._ordering = threading.Lock()
         self._since = self._said = time.monotonic()
         self._context = zmq.Context()
         address = f"inproc://receiver-{uuid.uuid4().hex}"
@@ -142,7 +143,8 @@ class ZmqReceiver:
         self._context.term()
 
     def _order(self, order: Mapping) -> None:
-        self._commands.send(pack(order))
+        with self._ordering:  # a relay gives orders from two threads
+            self._commands.send(pack(order))
 
     def _serve(self) -> None:
         self._dealer = self._context.socket(zmq.DEALER)

@@ -28,7 +28,7 @@ import uuid
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import zmq
 from numpy.typing import NDArray
@@ -79,6 +79,18 @@ class _Asked:
     base: Base | None
 
 
+class Above(Protocol):
+    """Where a relay's store is filled from; called in the sender's thread."""
+
+    def fetches(self, version: PolicyVersion) -> bool:
+        """Whether a version that was named and is not here may still come."""
+        ...
+
+    def acknowledged(self, ack: Ack) -> None:
+        """A receiver's engine serves a version."""
+        ...
+
+
 class ZmqSender:
     """Serves a store's versions from a thread of its own until `close`.
 
@@ -87,15 +99,19 @@ class ZmqSender:
         store: what is served.
         run: receivers of another run are refused.
         keys: who is let in; None where everybody is who reaches the address.
+        above: who may have versions that the store lacks; None of a publisher, which is the first to have them.
 
     Raises:
         ConfigError: the address cannot be bound; the text names it.
     """
 
-    def __init__(self, endpoint: str, store: VersionStore, *, run: str, keys: ServerKeys | None) -> None:
+    def __init__(
+        self, endpoint: str, store: VersionStore, *, run: str, keys: ServerKeys | None, above: Above | None = None
+    ) -> None:
         self.endpoint = endpoint
         self._store = store
         self._run = run
+        self._above = above
         self._lock = threading.Lock()
         self._acknowledged: OrderedDict[str, Ack] = OrderedDict()
         self._readers: OrderedDict[bytes, _Reader] = OrderedDict()
@@ -263,8 +279,9 @@ class ZmqSender:
         held = self._store.get(version, pin=True)
         key = None if held is None else self._store.key_for(version, asked.base)
         if key is None:
-            self._waiting_by_name.pop((peer, version), None)
-            self._send_missing(peer, version, pinned=True)
+            if self._above is None or not self._above.fetches(version):
+                self._waiting_by_name.pop((peer, version), None)
+                self._send_missing(peer, version, pinned=True)
         elif self._offer(peer, key, pinned=True):
             self._waiting_by_name.pop((peer, version), None)
 
@@ -304,6 +321,8 @@ class ZmqSender:
         if not ack.pinned:
             with self._lock:
                 _remember(self._acknowledged, ack.name, ack, MAX_READERS)
+        if self._above is not None:
+            self._above.acknowledged(ack)
         if ack.name == own:
             self._store.done(peer, ack.version, time.monotonic())
 
