@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -406,6 +407,34 @@ def test_an_id_that_comes_again_gets_none_of_the_tokens_of_its_first_time(make, 
     collect(adapter, arrived, outcome, 3)
     assert outcome.finish == "length"
     assert not adapter.busy
+
+
+def test_a_request_that_ends_while_it_is_aborted_is_no_error(make, arrived):
+    """Its last tokens reach the event loop after the caller's word, and before the loop has heard it."""
+    vllm = FakeVllm()
+    adapter = make(vllm)
+    install(adapter, V1)
+
+    def change(delta: Delta) -> Delta:
+        if delta.finish:
+            caller = threading.Thread(target=adapter.abort, args=([1],))
+            caller.start()
+            caller.join(WAIT_S)
+        return delta
+
+    vllm.change = change
+    adapter.submit([request(1, max_tokens=2)])
+    vllm.allow(adapter, 1)
+    collect(adapter, arrived, Outcome(), 1)
+    vllm.allow(adapter, 1)
+    while adapter._legs:
+        time.sleep(0.001)
+    vllm.change = lambda delta: delta
+    outcome = Outcome()
+    adapter.submit([request(2, max_tokens=2)])
+    vllm.allow(adapter, 2)
+    collect(adapter, arrived, outcome, 2)
+    assert outcome.finish == "length"
 
 
 @pytest.mark.parametrize("version", ["0.31.2", "0.33.0"])

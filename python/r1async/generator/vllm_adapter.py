@@ -343,7 +343,10 @@ class VllmAdapter:
                     self._take(leg, delta)
         finally:
             del self._legs[leg.key]
-        if not leg.dropped and not leg.cut and flight.finish is None:
+        # One that was aborted in the other thread is not wanted any more, though vLLM has not been told yet.
+        with self._keys_lock:
+            wanted = self._keys.get(leg.id) == leg.key
+        if wanted and not leg.cut:
             raise EngineError(f"request {leg.id}: {self._vllm.describe()} closed its stream before its end")
 
     def _take(self, leg: _Leg, delta: Delta) -> None:
