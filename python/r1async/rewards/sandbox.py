@@ -69,7 +69,7 @@ class SandboxError(RuntimeError):
     """The sandbox failed, not the program: its verdict is unknown."""
 
 
-class LayersMissing(SandboxError):
+class LayersMissingError(SandboxError):
     """The machine does not give what isolation needs."""
 
 
@@ -88,7 +88,7 @@ class Limits:
     stack_mib: int = 8
     """Of the main thread; new threads reserve as much."""
     output_kib: int = 4096
-    """Of standard output, and of a result; more ends the run."""
+    """Of standard output; more ends the run."""
     box_mib: int = 64
     """Of all files together; one of them may take it all."""
     processes: int = 64
@@ -127,8 +127,6 @@ class Outcome:
     stdout: bytes
     stderr: bytes
     """Its first 64 KiB."""
-    result: bytes
-    """What was written to descriptor 3."""
     files: Mapping[str, bytes]
     wall_s: float
     cpu_s: float
@@ -148,7 +146,7 @@ class Sandbox:
         leave_out: layers not to set up, for tests.
 
     Raises:
-        LayersMissing: a required layer is not to be had, and `unsafe` is not set.
+        LayersMissingError: a required layer is not to be had, and `unsafe` is not set.
         SandboxError: the zygote did not start.
     """
 
@@ -162,7 +160,7 @@ class Sandbox:
         leave_out: Sequence[str] = (),
     ) -> None:
         self._setup = zygote.Setup(
-            read_only=[sys.base_prefix, *read_only],
+            read_only=[sys.base_prefix, *read_only, *([tempfile.gettempdir()] if "root" in leave_out else [])],
             at=dict(at or {}),
             # Nobody's: above the ranges of users, services and containers. One for each sandbox, so that limits on
             # a user's processes are its own on kernels that count them over all namespaces.
@@ -180,7 +178,7 @@ class Sandbox:
             self.layers = self._probe()
             missing = {name: self.layers[name] for name in REQUIRED if self.layers[name]}
             if missing and not unsafe:
-                raise LayersMissing(
+                raise LayersMissingError(
                     "programs cannot be isolated here: "
                     + "; ".join(f"no {name}: {why}" for name, why in missing.items())
                     + ". unsafe runs them all the same"
@@ -213,7 +211,7 @@ class Sandbox:
                 self._start()
             try:
                 return self._ask(program)
-            except (OSError, zygote.Gone) as error:
+            except (OSError, zygote.GoneError) as error:
                 self._stop()
                 raise SandboxError(f"the sandbox's process failed: {type(error).__name__}: {error}") from error
 
@@ -257,7 +255,7 @@ class Sandbox:
         try:
             zygote.send(ours, {"setup": self._setup})
             header, _ = zygote.receive(ours)
-        except (OSError, zygote.Gone) as error:
+        except (OSError, zygote.GoneError) as error:
             self._stop()
             raise SandboxError(f"the sandbox's process did not start: {type(error).__name__}: {error}") from error
         assert isinstance(header["layers"], dict)
@@ -292,7 +290,8 @@ class Sandbox:
         try:
             seen = json.loads(outcome.stdout)
         except ValueError as error:
-            raise SandboxError(f"the probe of the sandbox failed: {outcome.stderr.decode(errors='replace')}") from error
+            why = f"{outcome.status}, exit code {outcome.exit_code}: {outcome.stderr.decode(errors='replace')}"
+            raise SandboxError(f"the probe of the sandbox failed: {why}") from error
         told = {name: self._told.get(name) or self._told.get("namespaces", "") for name in LAYERS}
         return {name: (told[name] or seen[name]) if seen[name] else "" for name in LAYERS}
 
@@ -321,7 +320,7 @@ _SIGXCPU, _SIGXFSZ, _SIGKILL = -24, -25, -9
 
 
 def _outcome(header: Mapping[str, object], blobs: Sequence[bytes], limits: Limits) -> Outcome:
-    stdout, stderr, result, *files = blobs
+    stdout, stderr, *files = blobs
     code, cpu_s, memory = header.get("exit_code"), header.get("cpu_s", 0.0), header.get("memory_bytes", 0)
     names, wall_s = header["names"], header["wall_s"]
     assert isinstance(names, list)
@@ -342,7 +341,6 @@ def _outcome(header: Mapping[str, object], blobs: Sequence[bytes], limits: Limit
         exit_code=code,
         stdout=stdout,
         stderr=stderr,
-        result=result,
         files=dict(zip(names, files, strict=True)),
         wall_s=wall_s,
         cpu_s=cpu_s,
@@ -390,7 +388,7 @@ def same(name):
     return namespace(name) == facts["namespaces"][name]
 
 outside = text("/proc/self/uid_map").split()
-open_files = [number for number in range(5, 64) if not refused(lambda: os.fstat(number))]
+open_files = [number for number in range(4, 64) if not refused(lambda: os.fstat(number))]
 check("processes",
     (same("pid"), "the launcher's PID namespace"),
     (not refused(lambda: os.kill(facts["pid"], 0)) and os.getpid() > 99, "the launcher can be signalled"))

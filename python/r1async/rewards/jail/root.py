@@ -44,9 +44,8 @@ def build(extra: Sequence[str], at: Mapping[str, str]) -> None:
         OSError: the kernel refused a step, or a path of `extra` or `at` does not exist.
     """
     kernel.mount("none", "/", flags=kernel.REC | kernel.PRIVATE)
-    # Any folder will do: the mount lies over it in this namespace alone.
-    new = "/tmp"
-    # What it will hold may lie below the folder, so the folder is opened before it is covered.
+    # Covered in this namespace alone; a folder that is always there and that nobody wants to show.
+    new = "/sys"
     sources = {path: os.open(path, os.O_PATH) for path in {*_shown(extra), *at.values()}}
     kernel.mount("sandbox", new, "tmpfs", kernel.NOSUID, "size=1m,mode=0755")
     for path in (BOX, "/proc", "/etc", "/dev", "/var", "/root", "/home"):

@@ -33,8 +33,6 @@ from r1async.rewards.jail import kernel, root
 
 INSIDE = 1000
 """User and group that programs see themselves as."""
-RESULT_FD = 3
-"""Where a program that has one writes a result apart from its output."""
 STDERR_BYTES = 64 * 2**10
 """Kept of standard error; the rest is read and forgotten."""
 WATCH_S = 0.02
@@ -82,7 +80,7 @@ class Run(NamedTuple):
     stdin: bytes
 
 
-class Gone(Exception):
+class GoneError(Exception):
     """The parent closed its end."""
 
 
@@ -91,7 +89,7 @@ def main(descriptor: int) -> None:
     channel = socket.socket(fileno=descriptor)
     channel.set_inheritable(False)
     parent = os.pidfd_open(os.getppid())
-    with contextlib.suppress(Gone):
+    with contextlib.suppress(GoneError):
         header, _ = receive(channel)
         setup: Setup = header["setup"]  # type: ignore[typeddict-item]
         walls = Walls(setup)
@@ -123,7 +121,7 @@ def _exactly(channel: socket.socket, size: int) -> bytes:
         except ConnectionError:
             part = b""
         if not part:
-            raise Gone
+            raise GoneError
         data += part
     return bytes(data)
 
@@ -133,7 +131,7 @@ def _wait(channel: socket.socket, parent: int) -> None:
     poll.register(channel, select.POLLIN)
     poll.register(parent, select.POLLIN)
     if any(descriptor == parent for descriptor, _ in poll.poll()):
-        raise Gone
+        raise GoneError
 
 
 class Walls:
@@ -149,6 +147,9 @@ class Walls:
         self.uid, self.gid = os.getuid(), os.getgid()
         kernel.prctl(kernel.PR_SET_NO_NEW_PRIVS, 1)
         os.umask(0o022)
+        # A worker limits its own memory by the soft limit, which we inherit; runs have theirs.
+        hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+        resource.setrlimit(resource.RLIMIT_AS, (hard, hard))
         self._extra = [*setup["read_only"], *setup["at"]]
         self._inside = self._try("namespaces", lambda: self._go_inside(setup))
         self._try("seccomp", lambda: None)
@@ -182,8 +183,7 @@ class Walls:
             group = os.getgid()
             kernel.unshare(flags | kernel.NEWUSER)
             _map_user(ours, group, ours, group)
-        everything = [f"/{name}" for name in os.listdir("/") if name not in ("proc", "sys", "dev")]
-        root.build(everything if "root" in self._left_out else setup["read_only"], setup["at"])
+        root.build(setup["read_only"], setup["at"])
         socket.sethostname("sandbox")
         if self._keep:
             kernel.mount("box", root.BOX, "tmpfs", kernel.NOSUID | kernel.NODEV, f"size={self._keep},mode=0755")
@@ -330,7 +330,7 @@ class _Watch:
 
     def __init__(self, limits: Mapping[str, float]) -> None:
         self._limits = limits
-        self._pipes = {name: os.pipe() for name in ("stdout", "stderr", "result", "report")}
+        self._pipes = {name: os.pipe() for name in ("stdout", "stderr", "report")}
         self._cord, self._cord_end = os.pipe()
         """Process 1 waits for a byte before it starts anything, and ends when the other end closes."""
         self._read: dict[str, bytearray] = {name: bytearray() for name in self._pipes}
@@ -369,7 +369,7 @@ class _Watch:
         """Read what comes, until every pipe has ended or a limit is reached.
 
         Raises:
-            Gone: the parent ended or sends something: nobody waits for this run any more.
+            GoneError: the parent ended or sends something: nobody waits for this run any more.
         """
         open_pipes = {read: name for name, (read, _) in self._pipes.items()}
         poll = select.poll()
@@ -383,7 +383,7 @@ class _Watch:
                 return
             for descriptor, _ in poll.poll(left * 1000 + 1):
                 if descriptor in ours:
-                    raise Gone
+                    raise GoneError
                 data = os.read(descriptor, 2**16)
                 if not data:
                     poll.unregister(descriptor)
@@ -417,7 +417,7 @@ class _Watch:
             os.close(self._cord_end)
 
     def outcome(self, wall_s: float) -> tuple[dict[str, object], Sequence[bytes]]:
-        streams = [bytes(self._read[name]) for name in ("stdout", "stderr", "result")]
+        streams = [bytes(self._read[name]) for name in ("stdout", "stderr")]
         report, files = _parsed(bytes(self._read["report"]))
         if self._status:
             report, files = {"status": self._status}, []
@@ -447,6 +447,8 @@ class _First:
         self._folder = folder
         self._limits = run.order["limits"]
         self._work = f"{folder or root.BOX}/work"
+        self._alone = walls.inside and bool(flags & kernel.NEWPID)
+        """In a PID namespace of its own, whose processes are all to be watched and to be ended."""
 
     def live(self) -> NoReturn:
         # Before the byte is read: a zygote that dies in between closes its end, and the read ends.
@@ -461,7 +463,7 @@ class _First:
         if program == 0:
             self._become(stdin, failing)
         os.close(failing)
-        for name in ("stdout", "stderr", "result"):
+        for name in ("stdout", "stderr"):
             os.close(self._watch.end_of(name))
         self._report(program, failed)
         os._exit(0)
@@ -476,8 +478,9 @@ class _First:
                 _furnish(root.BOX)
             self._own_proc()
         else:
-            kernel.prctl(kernel.PR_SET_CHILD_SUBREAPER, 1)
             _furnish(self._folder)
+        if not self._alone:
+            kernel.prctl(kernel.PR_SET_CHILD_SUBREAPER, 1)
         # A copy of the zygote's memory: nobody inside may read it.
         kernel.prctl(kernel.PR_SET_DUMPABLE, 0)
         for name, data in self._run.files.items():
@@ -490,7 +493,7 @@ class _First:
     def _own_proc(self) -> None:
         """Process numbers of this namespace; where the kernel will not have it (in many containers), none at all."""
         flags = kernel.NOSUID | kernel.NODEV | kernel.NOEXEC
-        if not self._flags & kernel.NEWPID:
+        if not self._alone:
             return
         try:
             kernel.mount("proc", "/proc", "proc", flags, "subset=pid")
@@ -501,14 +504,14 @@ class _First:
         try:
             os.setsid()
             os.chdir(self._run.order["cwd"] or self._work)
-            ends = [stdin, *(self._watch.end_of(name) for name in ("stdout", "stderr", "result"))]
+            ends = [stdin, *(self._watch.end_of(name) for name in ("stdout", "stderr"))]
             # Out of the way first: an end may have the number that another one is to get.
             high = [_move_up(descriptor) for descriptor in ends]
             told = _move_up(failing)
             for number, descriptor in enumerate(high):
                 os.dup2(descriptor, number, inheritable=True)
-            os.dup2(told, 4, inheritable=False)
-            kernel.close_from(5)
+            os.dup2(told, 3, inheritable=False)
+            kernel.close_from(4)
             os.lseek(0, 0, os.SEEK_SET)
             argv, env = self._run.order["argv"], dict(self._run.order["env"])
             if self._folder:
@@ -522,7 +525,7 @@ class _First:
             os.execve(argv[0], argv, env)
         except BaseException as error:  # noqa: BLE001 - the last frame of a process: nothing else reports it
             with contextlib.suppress(OSError):
-                os.write(4, f"{type(error).__name__}: {error}".encode())
+                os.write(3, f"{type(error).__name__}: {error}".encode())
         finally:
             os._exit(127)
 
@@ -562,7 +565,7 @@ class _First:
                     self._kill_all()
                     os._exit(0)
                 return 0
-            used = _memory_in_use()
+            used = _memory_in_use() if self._alone else 0
             if used > self._limits["memory_bytes"]:
                 os.kill(program, signal.SIGKILL)
                 return used
@@ -575,12 +578,13 @@ class _First:
 
     def _kill_all(self) -> None:
         """Everything the program started, before its files are read: nobody changes them meanwhile."""
-        if self._walls.inside and self._flags & kernel.NEWPID:
+        if self._alone:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(-1, signal.SIGKILL)
             with contextlib.suppress(ChildProcessError):
                 while True:
                     os.waitpid(-1, 0)
+            return
         # Without a namespace: as long as somebody is left, they become our children one after another.
         with contextlib.suppress(ChildProcessError):
             while True:
