@@ -78,8 +78,8 @@ sys.setrecursionlimit(50000)
 _JAVASCRIPT_CALL = """
 const fs = require("fs"), vm = require("vm");
 const call = JSON.parse(fs.readFileSync("args.json", "utf8"));
-const find = `
-;return typeof ${call.fn_name} === "function" ? ${call.fn_name} : (...args) => new Solution().${call.fn_name}(...args);`;
+const name = call.fn_name;
+const find = `\\n;return typeof ${name} === "function" ? ${name} : (...args) => new Solution().${name}(...args);`;
 const load = vm.compileFunction(fs.readFileSync("program.js", "utf8") + find, ["require", "module", "exports"]);
 const module_ = { exports: {} };
 const number = (key, value) => {

@@ -72,12 +72,12 @@ class BigNumber(NamedTuple):
     digits: str
 
 
-class _NotJson(ValueError):
+class _NoJsonError(ValueError):
     pass
 
 
 def _no_constant(name: str) -> object:
-    raise _NotJson(name)
+    raise _NoJsonError(name)
 
 
 def _whole(digits: str) -> int | BigNumber:

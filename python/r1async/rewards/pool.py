@@ -217,11 +217,10 @@ class WorkerPool:
             PoolError: a worker was not ready in time.
         """
         settled: list[Settled] = []
+        deadline_s = self._settings.verdict_deadline_s
         for worker in list(self._workers):
-            if now >= _due(worker, self._settings.verdict_deadline_s):
-                settled += self._replace(
-                    worker, "timeout", f"no verdict within {self._settings.verdict_deadline_s:g} s"
-                )
+            if now >= _due(worker, deadline_s):
+                settled += self._replace(worker, "timeout", f"no verdict within {deadline_s:g} s")
         self._dispatch()
         return settled
 

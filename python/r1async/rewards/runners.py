@@ -1,4 +1,4 @@
-"""Where programs run: in the sandbox of this machine, or (`remote`) in one behind HTTP. Neither sees expected outputs."""
+"""Where programs run: in this machine's sandbox, or (`remote`) in one behind HTTP. Neither sees expected outputs."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class LocalRunner:
         settings: limits and layers.
 
     Raises:
-        LayersMissing: this machine cannot isolate programs, and `reward.code.unsafe` is not set.
+        LayersMissingError: this machine cannot isolate programs, and `reward.code.unsafe` is not set.
     """
 
     def __init__(self, settings: CodeConfig) -> None:
@@ -178,10 +178,8 @@ class LocalRunner:
     def _argv(self, words: Sequence[str]) -> list[str]:
         first, *rest = words
         tool = self._tool(first)
-        if tool is None:
-            raise SandboxError(
-                f"{first} is not on this machine, or not where programs may read (reward.code.read_only)"
-            )
+        if not tool:
+            raise SandboxError(f"{first} is not in /usr/local/bin, /usr/bin or /bin of this machine")
         return [*tool, *rest]
 
     def _tool(self, word: str) -> list[str]:

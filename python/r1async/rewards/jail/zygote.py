@@ -27,7 +27,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple, NoReturn, TypedDict
+from typing import Any, NamedTuple, NoReturn, TypedDict
 
 from r1async.rewards.jail import kernel, root
 
@@ -91,7 +91,7 @@ def main(descriptor: int) -> None:
     parent = os.pidfd_open(os.getppid())
     with contextlib.suppress(GoneError):
         header, _ = receive(channel)
-        setup: Setup = header["setup"]  # type: ignore[typeddict-item]
+        setup: Setup = header["setup"]
         walls = Walls(setup)
         send(channel, {"layers": walls.layers, "uid": walls.uid})
         while True:
@@ -101,8 +101,8 @@ def main(descriptor: int) -> None:
     os._exit(0)
 
 
-def receive(channel: socket.socket) -> tuple[dict[str, object], list[bytes]]:
-    """A frame: its header and the bytes after it."""
+def receive(channel: socket.socket) -> tuple[dict[str, Any], list[bytes]]:
+    """A frame: its header, which the other end of the socket made as it should be, and the bytes after it."""
     (size,) = _LENGTH.unpack(_exactly(channel, _LENGTH.size))
     header = json.loads(_exactly(channel, size))
     return header, [_exactly(channel, length) for length in header.get("lengths", ())]
