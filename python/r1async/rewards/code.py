@@ -10,7 +10,6 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from functools import cache
 from typing import Literal, NamedTuple
 
 from r1async.config import CodeConfig
@@ -175,9 +174,19 @@ def grade_code(item: Mapping[str, object], settings: CodeConfig | None = None) -
     return _grader(settings or CodeConfig()).grade(item).verdict
 
 
-@cache
+_graders: dict[CodeConfig, CodeGrader] = {}
+
+
 def _grader(settings: CodeConfig) -> CodeGrader:
-    return CodeGrader(settings)
+    if settings not in _graders:
+        _graders[settings] = CodeGrader(settings)
+    return _graders[settings]
+
+
+def close_graders() -> None:
+    """End the sandboxes that `grade_code` keeps."""
+    while _graders:
+        _graders.popitem()[1].close()
 
 
 def _score(value: float, status: str) -> Verdict:

@@ -162,6 +162,7 @@ def find_language(name: str) -> Language | None:
     return None
 
 
-def find_tool(word: str) -> str | None:
-    """Path of a compiler or interpreter."""
-    return word if "/" in word else shutil.which(word, path="/usr/local/bin:/usr/bin:/bin")
+def find_tool(word: str, folders: Sequence[str]) -> str | None:
+    """Path of a compiler or interpreter, among the system's or in ``bin`` of one of the folders."""
+    places = [*(f"{folder}/bin" for folder in folders), "/usr/local/bin", "/usr/bin", "/bin"]
+    return shutil.which(word, path=":".join(places))

@@ -179,7 +179,7 @@ class LocalRunner:
         first, *rest = words
         tool = self._tool(first)
         if not tool:
-            raise SandboxError(f"{first} is not in /usr/local/bin, /usr/bin or /bin of this machine")
+            raise SandboxError(f"{first} is neither a program of the system nor in reward.code.read_only")
         return [*tool, *rest]
 
     def _tool(self, word: str) -> list[str]:
@@ -190,7 +190,7 @@ class LocalRunner:
             return [own, "-s", "-B"] if own else [base_python(), "-S", "-s", "-P", "-B"]
         if word.startswith("./"):
             return [f"{WORK}/{word[2:]}"]
-        path = find_tool(word)
+        path = find_tool(word, self._settings.read_only)
         return [path] if path else []
 
 

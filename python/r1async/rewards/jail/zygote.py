@@ -13,6 +13,7 @@ takes the mounts away. Process 1 ends with the zygote, and the zygote when its s
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -524,8 +525,10 @@ class _First:
             self._walls.confine(self._folder)
             os.execve(argv[0], argv, env)
         except BaseException as error:  # noqa: BLE001 - the last frame of a process: nothing else reports it
+            # What the program itself makes impossible is its own fault: no memory for its data, no format of ours.
+            own = isinstance(error, OSError) and error.errno in (errno.ENOMEM, errno.ENOEXEC)
             with contextlib.suppress(OSError):
-                os.write(3, f"{type(error).__name__}: {error}".encode())
+                os.write(3, f"{'!' if own else '?'}{type(error).__name__}: {error}".encode())
         finally:
             os._exit(127)
 
@@ -533,7 +536,9 @@ class _First:
         why = os.read(failed, 4096)
         if why:
             os.waitpid(program, 0)
-            self._watch.tell({"status": "error", "detail": f"cannot start the program: {why.decode(errors='replace')}"})
+            status = "runtime" if why.startswith(b"!") else "error"
+            detail = f"cannot start the program: {why[1:].decode(errors='replace')}"
+            self._watch.tell({"status": status, "detail": detail, "exit_code": 126})
             return
         memory = self._until_end(program)
         status, usage = self._reap(program)
@@ -637,10 +642,13 @@ def _fetch(path: str, most: int) -> bytes | None:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
         return None
-    with os.fdopen(descriptor, "rb") as file:
+    try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             return None
-        data = file.read(most + 1)
+        with os.fdopen(descriptor, "rb", closefd=False) as file:
+            data = file.read(most + 1)
+    finally:
+        os.close(descriptor)
     return data if len(data) <= most else None
 
 
