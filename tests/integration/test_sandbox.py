@@ -248,3 +248,12 @@ def test_many_runs_leave_no_process_mount_or_file(sandbox: Sandbox):
     assert {name for name in os.listdir("/tmp") if name.startswith("r1async-")} <= set(files)
     assert zygote.children(recursive=True) == []
     assert zygote.num_fds() == descriptors
+
+
+def test_machine_without_user_namespaces_is_refused_and_says_why():
+    code = "from r1async.rewards.sandbox import *\ntry: Sandbox()\nexcept LayersMissingError as e: print(e)"
+    forbid = f"echo 0 > /proc/sys/user/max_user_namespaces && exec {sys.executable} -c '{code}'"
+    said = subprocess.run(["unshare", "--user", "--map-root-user", "sh", "-c", forbid], capture_output=True, text=True)
+    if "unshare" in said.stderr or "cannot create" in said.stderr:
+        pytest.skip(said.stderr)
+    assert "programs cannot be isolated here: no processes: [Errno 28] clone: No space left on device" in said.stdout

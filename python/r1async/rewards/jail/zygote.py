@@ -36,6 +36,8 @@ INSIDE = 1000
 """User and group that programs see themselves as."""
 STDERR_BYTES = 64 * 2**10
 """Kept of standard error; the rest is read and forgotten."""
+_RUN_FLAGS = kernel.NEWUSER | kernel.NEWPID | kernel.NEWNS | kernel.NEWIPC | kernel.NEWCGROUP
+_NOBODY = 65534
 WATCH_S = 0.02
 """Between two looks at the memory of all processes of a run."""
 _LENGTH = struct.Struct("<I")
@@ -174,7 +176,9 @@ class Walls:
 
     def _go_inside(self, setup: Setup) -> None:
         """Own network, host name and file system, for all runs; then no privilege any more."""
+        _try_clone(_RUN_FLAGS)
         ours = os.getuid()
+        user = _existing((setup["uid"], _NOBODY)) if ours == 0 else ours
         flags = kernel.NEWNS | kernel.NEWNET | kernel.NEWUTS | kernel.NEWIPC
         if "network" in self._left_out:
             flags &= ~kernel.NEWNET
@@ -187,18 +191,14 @@ class Walls:
         root.build(setup["read_only"], setup["at"])
         socket.sethostname("sandbox")
         if self._keep:
-            kernel.mount("box", root.BOX, "tmpfs", kernel.NOSUID | kernel.NODEV, f"size={self._keep},mode=0755")
-            _furnish(root.BOX)
+            kernel.mount("box", root.BOX, "tmpfs", kernel.NOSUID | kernel.NODEV, f"size={self._keep},mode=0777")
         if ours == 0 and "identity" not in self._left_out:
-            self.uid = self.gid = setup["uid"]
-            if self._keep:
-                for path in (root.BOX, *(f"{root.BOX}/{name}" for name in ("work", "tmp", "shm"))):
-                    os.chown(path, self.uid, self.uid)
-            os.setgroups([])
-            os.setresgid(self.uid, self.uid, self.uid)
-            os.setresuid(self.uid, self.uid, self.uid)
+            _drop_root(user)
+            self.uid = self.gid = user
             # Cleared by the change of user; without it our own /proc/self/uid_map belongs to root.
             kernel.prctl(kernel.PR_SET_DUMPABLE, 1)
+        if self._keep:
+            _furnish(root.BOX)
 
     def run(
         self, order: Order, blobs: Sequence[bytes], channel: socket.socket, parent: int
@@ -223,7 +223,7 @@ class Walls:
                 shutil.rmtree(folder, ignore_errors=True)
 
     def _start(self, run: Run, watch: _Watch, folder: str, ours: Sequence[int]) -> int:
-        flags = kernel.NEWUSER | kernel.NEWPID | kernel.NEWNS | kernel.NEWIPC | kernel.NEWCGROUP
+        flags = _RUN_FLAGS
         if "processes" in self._left_out:
             flags &= ~kernel.NEWPID
         if "identity" in self._left_out:
@@ -275,6 +275,30 @@ class Walls:
     @property
     def keeps_box(self) -> bool:
         return self._keep > 0
+
+
+def _try_clone(flags: int) -> None:
+    """Fails where runs would, while there is still a choice: in many containers user namespaces are switched off."""
+    pid = kernel.clone(flags)
+    if pid == 0:
+        os._exit(0)
+    os.waitpid(pid, 0)
+
+
+def _existing(users: Sequence[int]) -> int:
+    """The first of the users that exists here: a user namespace around us may know but a few."""
+    with open("/proc/self/uid_map", encoding="ascii") as file:
+        ranges = [(int(first), int(count)) for first, _, count in map(str.split, file)]
+    for user in users:
+        if any(first <= user < first + count for first, count in ranges):
+            return user
+    raise OSError(f"none of the users {', '.join(map(str, users))} exists in this user namespace, only root")
+
+
+def _drop_root(user: int) -> None:
+    os.setgroups([])
+    os.setresgid(user, user, user)
+    os.setresuid(user, user, user)
 
 
 def _require(holds: bool, why: str) -> None:
