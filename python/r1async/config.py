@@ -165,6 +165,8 @@ class CodeConfig:
     """Interpreter that runs Python programs, with its packages. Empty: this one, with the standard library alone."""
     read_only: tuple[str, ...] = ()
     """More folders that programs may read, with compilers or libraries outside of /usr."""
+    cgroup: str = ""
+    """Folder of control groups that may be divided (cgroup v2 with memory and pids for its children, or v1 pids)."""
     unsafe: bool = False
     """Run programs although this machine cannot isolate them."""
     url: str = ""

@@ -257,3 +257,33 @@ def test_machine_without_user_namespaces_is_refused_and_says_why():
     if "unshare" in said.stderr or "cannot create" in said.stderr:
         pytest.skip(said.stderr)
     assert "programs cannot be isolated here: no processes: [Errno 28] clone: No space left on device" in said.stdout
+
+
+def test_control_group_limits_processes_where_there_is_one(sandbox: Sandbox):
+    parent = next((each for each in map(Path, ("/sys/fs/cgroup/pids", "/sys/fs/cgroup")) if each.is_dir()), None)
+    ours = parent / f"r1async-test-{os.getpid()}" if parent else Path("/nowhere")
+    try:
+        ours.mkdir()
+    except OSError as error:
+        pytest.skip(f"no control group can be made: {error}")
+    try:
+        with Sandbox(cgroup=str(ours)) as limited:
+            if limited.layers["cgroup"]:
+                pytest.skip(limited.layers["cgroup"])
+            (group,) = [each for each in ours.iterdir() if each.is_dir()]
+            count = "for i in 1 2 3 4 5 6 7 8 9; do sleep 30 & done; echo done"
+            outcome = limited.run(shell(count, limits=Limits(wall_s=30.0, processes=4)))
+            assert (group / "pids.max").read_text() == "5\n"
+            assert b"done" not in outcome.stdout
+            assert limited.run(shell("echo fine")).stdout == b"fine\n"
+            assert (group / "cgroup.procs").read_text() == ""
+        assert not group.exists()
+    finally:
+        ours.rmdir()
+
+
+def test_folder_that_is_no_control_group_is_a_missing_layer(sandbox: Sandbox, tmp_path: Path):
+    assert "reward.code.cgroup" in sandbox.layers["cgroup"]
+    with Sandbox(cgroup=str(tmp_path)) as limited:
+        assert "neither memory nor pids" in limited.layers["cgroup"]
+    assert os.listdir(tmp_path) == []

@@ -79,7 +79,8 @@ class LocalRunner:
 
     def __init__(self, settings: CodeConfig) -> None:
         self._settings = settings
-        self._sandbox = Sandbox(read_only=(*settings.read_only, *_prefixes(settings.python)), unsafe=settings.unsafe)
+        shown = (*settings.read_only, *_prefixes(settings.python))
+        self._sandbox = Sandbox(read_only=shown, cgroup=settings.cgroup, unsafe=settings.unsafe)
         self._compiled: tuple[bytes, Mapping[str, bytes] | Trial] | None = None
         """Of the last program: its tests come one after another."""
         missing = [f"{name} ({language.tool})" for name, language in LANGUAGES.items() if not self._tool(language.tool)]

@@ -31,6 +31,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, NoReturn, TypedDict
 
 from r1async.rewards.jail import kernel, root
+from r1async.rewards.jail.cgroup import PREFIX, Cgroup, remove_stale
 
 INSIDE = 1000
 """User and group that programs see themselves as."""
@@ -54,6 +55,8 @@ class Setup(TypedDict):
     """Size of a box that all runs share; 0: each has a fresh one."""
     leave_out: list[str]
     """Layers not to set up, for tests of their probes."""
+    cgroup: str
+    """Folder of control groups that is ours to divide; empty: none."""
 
 
 class Order(TypedDict):
@@ -96,7 +99,7 @@ def main(descriptor: int) -> None:
         header, _ = receive(channel)
         setup: Setup = header["setup"]
         walls = Walls(setup)
-        send(channel, {"layers": walls.layers, "uid": walls.uid})
+        send(channel, {"layers": walls.layers, "cgroup": walls.cgroup})
         while True:
             _wait(channel, parent)
             header, blobs = receive(channel)
@@ -153,6 +156,8 @@ class Walls:
         # A worker limits its own memory by the soft limit, which we inherit; runs have theirs.
         hard = resource.getrlimit(resource.RLIMIT_AS)[1]
         resource.setrlimit(resource.RLIMIT_AS, (hard, hard))
+        self._cgroup: Cgroup | None = None
+        self._try("cgroup", lambda: self._join_cgroup(setup["cgroup"]))
         self._extra = [*setup["read_only"], *setup["at"]]
         self._inside = self._try("namespaces", lambda: self._go_inside(setup))
         self._try("seccomp", lambda: None)
@@ -170,6 +175,11 @@ class Walls:
             return False
         self.layers[name] = ""
         return True
+
+    def _join_cgroup(self, parent: str) -> None:
+        _require(bool(parent), "no folder of control groups is given (reward.code.cgroup)")
+        remove_stale(parent)
+        self._cgroup = Cgroup(parent, f"{PREFIX}{os.getpid()}")
 
     def _has(self, name: str) -> bool:
         return not self.layers[name]
@@ -215,6 +225,8 @@ class Walls:
                 watch.until_end(began, (channel.fileno(), parent))
             finally:
                 self._end(pid, watch)
+            if self._cgroup and self._cgroup.ran_out_of_memory():
+                watch.status = "memory"
             return watch.outcome(time.monotonic() - began)
         except OSError as error:
             return {"status": "error", "detail": f"{type(error).__name__}: {error}"}, ()
@@ -239,6 +251,14 @@ class Walls:
                 watch.tell({"status": "error", "detail": f"{type(error).__name__}: {error}"})
             finally:
                 os._exit(1)
+        try:
+            if self._cgroup:
+                limits = run.order["limits"]
+                self._cgroup.take(pid, int(limits["memory_bytes"]), int(limits["processes"]))
+        except OSError:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            raise
         watch.outside(pid)
         return pid
 
@@ -267,6 +287,11 @@ class Walls:
     def limit(self, limits: Mapping[str, float]) -> None:
         if self._has("rlimits"):
             _set_limits(limits)
+
+    @property
+    def cgroup(self) -> str:
+        """The control group's folder, for the parent to take away; empty: none."""
+        return self._cgroup.path if self._cgroup else ""
 
     @property
     def inside(self) -> bool:
@@ -359,7 +384,8 @@ class _Watch:
         self._cord, self._cord_end = os.pipe()
         """Process 1 waits for a byte before it starts anything, and ends when the other end closes."""
         self._read: dict[str, bytearray] = {name: bytearray() for name in self._pipes}
-        self._status = ""
+        self.status = ""
+        """The limit that ended the run; empty: what process 1 reports."""
         self._ended = -1
 
     def inside(self) -> None:
@@ -404,7 +430,7 @@ class _Watch:
         while open_pipes:
             left = due - time.monotonic()
             if left <= 0:
-                self._status = "timeout"
+                self.status = "timeout"
                 return
             for descriptor, _ in poll.poll(left * 1000 + 1):
                 if descriptor in ours:
@@ -414,7 +440,7 @@ class _Watch:
                     poll.unregister(descriptor)
                     del open_pipes[descriptor]
                 elif not self._take(open_pipes[descriptor], data):
-                    self._status = "output"
+                    self.status = "output"
                     return
 
     def _take(self, name: str, data: bytes) -> bool:
@@ -444,8 +470,8 @@ class _Watch:
     def outcome(self, wall_s: float) -> tuple[dict[str, object], Sequence[bytes]]:
         streams = [bytes(self._read[name]) for name in ("stdout", "stderr")]
         report, files = _parsed(bytes(self._read["report"]))
-        if self._status:
-            report, files = {"status": self._status}, []
+        if self.status:
+            report, files = {"status": self.status}, []
         names = report.pop("names", [])
         return {**report, "wall_s": wall_s, "names": names}, [*streams, *files]
 
