@@ -86,7 +86,7 @@ class CodeGrader:
 
         Args:
             item: `completion` and `problem`; perhaps `language`, `raw` (the completion is the program),
-                `time_limit_s`, `memory_limit_mib`. Numbers and the problem may be JSON texts.
+                `time_limit_s`, `memory_limit_mib`. All but the completion may be JSON texts.
 
         Returns:
             A score, with the status of the first test that failed; or an abstention: `ungradable` for a problem that
@@ -102,7 +102,7 @@ class CodeGrader:
                 raise ValueError(f"completion must be a text, got {type(completion).__name__}")
         except ValueError as error:
             return Graded(Verdict.abstain("ungradable"), str(error))
-        source = Source(completion, "") if item.get("raw") is True else last_fence(completion)
+        source = Source(completion, "") if item.get("raw") in (True, "true") else last_fence(completion)
         if source is None:
             return Graded(_score(0.0, "wrong"), "no complete code fence")
         language = named or find_language(source.tag) or find_language(self._settings.language)

@@ -119,7 +119,7 @@ def _code(settings: CodeConfig, before_slow: Callable[[], None]) -> Callable[[Qu
     def judge(question: Question, completion: Completion) -> Verdict:
         before_slow()
         extra = question.extra
-        item = {key: extra[key] for key in ("language", "time_limit_s", "memory_limit_mib") if key in extra}
+        item = {key: extra[key] for key in ("language", "raw", "time_limit_s", "memory_limit_mib") if key in extra}
         problem = extra.get("problem", question.answer)
         graded = grader.grade({**item, "problem": problem, "completion": completion.text})
         if graded.verdict.total is None:

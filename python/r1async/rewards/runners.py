@@ -84,10 +84,10 @@ class LocalRunner:
         self._compiled: tuple[bytes, Mapping[str, bytes] | Trial] | None = None
         """Of the last program: its tests come one after another."""
         missing = [f"{name} ({language.tool})" for name, language in LANGUAGES.items() if not self._tool(language.tool)]
-        holes = {name: why for name, why in self._sandbox.layers.items() if why}
+        holes = "; ".join(f"no {name}: {why}" for name, why in self._sandbox.layers.items() if why)
         log.warning(
             "code rewards: isolation %s; languages %s%s",
-            f"without {holes}" if holes else "complete",
+            f"with {holes}" if holes else "complete",
             ", ".join(name for name, language in LANGUAGES.items() if self._tool(language.tool)),
             f"; not here: {', '.join(missing)}" if missing else "",
         )
