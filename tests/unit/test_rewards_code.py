@@ -406,6 +406,20 @@ def test_server_that_is_not_there_abstains():
         runner.run(task())
 
 
+def test_server_that_keeps_failing_is_given_up_when_its_time_is_over(server: Server):
+    server.answers = [500]
+    runner = RemoteRunner(server.url, compile_s=1.0, tries=100, output_bytes=9, pause_s=0.01)
+    with pytest.raises(SandboxError, match=r"no answer within 0\.2 s; .*500"):
+        runner.run(task(answer_s=0.2))
+    assert len(server.requests) < 10
+
+
+def test_time_that_the_runner_takes_is_not_the_programs():
+    runner = Played(wrote("3"), wrote("9"))
+    graded = grade(runner, CodeConfig(deadline_s=1e-9, compile_s=1e-9))
+    assert (graded.verdict.total, graded.verdict.status) == (None, "infra_error")
+
+
 def test_function_is_called_on_the_server_without_its_expected_result(server: Server):
     server.answers = [ran(files={"result.json": base64.b64encode(b"[49]").decode()})]
     problem = {"fn_name": "f", "tests": [[[7], ["expected"]]]}

@@ -49,20 +49,25 @@ class RemoteRunner:
         """Nothing is held between requests."""
 
     def run(self, task: Task) -> Trial:
-        """One request, repeated while the server fails.
+        """One request, repeated while the server fails and there is time.
 
         Raises:
-            SandboxError: it failed at every try, or answers what makes no sense.
+            SandboxError: it failed at every try, or answers what makes no sense, or too late.
         """
+        until = time.monotonic() + task.answer_s
         request = json.dumps(self._request(task)).encode()
         seconds = task.time_limit_s + self._compile_s + TRAVEL_S
         pause, why = self._pause_s, ""
         for number in range(self._tries):
             if number:
-                time.sleep(pause)
+                time.sleep(min(pause, max(0.0, until - time.monotonic())))
                 pause *= 2
+            left = min(seconds, until - time.monotonic())
+            if left <= 0:
+                why = f"no answer within {task.answer_s:.1f} s; {why}"
+                break
             try:
-                return self._trial(self._ask(request, seconds), task)
+                return self._trial(self._ask(request, left), task)
             except (SandboxError, OSError, http.client.HTTPException, ValueError) as error:
                 why = f"{type(error).__name__}: {error}"
                 log.warning("%s, try %d of %d: %s", self._url, number + 1, self._tries, why)
@@ -90,10 +95,13 @@ class RemoteRunner:
     def _ask(self, request: bytes, seconds: float) -> Mapping[str, object]:
         headers = {"Content-Type": "application/json"}
         message = urllib.request.Request(self._url, request, headers, method="POST")
+        until, body = time.monotonic() + seconds, bytearray()
         with urllib.request.urlopen(message, timeout=seconds) as response:
-            body = response.read(MAX_ANSWER_BYTES + 1)
-        if len(body) > MAX_ANSWER_BYTES:
-            raise SandboxError("the answer is too long")
+            # The timeout holds for each read alone, and a server may send a byte at a time.
+            while part := response.read1(2**16):
+                body += part
+                if len(body) > MAX_ANSWER_BYTES or time.monotonic() > until:
+                    raise SandboxError(f"the answer is too long or too slow, {len(body)} bytes so far")
         answer = json.loads(body)
         if not isinstance(answer, dict):
             raise SandboxError(f"the answer is no JSON object: {answer!r:.200}")

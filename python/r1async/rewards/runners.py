@@ -35,6 +35,8 @@ class Task:
     """Instead of reading standard input, the program defines a function."""
     time_limit_s: float
     memory_limit_mib: int
+    answer_s: float = 3600.0
+    """Seconds for the runner itself, waiting and retries included; then it has failed."""
 
 
 class Trial(NamedTuple):
@@ -209,6 +211,6 @@ def _detail(outcome: Outcome) -> str:
     return f"{ended}: {tail}" if tail else ended
 
 
-def limited(task: Task, seconds: float) -> Task:
-    """The task with no more than these seconds."""
-    return replace(task, time_limit_s=min(task.time_limit_s, seconds))
+def limited(task: Task, seconds: float, answer_s: float) -> Task:
+    """The task with no more than these seconds, for the program and for the runner."""
+    return replace(task, time_limit_s=min(task.time_limit_s, seconds), answer_s=answer_s)

@@ -95,7 +95,8 @@ class Limits:
     """Of all files together; one of them may take it all."""
     processes: int = 64
     """And threads, at a time."""
-    open_files: int = 256
+    open_files: int = 128
+    """Of each process. What sockets and pipes hold in the kernel counts as nobody's memory without a cgroup."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

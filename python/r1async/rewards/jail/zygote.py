@@ -509,6 +509,8 @@ class _First:
         self._settle()
         stdin = os.memfd_create("stdin", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         _fill(stdin, self._run.stdin)
+        # It counts as nobody's memory, so it must not grow.
+        fcntl.fcntl(stdin, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK)
         failed, failing = os.pipe()
         program = os.fork()
         if program == 0:
