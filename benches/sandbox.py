@@ -124,9 +124,7 @@ def _inventory() -> dict[str, list[str]]:
         "processes": [str(each) for each in runs],
         "children": [str(each.pid) for each in psutil.Process().children(recursive=True)],
         "mounts": Path("/proc/self/mountinfo").read_text().split("\n"),
-        "files": [
-            name for name in os.listdir(tempfile.gettempdir()) if name.startswith(("r1async-box-", "r1async-canary-"))
-        ],
+        "files": [str(path) for path in Path(tempfile.gettempdir()).glob("r1async-box-*")],
         "segments": Path("/proc/sysvipc/shm").read_text().split("\n"),
         "open": os.listdir("/proc/self/fd"),
     }

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import textwrap
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -161,6 +162,45 @@ def test_sandbox_goes_on_after_its_process_was_killed(sandbox: Sandbox):
         with pytest.raises(SandboxError, match="process failed"):
             other.run(shell("true"))
         assert other.run(shell("echo again")).stdout == b"again\n"
+
+
+def test_answer_to_an_interrupted_caller_is_not_given_to_the_next(sandbox: Sandbox):
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        with Sandbox() as other:
+            signal.setitimer(signal.ITIMER_REAL, 0.3)
+            with pytest.raises(KeyboardInterrupt):
+                other.run(shell("sleep 1; echo late"))
+            assert other.run(shell("echo next")).stdout == b"next\n"
+    finally:
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_program_ends_with_the_process_that_watches_it(sandbox: Sandbox):
+    marker, before, raised = f"86402.{os.getpid()}", zygotes(), []
+
+    def running() -> bool:
+        return any(marker in (each.info["cmdline"] or []) for each in psutil.process_iter(["cmdline"]))
+
+    def run(other: Sandbox) -> None:
+        try:
+            other.run(shell(f"setsid sleep {marker} & exec sleep {marker}", limits=Limits(wall_s=999)))
+        except SandboxError as error:
+            raised.append(error)
+
+    with Sandbox() as other:
+        thread = threading.Thread(target=run, args=(other,))
+        thread.start()
+        until(running)
+        for process in zygotes():
+            if process not in before and process.ppid() == os.getpid():
+                process.kill()
+        until(lambda: not running())
+        thread.join()
+    assert raised
 
 
 def test_every_layer_is_shown_and_holds(sandbox: Sandbox):

@@ -140,9 +140,11 @@ class LocalRunner:
         if not language.compile:
             return {language.file: task.source}
         key = hashlib.sha256(language.name.encode() + b"\0" + task.source).digest()
-        if self._compiled is None or self._compiled[0] != key:
-            self._compiled = key, self._compile(language, task.source)
-        return self._compiled[1]
+        # By a name of its own: another thread may compile another program meanwhile.
+        last = self._compiled
+        if last is None or last[0] != key:
+            self._compiled = last = key, self._compile(language, task.source)
+        return last[1]
 
     def _compile(self, language: Language, source: bytes) -> Mapping[str, bytes] | Trial:
         seconds = self._settings.compile_s

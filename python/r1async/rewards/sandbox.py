@@ -179,6 +179,7 @@ class Sandbox:
         self._channel: socket.socket | None = None
         self._told: Mapping[str, str] = {}
         self._cgroup = ""
+        self._owner = os.getpid()
         self.layers: Mapping[str, str] = {}
         """Every layer, and why it is missing; empty for one that holds."""
         try:
@@ -214,13 +215,22 @@ class Sandbox:
             SandboxError: it could not be run, or nobody knows what became of it.
         """
         with self._lock:
+            if self._owner != os.getpid():
+                # A fork: the zygote answers the process that started it.
+                self._channel, self._process, self._cgroup = None, None, ""
             if self._channel is None:
                 self._start()
             try:
                 return self._ask(program)
+            except SandboxError:
+                raise  # the zygote said so, and is ready for the next
             except (OSError, zygote.GoneError) as error:
                 self._stop()
                 raise SandboxError(f"the sandbox's process failed: {type(error).__name__}: {error}") from error
+            except BaseException:
+                # Interrupted: its answer is still to come, and must not be taken for the next program's.
+                self._stop()
+                raise
 
     def _ask(self, program: Program) -> Outcome:
         assert self._channel is not None
@@ -243,6 +253,7 @@ class Sandbox:
         return _outcome(header, blobs, limits)
 
     def _start(self) -> None:
+        self._owner = os.getpid()
         ours, theirs = socket.socketpair()
         folder = str(Path(r1async.__file__).parents[1])
         code = f"import sys; sys.path.append({folder!r}); from r1async.rewards.jail import zygote; zygote.main"

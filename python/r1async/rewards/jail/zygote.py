@@ -217,8 +217,8 @@ class Walls:
         names = [name for name, _ in order["files"]]
         run = Run(order, dict(zip(names, blobs, strict=False)), blobs[len(names)])
         folder = "" if self._inside else tempfile.mkdtemp(prefix="r1async-box-")
+        watch = _Watch(order["limits"])
         try:
-            watch = _Watch(order["limits"])
             began = time.monotonic()
             pid = self._start(run, watch, folder, (channel.fileno(), parent))
             try:
@@ -231,6 +231,7 @@ class Walls:
         except OSError as error:
             return {"status": "error", "detail": f"{type(error).__name__}: {error}"}, ()
         finally:
+            watch.close()
             if folder:
                 shutil.rmtree(folder, ignore_errors=True)
 
@@ -255,11 +256,11 @@ class Walls:
             if self._cgroup:
                 limits = run.order["limits"]
                 self._cgroup.take(pid, int(limits["memory_bytes"]), int(limits["processes"]))
+            watch.outside(pid)
         except OSError:
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
             raise
-        watch.outside(pid)
         return pid
 
     def _end(self, pid: int, watch: _Watch) -> None:
@@ -270,7 +271,6 @@ class Walls:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
-        watch.close()
 
     def confine(self, folder: str) -> None:
         """The last steps before a program takes over the process."""
@@ -387,19 +387,26 @@ class _Watch:
         self.status = ""
         """The limit that ended the run; empty: what process 1 reports."""
         self._ended = -1
+        ends = (end for pair in self._pipes.values() for end in pair)
+        self._open = {*ends, self._cord, self._cord_end}
+
+    def _close(self, descriptor: int) -> None:
+        self._open.remove(descriptor)
+        os.close(descriptor)
 
     def inside(self) -> None:
         """In process 1: keep only its ends."""
         for read, _ in self._pipes.values():
-            os.close(read)
-        os.close(self._cord_end)
+            self._close(read)
+        self._close(self._cord_end)
 
     def outside(self, pid: int) -> None:
         """In the zygote: keep only its ends, and let process 1 begin."""
         for _, write in self._pipes.values():
-            os.close(write)
-        os.close(self._cord)
+            self._close(write)
+        self._close(self._cord)
         self._ended = os.pidfd_open(pid)
+        self._open.add(self._ended)
         os.write(self._cord_end, b"g")
 
     @property
@@ -452,8 +459,7 @@ class _Watch:
         return name == "report" or len(kept) <= self._limits["output_bytes"]
 
     def hang_up(self) -> None:
-        os.close(self._cord_end)
-        self._cord_end = -1
+        self._close(self._cord_end)
 
     def wait_ended(self, seconds: float) -> None:
         poll = select.poll()
@@ -461,11 +467,8 @@ class _Watch:
         poll.poll(seconds * 1000)
 
     def close(self) -> None:
-        for read, _ in self._pipes.values():
-            os.close(read)
-        os.close(self._ended)
-        if self._cord_end >= 0:
-            os.close(self._cord_end)
+        for descriptor in list(self._open):
+            self._close(descriptor)
 
     def outcome(self, wall_s: float) -> tuple[dict[str, object], Sequence[bytes]]:
         streams = [bytes(self._read[name]) for name in ("stdout", "stderr")]
