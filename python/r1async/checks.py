@@ -74,6 +74,16 @@ RANGES: dict[str, Range] = {
     "generator.start_deadline_s": SECONDS,
     "generator.stall_deadline_s": SECONDS,
     "generator.canary_every": MAYBE,
+    "reward.code.time_limit_s": Range(0, 3600, above=True),
+    "reward.code.time_factor": Range(0, 1000, above=True),
+    "reward.code.memory_limit_mib": Range(16, 2**20),
+    "reward.code.compile_s": SECONDS,
+    "reward.code.deadline_s": SECONDS,
+    "reward.code.output_kib": Range(1, 2**20),
+    "reward.code.files_mib": Range(1, 2**20),
+    "reward.code.processes": Range(1, 32768),
+    "reward.code.tolerance": Range(0, 0.1),
+    "reward.code.url_tries": Range(1, 100),
     "reward.deadline_s": SECONDS,
     "reward.retries": Range(0, 100),
     "scorer.count": Range(1, 1024),
@@ -230,8 +240,10 @@ def _source_problems(config: Config) -> list[str]:
         found.append("reward.weights: must name at least one part, as in {accuracy: 1.0}")
     for part in config.reward.weights:
         module, colon, function = part.partition(":")
-        if part not in ("accuracy", "format") and not (colon and module and function):
-            found.append(f"reward.weights.{part}: must be accuracy, format, or module:function of your own")
+        if part not in ("accuracy", "format", "code") and not (colon and module and function):
+            found.append(f"reward.weights.{part}: must be accuracy, format, code, or module:function of your own")
+    if config.reward.code.url and not config.reward.code.url.startswith(("http://", "https://")):
+        found.append(f"reward.code.url: must begin with http:// or https://, got {config.reward.code.url!r}")
     return found
 
 
@@ -286,7 +298,7 @@ def _group_problems(config: Config) -> list[str]:
     if group.group_deadline_s and group.group_deadline_s < needed:
         found.append(
             f"group.group_deadline_s: {group.group_deadline_s:g} s is shorter than a rollout and its verdict may take: "
-            f"rollout_deadline_s {group.rollout_deadline_s:g} + reward.deadline_s {config.reward.deadline_s:g} x "
+            f"rollout_deadline_s {group.rollout_deadline_s:g} + one verdict {config.reward.verdict_deadline_s:g} x "
             f"(retries {config.reward.retries} + 1) = {needed:g} s; 0 sets it from these"
         )
     if group.lease_s > group.rollout_deadline_s:
@@ -531,10 +543,11 @@ def warnings(config: Config) -> list[str]:
             "reward.weights has no accuracy: evaluation knows no accuracy, pass@k or cons@k then; "
             "a weight of 0 measures accuracy without rewarding it"
         )
-    if config.progress.limit_s < config.reward.deadline_s:
+    if config.progress.limit_s < config.reward.verdict_deadline_s:
         found.append(
-            f"progress.limit_s={config.progress.limit_s:g}: one verdict may take reward.deadline_s="
-            f"{config.reward.deadline_s:g}, so a healthy run may say that nothing moved"
+            f"progress.limit_s={config.progress.limit_s:g}: one verdict may take "
+            f"{config.reward.verdict_deadline_s:g} s (reward.deadline_s, reward.code), "
+            "so a healthy run may say that nothing moved"
         )
     return found
 

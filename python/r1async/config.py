@@ -138,9 +138,48 @@ class GeneratorConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class CodeConfig:
+    credit: Literal["all", "fraction"] = "all"
+    """all: 1 if every test passes, else 0. fraction: the share of tests that pass."""
+    language: str = "python"
+    """Of programs where neither the row nor the code fence names one: python, cpp, c, javascript."""
+    time_limit_s: float = 6.0
+    """Seconds for one test of a problem that names no limit of its own, wall clock and processor."""
+    time_factor: float = 1.0
+    """Multiplies all time limits, those of problems too; above 1 where programs share their cores with a run."""
+    memory_limit_mib: int = 1024
+    """Memory of a program of a problem that names no limit of its own."""
+    compile_s: float = 30.0
+    """Seconds for compiling a program."""
+    deadline_s: float = 60.0
+    """Seconds for all tests of one program together; a program that needs more has run out of time."""
+    output_kib: int = 4096
+    """What a program may write in one test."""
+    files_mib: int = 64
+    """All files of a program together."""
+    processes: int = 64
+    """Processes and threads of a program at a time."""
+    tolerance: float = 1e-9
+    """Relative error allowed where the expected number is written with a point or an exponent; 0: exact."""
+    python: str = ""
+    """Interpreter that runs Python programs, with its packages. Empty: this one, with the standard library alone."""
+    read_only: tuple[str, ...] = ()
+    """More folders that programs may read, with compilers or libraries outside of /usr."""
+    cgroup: str = ""
+    """Folder of control groups that may be divided (cgroup v2 with memory and pids for its children, or v1 pids)."""
+    unsafe: bool = False
+    """Run programs although this machine cannot isolate them."""
+    url: str = ""
+    """A SandboxFusion server that runs the programs, http://HOST:PORT. Empty: this machine does."""
+    url_tries: int = 4
+    """Requests for one run until its rollout abstains."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class RewardConfig:
     weights: dict[str, float] = field(default_factory=lambda: {"accuracy": 1.0, "format": 0.2})
-    """Parts that add up to the reward: accuracy, format, or `module:function` of your own; each is logged."""
+    """Parts that add up to the reward: accuracy, format, code, or `module:function` of your own; each is logged."""
+    code: CodeConfig = field(default_factory=CodeConfig)
     format: Literal["r1_zero", "think"] = "r1_zero"
     """r1_zero: <think>…</think><answer>…</answer> and nothing else. think: <think>…</think> and a non-empty rest."""
     think_prefilled: bool = False
@@ -155,6 +194,11 @@ class RewardConfig:
     """What a rollout whose grading timed out on every try becomes."""
     from_generators: bool = False
     """Generators may send rewards along with what they finish (an environment knows its own); scorers do the rest."""
+
+    @property
+    def verdict_deadline_s(self) -> float:
+        """Seconds after which a worker that is busy with one rollout is killed: programs have time of their own."""
+        return self.deadline_s + (self.code.deadline_s + self.code.compile_s if "code" in self.weights else 0.0)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -526,7 +570,7 @@ class Config:
     @property
     def scoring_deadline_s(self) -> float:
         """The longest a verdict can take: every try runs into its deadline."""
-        return self.reward.deadline_s * (self.reward.retries + 1)
+        return self.reward.verdict_deadline_s * (self.reward.retries + 1)
 
     @property
     def correction(self) -> str:

@@ -1,4 +1,4 @@
-"""A verdict from its parts: accuracy, format and functions of the user's own, added up by their weights.
+"""A verdict from its parts: accuracy, format, code and functions of the user's own, added up by their weights.
 
 A reward function of your own is ``module:function`` in `reward.weights`:
 
@@ -19,9 +19,11 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from r1async.answers import extract_answer
-from r1async.config import ConfigError, RewardConfig
+from r1async.config import CodeConfig, ConfigError, RewardConfig
+from r1async.rewards.code import CodeGrader
 from r1async.rewards.format import in_format
 from r1async.rewards.math import Equivalence, grade
+from r1async.rewards.sandbox import SandboxError
 from r1async.tasks.meta import Question
 from r1async.types import Completion, Verdict
 
@@ -81,9 +83,11 @@ def _judge(
         return _accuracy(Equivalence(settings.equivalence == "symbolic", before_slow))
     if name == "format":
         return _format(settings)
+    if name == "code":
+        return _code(settings.code, before_slow)
     if ":" in name:
         return _Custom(name, import_function(name), before_slow)
-    raise ConfigError(f"reward.weights.{name}: must be accuracy, format, or module:function of your own")
+    raise ConfigError(f"reward.weights.{name}: must be accuracy, format, code, or module:function of your own")
 
 
 def _accuracy(equivalence: Equivalence) -> Callable[[Question, Completion], Verdict]:
@@ -101,6 +105,29 @@ def _format(settings: RewardConfig) -> Callable[[Question, Completion], Verdict]
         # A completion that was cut has not ended its answer, whatever it looks like so far.
         good = completion.finish == "stop" and in_format(completion.text, layout, think_prefilled=prefilled)
         return Verdict(total=float(good))
+
+    return judge
+
+
+def _code(settings: CodeConfig, before_slow: Callable[[], None]) -> Callable[[Question, Completion], Verdict]:
+    try:
+        grader = CodeGrader(settings)
+    except SandboxError as error:
+        raise ConfigError(f"reward.weights.code: {error} (reward.code.unsafe)") from error
+    abstentions: Counter[str] = Counter()
+
+    def judge(question: Question, completion: Completion) -> Verdict:
+        before_slow()
+        extra = question.extra
+        item = {key: extra[key] for key in ("language", "raw", "time_limit_s", "memory_limit_mib") if key in extra}
+        problem = extra.get("problem", question.answer)
+        graded = grader.grade({**item, "problem": problem, "completion": completion.text})
+        if graded.verdict.total is None:
+            status = graded.verdict.status
+            abstentions[status] += 1
+            if abstentions[status] <= LOG_FIRST or abstentions[status] % LOG_EVERY == 0:
+                log.error("code abstains, %s: %s (%d so far)", status, graded.detail, abstentions[status])
+        return graded.verdict
 
     return judge
 

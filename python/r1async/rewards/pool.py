@@ -208,7 +208,7 @@ class WorkerPool:
 
     def next_deadline(self) -> float:
         """Monotonic time at which `expire` has something to do; infinite while nobody works."""
-        return min(_due(worker, self._settings.deadline_s) for worker in self._workers)
+        return min(_due(worker, self._settings.verdict_deadline_s) for worker in self._workers)
 
     def expire(self, now: float) -> list[Settled]:
         """Kill and replace workers that took too long over one rollout.
@@ -217,9 +217,10 @@ class WorkerPool:
             PoolError: a worker was not ready in time.
         """
         settled: list[Settled] = []
+        deadline_s = self._settings.verdict_deadline_s
         for worker in list(self._workers):
-            if now >= _due(worker, self._settings.deadline_s):
-                settled += self._replace(worker, "timeout", f"no verdict within {self._settings.deadline_s:g} s")
+            if now >= _due(worker, deadline_s):
+                settled += self._replace(worker, "timeout", f"no verdict within {deadline_s:g} s")
         self._dispatch()
         return settled
 

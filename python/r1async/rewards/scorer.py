@@ -47,7 +47,8 @@ def main(config: Config, index: int = 0) -> None:
         config.reward, workers=config.scorer.workers, memory_mb=config.scorer.worker_memory_mb, inbox=inbox
     )
     detokenizer = _detokenizer(config.model.path, config.sampling.stop)
-    scorer = Scorer(detokenizer, pool, inbox, timeline, queue=config.scorer.queue, deadline_s=config.reward.deadline_s)
+    deadline_s = config.reward.verdict_deadline_s
+    scorer = Scorer(detokenizer, pool, inbox, timeline, queue=config.scorer.queue, deadline_s=deadline_s)
     connection = None
     try:
         with stop_on_signals(inbox):

@@ -20,7 +20,7 @@ from typing import IO
 
 import msgpack
 
-from r1async.config import ConfigError, RewardConfig
+from r1async.config import CodeConfig, ConfigError, RewardConfig
 from r1async.launch import lifeline
 from r1async.rewards.compose import Grader
 from r1async.tasks.meta import Question, decode_meta
@@ -98,9 +98,13 @@ def _question(meta: bytes) -> Question:
 
 
 def limit_memory(megabytes: int) -> None:
-    """Make allocations beyond this fail in the process, with a MemoryError where Python makes them. 0: no limit."""
+    """Make allocations beyond this fail in the process, with a MemoryError where Python makes them. 0: no limit.
+
+    The hard limit stays: programs that a worker starts have limits of their own, and some reserve much address space.
+    """
     if megabytes:
-        resource.setrlimit(resource.RLIMIT_AS, (megabytes * 2**20, megabytes * 2**20))
+        _, hard = resource.getrlimit(resource.RLIMIT_AS)
+        resource.setrlimit(resource.RLIMIT_AS, (megabytes * 2**20, hard))
 
 
 def _private_pipes() -> tuple[IO[bytes], IO[bytes]]:
@@ -129,7 +133,8 @@ def main() -> None:
         settings = read_frame(incoming)
         assert isinstance(settings, dict), "the pool sends a map first"
         limit_memory(settings.pop("memory_mb"))
-        reward = RewardConfig(**settings)
+        code = settings.pop("code")
+        reward = RewardConfig(**settings, code=CodeConfig(**{**code, "read_only": tuple(code["read_only"])}))
         _warm_up(reward)
         worker = Worker(outgoing, reward)
         write_frame(outgoing, {"ready": True})

@@ -1,0 +1,1 @@
+"""What runs beside a program that nobody trusts: standard library only, in a bare interpreter of its own."""
