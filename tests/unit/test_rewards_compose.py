@@ -65,7 +65,8 @@ def verdict(weights: dict[str, float], text: str = GOOD, finish: FinishReason = 
     ],
 )
 def test_parts_add_up_by_their_weights(text: str, total: float, parts: dict[str, float]):
-    assert verdict({"accuracy": 1.0, "format": 0.2}, text) == Verdict(total=total, parts=parts, status="ok")
+    status = "ok" if parts["accuracy"] else "wrong"
+    assert verdict({"accuracy": 1.0, "format": 0.2}, text) == Verdict(total=total, parts=parts, status=status)
 
 
 def test_completion_that_was_cut_is_not_in_format():
