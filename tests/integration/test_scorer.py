@@ -110,7 +110,7 @@ def test_rollouts_become_verdicts(buffer: Buffer):
     buffer.score([GOOD, WRONG, CUT], ["stop", "stop", "length"])
     assert buffer.verdicts(3) == {
         100: [1.2, {"accuracy": 1.0, "format": 1.0}, "ok"],
-        101: [0.0, {"accuracy": 0.0, "format": 0.0}, "ok"],
+        101: [0.0, {"accuracy": 0.0, "format": 0.0}, "wrong"],
         102: [1.0, {"accuracy": 1.0, "format": 0.0}, "ok"],
     }
 

@@ -87,7 +87,7 @@ class Driver:
                 settled += self.pool.handle(report)
             except DeadlineExceeded:
                 settled += self.pool.expire(time.monotonic())
-            for key, verdict in settled:
+            for key, verdict, _ in settled:
                 assert key not in self.verdicts, "a rollout got two verdicts"
                 self.verdicts[key] = verdict
                 self.settled_at[key] = time.monotonic()

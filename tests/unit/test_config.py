@@ -164,7 +164,10 @@ def test_all_problems_are_reported_at_once():
         (("learner.part_groups=16",), "is all of a batch of 16"),
         (("learner.ranks=129",), "129 ranks for 128 rollouts a step"),
         (("reward.weights={}",), "reward.weights: must name at least one part"),
-        (("reward.weights={accurcy: 1}",), "reward.weights.accurcy: must be accuracy, format, or module:function"),
+        (
+            ("reward.weights={accurcy: 1}",),
+            "reward.weights.accurcy: must be accuracy, format, language, overlong",
+        ),
         (("data.task=file",), "data.path: data.task=file needs"),
         (("cold_start.enabled=false",), "model.path: must be the folder of a Hugging Face causal LM"),
         (("model.path=here",), "cold_start.enabled: makes the start model itself"),

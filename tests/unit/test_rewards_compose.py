@@ -156,7 +156,10 @@ def test_function_of_ones_own_is_announced_as_slow():
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("acuracy", r"reward\.weights\.acuracy: must be accuracy, format, or module:function"),
+        (
+            "acuracy",
+            r"reward\.weights\.acuracy: must be accuracy, format, language, overlong",
+        ),
         ("no_such_module:f", r"cannot import no_such_module: ModuleNotFoundError"),
         ("broken_rewards:f", r"cannot import broken_rewards: ModuleNotFoundError: No module named 'no_such_library'"),
         ("own_rewards:nope", r"own_rewards\.py has no 'nope'"),
