@@ -196,7 +196,7 @@ def _repetition(settings: RewardConfig) -> Callable[[Question, Completion], Verd
     from r1async.rewards.words import repetition
 
     def judge(question: Question, completion: Completion) -> Verdict:
-        return Verdict(total=-repetition(completion.text, settings.repetition_row))
+        return Verdict(total=0.0 - repetition(completion.text, settings.repetition_row))
 
     return judge
 

@@ -127,12 +127,8 @@ def _reward_of(kind: str, overrides: Sequence[str]) -> tuple[Kind, RewardConfig,
     if not path.is_file():
         raise ConfigError(f"KIND: must be {', '.join(KINDS)}, or a YAML file with a reward, got {kind!r}")
     reward, memory_mb = load_reward(path, overrides)
-    needs = {"accuracy": "answer", "overlong": "num_tokens"}
-    return (
-        Kind(reward.weights, tuple(need for part, need in needs.items() if part in reward.weights)),
-        reward,
-        memory_mb,
-    )
+    needs = [need for part, need in (("accuracy", "answer"), ("overlong", "num_tokens")) if part in reward.weights]
+    return Kind(reward.weights, tuple(needs)), reward, memory_mb
 
 
 def lines_of(source: Path, skip: int = 0) -> Iterator[bytes]:

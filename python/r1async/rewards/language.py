@@ -129,9 +129,11 @@ def _foreign_sentences(text: str, words: Words, target: str, identify: Identify)
     return np.array(foreign, np.int64)
 
 
-_BLOCKS = (("```", "```"), ("~~~", "~~~"), ("\\begin{", "\\end{"), ("$$", "$$"), ("\\[", "\\]"), ("\\(", "\\)"))
+_END = "\\end{"
+"""The name of what it ends is left for the other commands."""
+_BLOCKS = (("```", "```"), ("~~~", "~~~"), ("\\begin{", _END), ("$$", "$$"), ("\\[", "\\]"), ("\\(", "\\)"))
 _CODE = ("```", "~~~")
-_SPANS = re.compile(r"\$[^$\n]*\$|`[^`\n]*`|<[/|]?[a-zA-Z|][^<>\n]*>|\\[a-zA-Z]+\*?(?:\s?\{[^{}]*\})?")
+_SPANS = re.compile(r"\$[^$\n]*\$|`[^`\n]*`|<[/|]?[a-zA-Z|][^<>\n]*>|\\[a-zA-Z]+\*?(?:\s?\{[^{}]*\})*")
 """These end in their line or are none: a lone dollar is money. No letter is looked at twice."""
 _ADDRESS = re.compile(r"(?:https?|ftp)://[^\s<>\"'）)\]。，]*|\bwww\.[^\s<>\"'）)\]。，]*")
 
@@ -156,7 +158,7 @@ def _without(text: str, opener: str, closer: str) -> str:
         if end < 0 and opener not in _CODE:
             break
         kept.append(text[start:place])
-        start = len(text) if end < 0 else end + len(closer)
+        start = len(text) if end < 0 else end + (0 if closer == _END else len(closer))
         place = text.find(opener, start)
     kept.append(text[start:])
     return " ".join(kept)

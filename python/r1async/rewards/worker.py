@@ -122,11 +122,11 @@ def _warm_up(settings: RewardConfig) -> None:
         from r1async.rewards.symbolic import symbolic_grade
 
         symbolic_grade("\\sqrt{4}", "2", None, None)
-    if settings.identify_sentences and "language" in settings.weights:
+    if "language" in settings.weights:
         from r1async.rewards.identify import identify
-        from r1async.rewards.words import Script
+        from r1async.rewards.language import consistency
 
-        identify("to be or not to be", Script.LATIN)
+        consistency("to be or not to be, that is", "en", identify if settings.identify_sentences else None)
 
 
 def main() -> None:
