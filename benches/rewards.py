@@ -26,9 +26,7 @@ from r1async.rewards.words import repetition
 from r1async.tasks.meta import Question, encode_meta
 
 EXACT = Equivalence(symbolic=False, before_slow=lambda: None)
-SENTENCE = (
-    "So we add the two numbers and get $x^{{{0}}} + {0}$, which is what number {0} of the list asked us to find. "
-)
+SENTENCE = "So we add the two numbers and get $x^{{{0}}} + {0}$, which is what number {0} of the list asked for. "
 """About 32 tokens."""
 HANGS = """
 import ctypes

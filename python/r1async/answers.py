@@ -43,17 +43,21 @@ def last_boxed(text: str) -> str | None:
     r"""Inside of the last complete ``\boxed{…}`` or ``\fbox{…}``; braces balance, ``\{`` is a letter.
 
     A box inside another is part of it: ``\boxed{5 \text{ or } \boxed{6}}`` answers both. A box that holds nothing
-    but a box is unwrapped. Linear in the text, and a box near the end of a long text is found from its end.
+    but a box is unwrapped. Linear in the text.
     """
-    boxed, fboxed = text.find("\\boxed"), text.find("\\fbox")
-    if boxed < 0 and fboxed < 0:
+    first = text.find("box")
+    if first < 0:
         return None
-    if fboxed < 0 and boxed and text.rfind("\\boxed") == boxed and text[boxed - 1] != "\\":
-        # As a rule: one box, with nothing in it that could be a brace.
-        inside, closed, _ = text[boxed + len("\\boxed") :].partition("}")
-        if closed and inside.startswith("{") and not _NOT_PLAIN.search(inside, 1):
-            return inside[1:].strip()
-    start = min(place for place in (boxed, fboxed) if place >= 0)
+    if text.startswith("\\boxed{", first - 1) and text.rfind("box") == first and text[first - 2 : first - 1] != "\\":
+        # As a rule: one box, near the end.
+        inside = text[first + len("boxed{") : first + SHORT_CHARS]
+        end = inside.find("}") if inside.find("{") < 0 and inside.find("\\") < 0 else _first_closing(inside, 0)
+        if end >= 0:
+            return inside[:end].strip()
+    starts = [place for name in _BOXES if (place := text.find(name)) >= 0]
+    if not starts:
+        return None
+    start = min(starts)
     while start and text[start - 1] == "\\":
         start -= 1  # an even number of them escape each other, and the box is one
     found = _box_of_short(text, start) if len(text) - start <= SHORT_CHARS else _box_of_long(text, start)
@@ -67,7 +71,6 @@ def last_boxed(text: str) -> str | None:
 
 SHORT_CHARS = 1500
 """Up to here the plain scan is faster than setting up arrays."""
-_NOT_PLAIN = re.compile(r"[{\\]")
 _BOXES = ("\\boxed", "\\fbox")
 _BRACES = re.compile(r"\\(?:boxed|fbox)\s{0,8}\{|\\.|[{}]", re.DOTALL)
 _BOX_START = re.compile(r"\\(?:boxed|fbox)\s{0,8}\{")

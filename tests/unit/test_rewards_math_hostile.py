@@ -236,9 +236,15 @@ CHEATS = [
     ("<answer>5\n\n6</answer>", "5"),
     ("<answer>final answer is 6. final answer is 5</answer>", "6"),
     ("<answer>the answer is 5, not 6</answer>", "6"),
+    (r"\boxed{3,2}", "x=2, y=3"),
+    (r"\boxed{x=3, y=2}", "x=2, y=3"),
+    (r"\boxed{x=y}", "x"),
 ]
 
 HONEST = [
+    (r"\boxed{2,3}", "x=2, y=3"),
+    (r"\boxed{y=3, x=2}", "x=2, y=3"),
+    (r"\boxed{{2,1}}", r"\{1,2\}"),
     (r"\boxed{5}\boxed{6}", "6"),
     (r"\boxed{\boxed{5}}", "5"),
     (r"\boxed{6} wait \boxed{5}", "5"),

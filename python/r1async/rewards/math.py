@@ -138,6 +138,9 @@ def _grade_items(answer: str, gold: str, before_slow: Callable[[], None]) -> Gra
         return _grade_one(answer, gold, before_slow)
     if ours.brackets != theirs.brackets and {ours.brackets, theirs.brackets} not in _ALIKE:
         return WRONG
+    names = {sides_of(member)[0] for member in theirs.members}
+    if len(names) > 1 and not names & {sides_of(member)[0] for member in ours.members}:
+        return _in_order(ours.members, theirs.members, before_slow)  # 2, 3 for x = 2, y = 3
     if ours.ordered or theirs.ordered:
         return _in_order(ours.members, theirs.members, before_slow)
     return _in_any_order(ours.members, theirs.members, before_slow)
@@ -175,8 +178,6 @@ def _grade_one(answer: str, gold: str, before_slow: Callable[[], None]) -> Grade
     """Two answers that are one thing each: what they name, their units and bases, and then algebra."""
     name, values = sides_of(answer)
     wanted, golds = sides_of(gold)
-    if not values:
-        return WRONG  # x = y says no value
     if not wanted and len(golds) > 1:  # an equation
         return _algebra(answer, gold, before_slow) if len(values) == len(golds) and not name else WRONG
     if not golds or (name and wanted and name != wanted):

@@ -61,7 +61,7 @@ def items_of(text: str) -> Items:
 
 def _brackets_around(text: str) -> tuple[str, str] | tuple[()]:
     """The brackets that open at the first letter and close at the last."""
-    opening = next((each for each in ("\\{", "(", "[") if text.startswith(each)), "")
+    opening = next((each for each in ("\\{", "(", "[", "{") if text.startswith(each)), "")
     if not opening:
         return ()
     depth = 0
@@ -112,6 +112,8 @@ def sides_of(text: str) -> tuple[str, tuple[str, ...]]:
     if len(sides) == 1:
         return "", (text,)
     names = [side for side in sides if _is_name(side)]
+    if len(names) == len(sides):
+        return sides[0], (sides[-1],)  # the value is a letter: x = e
     return (names[0] if names else ""), tuple(side for side in sides if side not in names)
 
 
