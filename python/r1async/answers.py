@@ -7,6 +7,10 @@ them as votes. docs/rewards.md has the rules.
 from __future__ import annotations
 
 import re
+import unicodedata
+
+import numpy as np
+from numpy.typing import NDArray
 
 MAX_ANSWER_CHARS = 1000
 
@@ -36,21 +40,121 @@ def last_tagged(text: str) -> str | None:
 
 
 def last_boxed(text: str) -> str | None:
-    r"""Inside of the complete ``\boxed{…}`` or ``\fbox{…}`` that begins last; braces balance, ``\{`` is a letter."""
-    found: tuple[int, int] | None = None
-    opens: list[tuple[int, bool]] = []
-    for match in _BRACES.finditer(text):
+    r"""Inside of the last complete ``\boxed{…}`` or ``\fbox{…}``; braces balance, ``\{`` is a letter.
+
+    A box inside another is part of it: ``\boxed{5 \text{ or } \boxed{6}}`` answers both. A box that holds nothing
+    but a box is unwrapped. Linear in the text.
+    """
+    first = text.find("box")
+    if first < 0:
+        return None
+    if text.startswith("\\boxed{", first - 1) and text.rfind("box") == first and text[first - 2 : first - 1] != "\\":
+        # As a rule: one box, near the end.
+        inside = text[first + len("boxed{") : first + SHORT_CHARS]
+        end = inside.find("}") if inside.find("{") < 0 and inside.find("\\") < 0 else _first_closing(inside, 0)
+        if end >= 0:
+            return inside[:end].strip()
+    starts = [place for name in _BOXES if (place := text.find(name)) >= 0]
+    if not starts:
+        return None
+    start = min(starts)
+    while start and text[start - 1] == "\\":
+        start -= 1  # an even number of them escape each other, and the box is one
+    found = _box_of_short(text, start) if len(text) - start <= SHORT_CHARS else _box_of_long(text, start)
+    if found is None:
+        return None
+    inside = text[slice(*found)].strip()
+    while (whole := _BOX_START.match(inside)) and _first_closing(inside, whole.end()) == len(inside) - 1:
+        inside = inside[whole.end() : -1].strip()
+    return inside
+
+
+SHORT_CHARS = 1500
+"""Up to here the plain scan is faster than setting up arrays."""
+_BOXES = ("\\boxed", "\\fbox")
+_BRACES = re.compile(r"\\(?:boxed|fbox)\s{0,8}\{|\\.|[{}]", re.DOTALL)
+_BOX_START = re.compile(r"\\(?:boxed|fbox)\s{0,8}\{")
+
+
+def _first_closing(text: str, start: int) -> int:
+    """Where the brace closes that was opened just before `start`; -1 if nowhere."""
+    depth = 1
+    for match in _BRACES.finditer(text, start):
         token = match[0]
         if token == "}":
-            start, is_box = opens.pop() if opens else (0, False)
-            if is_box and (found is None or start > found[0]):
-                found = start, match.start()
+            depth -= 1
+            if not depth:
+                return match.start()
+        elif token[-1] == "{" and token != "\\{":
+            depth += 1
+    return -1
+
+
+def _box_of_short(text: str, start: int) -> tuple[int, int] | None:
+    found: tuple[int, int] | None = None
+    opens: list[tuple[int, bool]] = []
+    for match in _BRACES.finditer(text, start):
+        token = match[0]
+        if token == "}":
+            begin, is_box = opens.pop() if opens else (0, False)
+            # What ends later and begins earlier is around the one found before.
+            if is_box and (found is None or begin > found[1] or begin < found[0]):
+                found = begin, match.start()
         elif token[-1] == "{" and token != "\\{":
             opens.append((match.end(), token != "{"))
-    return None if found is None else text[slice(*found)].strip()
+    return found
 
 
-_BRACES = re.compile(r"\\(?:boxed|fbox)\s{0,8}\{|\\.|[{}]", re.DOTALL)
+def _box_of_long(text: str, start: int) -> tuple[int, int] | None:
+    """The same with arrays: a policy may fill 32k tokens with braces, and a loop over them takes 20 ms."""
+    letters = np.frombuffer(text[start:].encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
+    braces = np.flatnonzero((letters == ord("{")) | (letters == ord("}")))
+    # The place of the last letter up to each that is no backslash: after an odd number of them a letter is escaped.
+    places = np.arange(len(letters), dtype=np.int32)
+    plain = np.maximum.accumulate(np.where(letters != ord("\\"), places, -1))
+    braces = braces[~_escaped(plain, braces)]
+    opening = letters[braces] == ord("{")
+    # Braces of one level, in their order, close one another.
+    level = np.cumsum(np.where(opening, 1, -1)) + ~opening
+    order = np.argsort(level, kind="stable")
+    pairs = opening[order[:-1]] & ~opening[order[1:]] & (level[order[:-1]] == level[order[1:]])
+    begins, ends = braces[order[:-1][pairs]], braces[order[1:][pairs]]
+    boxes = _opens_box(letters, plain, begins)
+    begins, ends = begins[boxes] + 1, ends[boxes]
+    if not len(begins):
+        return None
+    in_order = np.argsort(begins)
+    begins, ends = begins[in_order], ends[in_order]
+    around = np.concatenate(([-1], np.maximum.accumulate(ends)[:-1]))
+    last = int(np.flatnonzero(begins > around)[-1])
+    return start + int(begins[last]), start + int(ends[last])
+
+
+def _escaped(plain: NDArray[np.int32], at: NDArray[np.intp]) -> NDArray[np.bool_]:
+    last_plain = np.where(at > 0, plain[np.maximum(at - 1, 0)], -1)
+    return ((at - 1 - last_plain) & 1).astype(bool)
+
+
+def _opens_box(letters: NDArray[np.uint32], plain: NDArray[np.int32], at: NDArray[np.intp]) -> NDArray[np.bool_]:
+    """Which of these opening braces follow a box's name, up to eight white-space characters apart."""
+    end = at - 1  # of the name
+    for _ in range(8):
+        blank = (end >= 0) & np.isin(letters[np.maximum(end, 0)], _BLANKS)
+        if not blank.any():
+            break
+        end = end - blank
+    found = np.zeros(len(at), dtype=bool)
+    for name in _BOXES:
+        begin = end - len(name) + 1
+        here = np.maximum(begin, 0)
+        fits = (begin >= 0) & ~_escaped(plain, here)
+        for offset, letter in enumerate(name):
+            fits &= letters[np.minimum(here + offset, len(letters) - 1)] == ord(letter)
+        found |= fits
+    return found
+
+
+_BLANKS = np.array([ord(letter) for letter in " \t\n\r\f\v"], dtype=np.uint32)
 
 
 def normalise(answer: str) -> str:
@@ -58,6 +162,8 @@ def normalise(answer: str) -> str:
     text = answer.strip()
     if len(text) > MAX_ANSWER_CHARS:
         return text
+    if not text.isascii():
+        text = _to_ascii(text)
     text = _strip_dollars(text)
     boxed = _WHOLE_BOX.fullmatch(text)
     text = boxed[1] if boxed else text
@@ -73,6 +179,71 @@ def normalise(answer: str) -> str:
     return letter[1] if letter else text
 
 
+def _to_ascii(text: str) -> str:
+    """Digits, signs and letters that mean the same in ASCII; the rest stays as it is."""
+    text = _RAISED.sub(lambda match: f"^{{{match[0].translate(_FROM_RAISED)}}}", text)
+    text = "".join(map(_plain_letter, text))
+    return _RADICAL.sub(r"\\sqrt{\1\2}", text)
+
+
+def _plain_letter(letter: str) -> str:
+    if letter.isascii():
+        return letter
+    if letter in _SIGNS:
+        return _SIGNS[letter]
+    if letter.isdecimal():
+        return str(int(letter))
+    if "\uff01" <= letter <= "\uff5e" or "\U0001d400" <= letter <= "\U0001d7ff":  # full width; bold, script, ...
+        return unicodedata.normalize("NFKC", letter)
+    if unicodedata.decomposition(letter).startswith("<fraction>"):
+        return "\\frac{{{}}}{{{}}}".format(*unicodedata.normalize("NFKC", letter).split("\u2044"))
+    return letter
+
+
+_RAISED = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ]+")
+_FROM_RAISED = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ", "0123456789+-n")
+_RADICAL = re.compile(r"√\s?(?:(\d+|[a-zA-Z])|\(([^()]*)\))")
+_SIGNS = {
+    "\u200b": "",
+    "\u2060": "",
+    "\ufeff": "",
+    "\u3000": " ",
+    "\u00a0": " ",
+    "\u2009": " ",
+    "\u202f": " ",
+    "−": "-",
+    "–": "-",
+    "‐": "-",
+    "⁄": "/",
+    "∕": "/",
+    "÷": "/",
+    "×": "\\times ",
+    "·": "\\cdot ",
+    "⋅": "\\cdot ",
+    "π": "\\pi ",
+    "∞": "\\infty ",
+    "±": "\\pm ",
+    "∓": "\\mp ",
+    "°": "^\\circ",
+    "≤": "\\le ",
+    "≥": "\\ge ",
+    "≠": "\\ne ",
+    "≈": "\\approx ",
+    "∪": "\\cup ",
+    "∩": "\\cap ",
+    "∈": "\\in ",
+    "∅": "\\emptyset ",
+    "θ": "\\theta ",
+    "α": "\\alpha ",
+    "β": "\\beta ",
+    "∨": "\\lor ",
+    "∧": "\\land ",
+    "ℝ": "\\mathbb{R}",
+    "′": "'",
+    "％": "%",
+}
+"""Minus signs, spaces that cannot be seen, and what LaTeX has a command for. Marks that change the direction of
+writing or strike a letter out are not here: they are left, and nothing is equal to them but themselves."""
 _WHOLE_BOX = re.compile(r"\\(?:boxed|fbox)\{([^{}]*)\}")
 _TEXT = re.compile(r"\\(?:text|mathrm|textbf|mathbf|operatorname)\s?\{([^{}]*)\}")
 _SIZES = re.compile(r"\\(?:left|right|!)(?![a-zA-Z])")
@@ -90,7 +261,9 @@ _REPLACEMENTS = (
     ("{,}", ","),
     ("\\%", "%"),
     ("\\$", ""),
-    ("−", "-"),
+    ("\\varnothing", "\\emptyset"),
+    ("\\{\\}", "\\emptyset"),
+    ("\\approx", "="),
 )
 
 

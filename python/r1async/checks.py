@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from r1async.config import REWARD_PARTS, TARGET_LANGUAGES
 from r1async.engines import ENGINES, kinds, python_for
 
 if TYPE_CHECKING:
@@ -86,6 +87,9 @@ RANGES: dict[str, Range] = {
     "reward.code.url_tries": Range(1, 100),
     "reward.deadline_s": SECONDS,
     "reward.retries": Range(0, 100),
+    "reward.overlong_cache": COUNT,
+    "reward.overlong_max": MAYBE,
+    "reward.repetition_row": Range(2, 1000),
     "scorer.count": Range(1, 1024),
     "scorer.workers": Range(1, 1024),
     "scorer.queue": COUNT,
@@ -192,8 +196,9 @@ def value_of(config: Config, key: str) -> object:
 
 def problems(config: Config) -> list[str]:
     """Why this configuration cannot work; empty when it can. Combinations are looked at once all ranges hold."""
-    return _out_of_range(config) or [
+    return out_of_range(config) or [
         *_source_problems(config),
+        *reward_problems(config),
         *_group_problems(config),
         *_staleness_problems(config),
         *_window_problems(config),
@@ -205,7 +210,7 @@ def problems(config: Config) -> list[str]:
     ]
 
 
-def _out_of_range(config: Config) -> list[str]:
+def out_of_range(config: Config) -> list[str]:
     found = []
     for key, allowed in RANGES.items():
         value = value_of(config, key)
@@ -236,14 +241,31 @@ def _source_problems(config: Config) -> list[str]:
         )
     if not config.cold_start.enabled and not config.model.path:
         found.append("model.path: must be the folder of a Hugging Face causal LM (or set cold_start.enabled=true)")
-    if not config.reward.weights:
+    return found
+
+
+def reward_problems(config: Config) -> list[str]:
+    """Why the reward cannot work, whatever else is configured."""
+    reward, found = config.resolved_reward, []
+    if not reward.weights:
         found.append("reward.weights: must name at least one part, as in {accuracy: 1.0}")
-    for part in config.reward.weights:
+    for part in reward.weights:
         module, colon, function = part.partition(":")
-        if part not in ("accuracy", "format", "code") and not (colon and module and function):
-            found.append(f"reward.weights.{part}: must be accuracy, format, code, or module:function of your own")
-    if config.reward.code.url and not config.reward.code.url.startswith(("http://", "https://")):
-        found.append(f"reward.code.url: must begin with http:// or https://, got {config.reward.code.url!r}")
+        if part not in REWARD_PARTS and not (colon and module and function):
+            found.append(f"reward.weights.{part}: must be {', '.join(REWARD_PARTS)}, or module:function of your own")
+    if reward.format == "special_token" and not reward.special_token.strip():
+        found.append("reward.special_token: must not be blank for reward.format=special_token")
+    if "language" in reward.weights and reward.target_language not in TARGET_LANGUAGES:
+        found.append(
+            f"reward.target_language: must be one of {', '.join(TARGET_LANGUAGES)}, got {reward.target_language!r}"
+        )
+    if "overlong" in reward.weights and reward.overlong_cache > reward.overlong_max:
+        found.append(
+            f"reward.overlong_cache: {reward.overlong_cache} tokens are more than the maximum of {reward.overlong_max} "
+            "(reward.overlong_max, or sampling.max_tokens)"
+        )
+    if reward.code.url and not reward.code.url.startswith(("http://", "https://")):
+        found.append(f"reward.code.url: must begin with http:// or https://, got {reward.code.url!r}")
     return found
 
 

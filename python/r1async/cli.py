@@ -91,6 +91,19 @@ docs/simulate.md says what is modelled and what is not.
 
 {EXIT_CODES}"""
 
+GRADE_HELP = """Grade completions without a run, with the worker processes that a run uses.
+
+  r1async grade math IN.jsonl OUT.jsonl
+  r1async grade language IN.jsonl OUT.jsonl reward.target_language=fr --workers 4
+  r1async grade reward.yaml IN.jsonl OUT.jsonl
+
+KIND is math, format, language, code, or a YAML file: a run's settings, or what is under `reward` in them. A line of
+IN has id, completion and by KIND: answer (LaTeX or text, bare or boxed) | prefilled_open_tag | target_language |
+problem, language, raw, time_limit_s, memory_limit_mib; also finish (stop or length) and num_tokens. OUT gets a line for each, in the same order: id, score or null, status, parts,
+elapsed_s, detail. The same command goes on where an interrupted one ended (docs/rewards.md).
+
+exit codes: 0 done, 1 workers cannot be started, 2 a mistake in the settings or files, 130 ended by a signal"""
+
 DOCTOR_HELP = """Examine the engines that the settings name: does each serve the weights it is given?
 
   r1async doctor configs/demo.yaml
@@ -180,6 +193,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     fetch.add_argument("--out", type=Path, default=Path("models/smollm2-135m"), metavar="DIR", help="its folder")
     _simulate_command(commands)
+    _grade_command(commands)
     commands.add_parser("bench", help="measure: `r1async bench --help`")
     _add_history(commands)
     return parser
@@ -243,6 +257,15 @@ def _simulate_command(commands: argparse._SubParsersAction[argparse.ArgumentPars
     parser.add_argument("--machines", type=_machines, metavar="N", help="try every split of N machines")
     parser.add_argument("--quick", action="store_true", help="do not try what more of each pool would bring")
     parser.add_argument("--out", type=Path, metavar="DIR", help="write simulate.json, .csv, .png and .svg there")
+
+
+def _grade_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = _plain_command(commands, "grade", "grade completions of a file", GRADE_HELP, _grade)
+    parser.add_argument("kind", metavar="KIND", help="math, format, language, code, or a YAML file with a reward")
+    parser.add_argument("source", type=Path, metavar="IN", help="JSONL file of completions")
+    parser.add_argument("target", type=Path, metavar="OUT", help="JSONL file of verdicts; what it has is kept")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that win over KIND's")
+    parser.add_argument("--workers", type=_positive, default=0, metavar="N", help="processes (default: processors)")
 
 
 def _machines(text: str) -> int:
@@ -335,6 +358,13 @@ def _fetch(options: argparse.Namespace) -> int:
     _refuse_overrides(options)
     fetch(options.out)
     return 0
+
+
+def _grade(options: argparse.Namespace) -> int:
+    from r1async.rewards.grading import grade_file
+
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    return grade_file(options.kind, options.source, options.target, options.overrides, workers=options.workers)
 
 
 def _simulate(options: argparse.Namespace) -> int:

@@ -9,7 +9,7 @@ import hashlib
 import os
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -137,6 +137,12 @@ class GeneratorConfig:
     """Times `r1async run` starts a generator again after it died."""
 
 
+REWARD_PARTS = ("accuracy", "format", "code", "language", "overlong", "repetition")
+"""Parts of a reward that come with r1async."""
+TARGET_LANGUAGES = ("en", "zh", "ja", "ko", "fr", "de", "es", "ru", "ar", "hi")
+"""Of the part `language`, ISO 639-1."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CodeConfig:
     credit: Literal["all", "fraction"] = "all"
@@ -178,12 +184,32 @@ class CodeConfig:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RewardConfig:
     weights: dict[str, float] = field(default_factory=lambda: {"accuracy": 1.0, "format": 0.2})
-    """Parts that add up to the reward: accuracy, format, code, or `module:function` of your own; each is logged."""
+    """Parts that add up to the reward: accuracy, format, code, language, overlong, repetition, or `module:function` of
+    your own; each is logged. Penalties are parts from -1 to 0: their weights are above 0 too."""
     code: CodeConfig = field(default_factory=CodeConfig)
-    format: Literal["r1_zero", "think"] = "r1_zero"
-    """r1_zero: <think>…</think><answer>…</answer> and nothing else. think: <think>…</think> and a non-empty rest."""
+    format: Literal["r1_zero", "think", "special_token"] = "r1_zero"
+    """r1_zero: <think>…</think><answer>…</answer> and nothing else. think: <think>…</think> and a non-empty rest.
+    special_token: DeepSeek-R1's |special_token|<reasoning>|special_token|<summary>."""
+    special_token: str = "|special_token|"
+    """Mark before reasoning and summary of format=special_token."""
     think_prefilled: bool = False
-    """The prompt template already ends in <think>, so the completion begins inside the thought."""
+    """The prompt template already ends in <think> (or the mark), so the completion begins inside the thought. A row's
+    column `prefilled_open_tag` goes before."""
+    target_language: str = "en"
+    """Language that the part `language` wants of the thought, an ISO 639-1 code: en, zh, ja, ko, fr, de, es, ru, ar,
+    hi. A row's column `target_language` goes before."""
+    identify_sentences: bool = True
+    """The part `language` tells languages of one script apart sentence by sentence; false goes by script alone."""
+    overlong_cache: int = 4096
+    """L_cache of the part `overlong`: tokens before the maximum over which the penalty grows from 0 to 1."""
+    overlong_max: int = 0
+    """L_max of the part `overlong`, in tokens; 0 is sampling.max_tokens."""
+    repetition_row: int = 20
+    """Words, numbers and signs in a row that the part `repetition` counts as repeated where they stood before."""
+    truncated: Literal["graded", "wrong", "mask", "abstain"] = "graded"
+    """A completion cut at max_tokens. graded: like any other. wrong: its accuracy is 0. mask: its tokens leave the loss
+    and its reward stays in its group's statistics. abstain: it leaves both (DAPO's overlong filtering); in an
+    evaluation it is wrong."""
     equivalence: Literal["symbolic", "exact"] = "symbolic"
     """exact: answers equal as written or as exact numbers. symbolic: where that fails, math-verify decides."""
     deadline_s: float = 10.0
@@ -233,8 +259,6 @@ class GroupConfig:
     """Groups opened for each one wanted; above 1 hides the wait for refills at the price of age."""
     max_refills: int = 64
     """Zero-variance groups dropped for one step at most; after that they are trained and the run says so."""
-    drop_truncated: bool = False
-    """A rollout cut at max_tokens abstains (DAPO's overlong filtering) instead of being scored."""
     rollout_deadline_s: float = 600.0
     """Seconds from a rollout's first lease to its last token; the group closes without it after that."""
     lease_s: float = 60.0
@@ -571,6 +595,11 @@ class Config:
     def scoring_deadline_s(self) -> float:
         """The longest a verdict can take: every try runs into its deadline."""
         return self.reward.verdict_deadline_s * (self.reward.retries + 1)
+
+    @property
+    def resolved_reward(self) -> RewardConfig:
+        """reward, with what it takes from other tables."""
+        return replace(self.reward, overlong_max=self.reward.overlong_max or self.sampling.max_tokens)
 
     @property
     def correction(self) -> str:

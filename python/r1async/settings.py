@@ -18,8 +18,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from r1async.checks import problems
-from r1async.config import Config, ConfigError
+from r1async.checks import out_of_range, problems, reward_problems
+from r1async.config import Config, ConfigError, RewardConfig
 
 Tree = dict[str, object]
 
@@ -34,6 +34,34 @@ def load(path: str | Path | None, overrides: Sequence[str] = ()) -> Config:
     if found:
         raise ConfigError("\n".join(found))
     return config
+
+
+def load_reward(
+    path: Path | None, overrides: Sequence[str] = (), weights: Mapping[str, float] | None = None
+) -> tuple[RewardConfig, int]:
+    """A checked reward without a run, and the address space of a worker in MB.
+
+    Args:
+        path: YAML of a run's settings, or of what is under `reward` in them.
+        weights: `reward.weights` where neither file nor overrides say.
+
+    Raises:
+        ConfigError: as `load`; what is not about the reward is not looked at.
+    """
+    tree: Tree = {} if path is None else read_tree(path)
+    own = field_types(RewardConfig)
+    if tree and "reward" not in tree and all(name in own for name in tree):
+        tree = {"reward": tree}
+    for override in overrides:
+        _apply_override(tree, override)
+    reward = _table(tree, "reward", "reward")
+    if weights is not None:
+        reward.setdefault("weights", dict(weights))
+    config = _to_config(tree)
+    found = [line for line in out_of_range(config) if line.startswith(("reward.", "scorer.", "sampling."))]
+    if found := found or reward_problems(config):
+        raise ConfigError("\n".join(found))
+    return config.resolved_reward, config.scorer.worker_memory_mb
 
 
 def to_yaml(config: Config) -> str:

@@ -68,6 +68,8 @@ class Verdict:
     total: float | None
     parts: Mapping[str, float] = field(default_factory=dict)
     status: str = "ok"
+    detail: str = field(default="", compare=False)
+    """For people: what was read, what went wrong."""
 
     def __post_init__(self) -> None:
         if self.total is not None and not math.isfinite(self.total):

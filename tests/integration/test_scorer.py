@@ -110,7 +110,7 @@ def test_rollouts_become_verdicts(buffer: Buffer):
     buffer.score([GOOD, WRONG, CUT], ["stop", "stop", "length"])
     assert buffer.verdicts(3) == {
         100: [1.2, {"accuracy": 1.0, "format": 1.0}, "ok"],
-        101: [0.0, {"accuracy": 0.0, "format": 0.0}, "ok"],
+        101: [0.0, {"accuracy": 0.0, "format": 0.0}, "wrong"],
         102: [1.0, {"accuracy": 1.0, "format": 0.0}, "ok"],
     }
 
@@ -191,7 +191,7 @@ def test_figures_count_verdicts_by_status(buffer: Buffer):
     buffer.verdicts(2)
     while (stats := buffer.until("heartbeat").header["stats"])["verdicts"] < 2:
         pass
-    assert (stats["status:ok"], stats["queued"], stats["workers_lost"]) == (2, 0, 0)
+    assert (stats["status:ok"], stats["status:wrong"], stats["queued"], stats["workers_lost"]) == (1, 1, 0, 0)
 
 
 def test_model_without_a_tokenizer_is_named(config: Config, tmp_path: Path):

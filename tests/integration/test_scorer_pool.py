@@ -87,7 +87,7 @@ class Driver:
                 settled += self.pool.handle(report)
             except DeadlineExceeded:
                 settled += self.pool.expire(time.monotonic())
-            for key, verdict in settled:
+            for key, verdict, _ in settled:
                 assert key not in self.verdicts, "a rollout got two verdicts"
                 self.verdicts[key] = verdict
                 self.settled_at[key] = time.monotonic()
@@ -146,6 +146,20 @@ def test_hung_grader_is_killed_and_the_next_rollouts_are_graded(drive):
     assert len(after) == 1
     assert not before & after
     assert driver.pool.counts == {"timeout": 1}
+
+
+def test_hung_grader_is_due_at_its_deadline_and_dead_once_that_has_passed(drive, tmp_path: Path):
+    driver = drive("hang_in_c", deadline_s=600.0, retries=0)
+    (worker,) = driver.pool._workers
+    driver.submit("hang")
+    while not (tmp_path / "mark").exists():
+        os.sched_yield()
+    due = driver.pool.next_deadline()
+    assert due == worker.progress_at + 600.0
+    assert driver.pool.expire(due - 1e-3) == []
+    (settled,) = driver.pool.expire(due)
+    assert settled.verdict.status == "timeout"
+    assert worker.process.wait(10) == -signal.SIGKILL
 
 
 def test_hung_grader_gets_its_retries_each_on_another_worker(drive, tmp_path: Path):

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from r1async.learner.batch import batch_from_message, micro_batch, token_staleness
+from r1async.learner.batch import batch_from_message, micro_batch, token_staleness, without_truncated
 from r1async.types import Batch
 from r1async.wire import Message, WireError, pack, unpack
 
@@ -106,3 +106,21 @@ def test_a_missing_field_is_named():
     del header["temperature"]
     with pytest.raises(WireError, match="temperature"):
         batch_from_message(unpack(pack(header, columns)))
+
+
+def test_tokens_of_cut_completions_leave_the_loss_and_stay_in_the_context():
+    batch = make_batch(groups=1, group_size=3, prompt_len=2, lengths=[3, 1, 4])  # the last is the longest: cut
+    masked = without_truncated(batch)
+    part = micro_batch(masked, 0, 3, CPU)
+    assert part.loss_mask_N.tolist() == [True] * 4 + [False] * 4
+    assert part.lengths_n.tolist() == [3, 1, 4]
+    assert masked.rewards is batch.rewards
+    whole = replace(batch, truncated=np.zeros(3, np.uint8))
+    assert without_truncated(whole) is whole
+
+
+def test_tokens_over_age_stay_masked_beside_cut_completions():
+    batch = make_batch(step=4, groups=1, group_size=2, lengths=[4, 6], max_staleness=2, over_age=0)
+    masked = without_truncated(batch)
+    assert (masked.over_age >= batch.over_age).all()
+    assert masked.over_age[batch.cu_runs[1] :].all()

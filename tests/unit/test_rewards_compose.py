@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from r1async.config import ConfigError, RewardConfig
+from r1async.config import Config, ConfigError, RewardConfig, SamplingConfig
 from r1async.rewards.compose import Grader
 from r1async.rewards.worker import write_frame
 from r1async.tasks.meta import Question
@@ -65,7 +65,8 @@ def verdict(weights: dict[str, float], text: str = GOOD, finish: FinishReason = 
     ],
 )
 def test_parts_add_up_by_their_weights(text: str, total: float, parts: dict[str, float]):
-    assert verdict({"accuracy": 1.0, "format": 0.2}, text) == Verdict(total=total, parts=parts, status="ok")
+    status = "ok" if parts["accuracy"] else "wrong"
+    assert verdict({"accuracy": 1.0, "format": 0.2}, text) == Verdict(total=total, parts=parts, status=status)
 
 
 def test_completion_that_was_cut_is_not_in_format():
@@ -155,7 +156,10 @@ def test_function_of_ones_own_is_announced_as_slow():
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("acuracy", r"reward\.weights\.acuracy: must be accuracy, format, code, or module:function"),
+        (
+            "acuracy",
+            r"reward\.weights\.acuracy: must be accuracy, format, code, language, overlong",
+        ),
         ("no_such_module:f", r"cannot import no_such_module: ModuleNotFoundError"),
         ("broken_rewards:f", r"cannot import broken_rewards: ModuleNotFoundError: No module named 'no_such_library'"),
         ("own_rewards:nope", r"own_rewards\.py has no 'nope'"),
@@ -165,3 +169,94 @@ def test_function_of_ones_own_is_announced_as_slow():
 def test_part_that_does_not_exist_is_named(name: str, message: str):
     with pytest.raises(ConfigError, match=message):
         verdict({name: 1.0})
+
+
+def settled(text: str, finish: FinishReason = "stop", num_tokens: int = 17, extra=None, answer: str = "5", **settings):
+    reward = RewardConfig(**{"equivalence": "exact", "identify_sentences": False, **settings})
+    question = Question(text="2+3=", answer=answer, extra=extra or {})
+    completion = Completion(text=text, num_tokens=num_tokens, finish=finish)
+    return Grader(reward, before_slow=lambda: None).grade(question, completion)
+
+
+@pytest.mark.parametrize(
+    ("num_tokens", "penalty"),
+    [(0, 0.0), (60, 0.0), (61, -0.025), (70, -0.25), (80, -0.5), (100, -1.0), (101, -1.0)],
+)
+def test_overlong_is_daposs_equation_13(num_tokens: int, penalty: float):
+    """L_max 100, L_cache 40: nothing up to 60 tokens, all of it from 100 on."""
+    weights = {"accuracy": 1.0, "overlong": 0.5}
+    verdict = settled(GOOD, num_tokens=num_tokens, weights=weights, overlong_max=100, overlong_cache=40)
+    assert verdict.parts["overlong"] == pytest.approx(penalty)
+    assert verdict.total == pytest.approx(1.0 + 0.5 * penalty)
+
+
+def test_overlong_takes_its_maximum_from_sampling():
+    config = Config(sampling=SamplingConfig(max_tokens=300))
+    assert config.resolved_reward.overlong_max == 300
+    assert Config(reward=RewardConfig(overlong_max=7)).resolved_reward.overlong_max == 7
+
+
+def test_repetition_is_a_penalty_by_share():
+    # Rows of two of "a b a b a b": ab ba ab ba ab, three of five were there before.
+    verdict = settled("a b a b a b", weights={"repetition": 2.0}, repetition_row=2)
+    assert verdict.parts == {"repetition": pytest.approx(-0.6)}
+    assert verdict.total == pytest.approx(-1.2)
+
+
+@pytest.mark.parametrize(
+    ("truncated", "total", "status"),
+    [("graded", 1.0, "ok"), ("mask", 1.0, "ok"), ("wrong", 0.0, "truncated"), ("abstain", 0.0, "truncated")],
+)
+def test_truncation_is_graded_or_wrong_by_setting(truncated: str, total: float, status: str):
+    """Those that abstain do not come here while training; in an evaluation they are wrong."""
+    verdict = settled(GOOD, finish="length", weights={"accuracy": 1.0}, truncated=truncated)
+    assert (verdict.total, verdict.status) == (total, status)
+    assert settled(GOOD, weights={"accuracy": 1.0}, truncated=truncated).total == 1.0
+
+
+def test_language_is_a_part_with_its_share():
+    text = "<think>so we add them 因此</think><answer>5</answer>"
+    verdict = settled(text, weights={"accuracy": 1.0, "language": 0.5})
+    assert verdict.parts["language"] == pytest.approx(4 / 6)
+    assert verdict.parts["language.share"] == pytest.approx(4 / 6)
+    assert verdict.total == pytest.approx(1 + 0.5 * 4 / 6)
+
+
+def test_language_of_a_row_goes_before_the_settings():
+    text = "<think>so we add them 因此</think>"
+    found = settled(text, weights={"language": 1.0}, extra={"target_language": "zh"})
+    assert found.total == pytest.approx(2 / 6)
+    unknown = settled(text, weights={"language": 1.0}, extra={"target_language": "xx"})
+    assert (unknown.total, unknown.status) == (None, "ungradable")
+
+
+def test_thought_without_words_leaves_the_part_out_of_the_sum():
+    wordless = settled(GOOD, weights={"accuracy": 1.0, "language": 0.5})
+    assert wordless == Verdict(total=1.0, parts={"accuracy": 1.0})
+    alone = settled(GOOD, weights={"language": 1.0})
+    assert (alone.total, alone.status) == (None, "no_words")
+
+
+def test_prefilled_tag_of_a_row_goes_before_the_settings():
+    inside = "1</think><answer>5</answer>"
+    for told, good in (("true", 1.0), ("<think>", 1.0), ("false", 0.0), ("", 0.0)):
+        assert settled(inside, weights={"format": 1.0}, extra={"prefilled_open_tag": told}).total == good
+
+
+def test_reference_may_be_boxed():
+    assert settled("<answer>1/2</answer>", answer="\\boxed{\\frac{1}{2}}", weights={"accuracy": 1.0}).total == 1.0
+
+
+def test_sixteen_power_towers_cost_no_more_algebra_than_sixteen_integers():
+    """512 rollouts: what is slow is announced, and a tower never gets so far."""
+
+    def slow_ones(hard: str) -> int:
+        announced: list[int] = []
+        grader = Grader(RewardConfig(weights={"accuracy": 1.0}, equivalence="symbolic"), lambda: announced.append(1))
+        for i in range(512):
+            answer = hard.replace("N", str(i)) if i % 32 == 0 else str(i)
+            completion = Completion(text=f"\\boxed{{{answer}}}", num_tokens=9, finish="stop")
+            grader.grade(Question(text="?", answer="7"), completion)
+        return len(announced)
+
+    assert slow_ones("9^{9^{9^{N}}}") == slow_ones("N") == 0

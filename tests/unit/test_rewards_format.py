@@ -5,7 +5,7 @@ import time
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from r1async.rewards.format import in_format
+from r1async.rewards.format import in_format, thought_of
 
 
 @pytest.mark.parametrize(
@@ -80,6 +80,61 @@ def test_prefilled_thought_begins_inside(text: str, good: bool):
     assert in_format(text, "r1_zero", think_prefilled=True) is good
 
 
+MARK = "|special_token|"
+
+
+@pytest.mark.parametrize(
+    ("text", "prefilled", "good"),
+    [
+        (f"{MARK}first we add{MARK}it is 5", False, True),
+        (f" {MARK}\nfirst we add\n{MARK}\nit is 5\n", False, True),
+        (f"first we add{MARK}it is 5", True, True),
+        (f"{MARK}first we add{MARK}it is 5", True, False),  # the prompt has the mark already
+        (f"first we add{MARK}it is 5", False, False),
+        (f"{MARK}first we add{MARK}", False, False),
+        (f"{MARK}{MARK}it is 5", False, False),
+        (f"{MARK} ... {MARK}it is 5", False, False),
+        (f"{MARK}first{MARK}it is 4{MARK}it is 5", False, False),
+        (f"so {MARK}first we add{MARK}it is 5", False, False),
+        ("it is 5", False, False),
+        ("", True, False),
+    ],
+)
+def test_special_token_layout_has_a_reasoning_and_a_summary(text: str, prefilled: bool, good: bool):
+    assert in_format(text, "special_token", think_prefilled=prefilled) is good
+
+
+def test_special_token_may_be_another():
+    assert in_format("##first##second", "special_token", special_token="##")
+
+
+@pytest.mark.parametrize("thought", ["...", "\u200b", "\u2060 \u200b", "- _ -", "\n\n"])
+def test_thought_that_says_nothing_is_empty(thought: str):
+    assert not in_format(f"<think>{thought}</think><answer>5</answer>", "r1_zero")
+
+
+@pytest.mark.parametrize("answer", ["\u200b", " \u2060", "\x00"])
+def test_answer_that_cannot_be_seen_is_empty(answer: str):
+    assert not in_format(f"<think>1</think><answer>{answer}</answer>", "r1_zero")
+
+
+@pytest.mark.parametrize(
+    ("text", "layout", "prefilled", "thought"),
+    [
+        ("<think>a b</think><answer>5</answer>", "r1_zero", False, "a b"),
+        ("a b</think>5", "think", True, "a b"),
+        ("a b, cut", "think", True, "a b, cut"),
+        ("no tags at all", "r1_zero", False, "no tags at all"),
+        ("<think>a<think>b</think>c</think>d", "think", False, "a b"),
+        (f"{MARK}a b{MARK}5", "special_token", False, "a b"),
+        (f"a b{MARK}5", "special_token", True, "a b"),
+        ("", "think", False, ""),
+    ],
+)
+def test_thought_ends_at_its_first_end(text: str, layout, prefilled: bool, thought: str):
+    assert thought_of(text, layout, think_prefilled=prefilled) == thought
+
+
 PIECES = st.lists(st.sampled_from(["<think>", "</think>", "<answer>", "</answer>", "x", " ", "<"]), max_size=12)
 
 
@@ -97,7 +152,7 @@ def test_agrees_with_reading_the_tags_one_by_one(text: str):
     assert in_format(text, "r1_zero") is expected
 
 
-@given(st.text(), st.sampled_from(["r1_zero", "think"]), st.booleans())
+@given(st.text(), st.sampled_from(["r1_zero", "think", "special_token"]), st.booleans())
 def test_takes_anything(text: str, layout, prefilled: bool):
     in_format(text, layout, think_prefilled=prefilled)
 

@@ -383,7 +383,7 @@ def core_settings(config: Config) -> Settings:
         zero_variance=group.zero_variance,
         oversample=group.oversample,
         max_refills=group.max_refills,
-        drop_truncated=group.drop_truncated,
+        drop_truncated=reward.truncated == "abstain",
         rollout_deadline_s=group.rollout_deadline_s,
         lease_s=group.lease_s,
         group_deadline_s=config.group_deadline_s,

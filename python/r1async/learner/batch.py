@@ -6,7 +6,7 @@ Shapes: n rollouts, T tokens with prompts, N completion tokens, R version runs.
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -68,6 +68,18 @@ def _column(columns: dict[str, NDArray], name: str, dtype: str) -> NDArray:
     if column.dtype != np.dtype(dtype):
         raise WireError(f"column {name!r} of a batch must be {dtype}, got {column.dtype}")
     return column
+
+
+def without_truncated(batch: Batch) -> Batch:
+    """The batch with the tokens of completions that were cut out of the loss (reward.truncated=mask).
+
+    Like tokens over age they stay in the context and in the denominators of the loss. `total_loss_tokens` counts them
+    still: it is over all ranks, and a rank knows only its own.
+    """
+    if not batch.truncated.any():
+        return batch
+    cut = np.repeat(batch.truncated, np.diff(batch.cu_runs))
+    return replace(batch, over_age=batch.over_age | cut)
 
 
 def check_batch(batch: Batch) -> None:

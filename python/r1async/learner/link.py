@@ -14,7 +14,7 @@ from r1async.config import Config, ConfigError
 from r1async.files import write_atomic
 from r1async.inbox import DeadlineExceeded, Inbox, Stopped
 from r1async.keys import client_keys
-from r1async.learner.batch import batch_from_message
+from r1async.learner.batch import batch_from_message, without_truncated
 from r1async.types import Batch, PolicyVersion
 from r1async.wire import Message
 
@@ -79,6 +79,7 @@ class Link:
         self._said: dict[str, dict[str, object]] = {}
         self._reason = "no word yet"
         self._run, self._steps = config.name, config.steps
+        self._mask_truncated = config.reward.truncated == "mask"
         self._connection = Connection(
             config.endpoint("batches"),
             self._hello,
@@ -128,6 +129,8 @@ class Link:
         if message.type == "finished":
             return End.FINISHED
         batch = batch_from_message(message)
+        if self._mask_truncated:
+            batch = without_truncated(batch)
         if (batch.step, batch.part, batch.epoch) != (step, part, self.epoch):
             asked = f"step {step}, part {part} of epoch {self.epoch}"
             raise LearnerError(f"asked for {asked}, got step {batch.step}, part {batch.part} of {batch.epoch}")

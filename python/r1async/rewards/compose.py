@@ -1,4 +1,4 @@
-"""A verdict from its parts: accuracy, format, code and functions of the user's own, added up by their weights.
+"""A verdict from its parts: rewards, penalties and functions of the user's own, added up by their weights.
 
 A reward function of your own is ``module:function`` in `reward.weights`:
 
@@ -16,16 +16,22 @@ import math
 import numbers
 from collections import Counter
 from collections.abc import Callable
-from typing import NamedTuple
+from dataclasses import replace
+from functools import lru_cache
+from typing import TYPE_CHECKING, NamedTuple
 
-from r1async.answers import extract_answer
-from r1async.config import CodeConfig, ConfigError, RewardConfig
+from r1async.answers import extract_answer, last_boxed
+from r1async.config import REWARD_PARTS, CodeConfig, ConfigError, RewardConfig
 from r1async.rewards.code import CodeGrader
-from r1async.rewards.format import in_format
+from r1async.rewards.format import in_format, thought_of
 from r1async.rewards.math import Equivalence, grade
+from r1async.rewards.penalties import overlong
 from r1async.rewards.sandbox import SandboxError
 from r1async.tasks.meta import Question
 from r1async.types import Completion, Verdict
+
+if TYPE_CHECKING:
+    from r1async.rewards.words import Script
 
 log = logging.getLogger(__name__)
 
@@ -58,53 +64,144 @@ class Grader:
         ]
 
     def grade(self, question: Question, completion: Completion) -> Verdict:
-        """Weighted sum of the parts; abstains with the first part that does, unless that part weighs nothing."""
-        total, status, parts = 0.0, "ok", {}
+        """Weighted sum of the parts; abstains with the first part that does, unless that part weighs nothing.
+
+        A part that is neutral (`NEUTRAL`) is left out of the sum, and the verdict abstains if nothing else is in it.
+        """
+        total, status, parts, details = 0.0, "ok", {}, []
+        neutral, known = "", False
         for part in self._parts:
             verdict = part.judge(question, completion)
             for name, value in verdict.parts.items():
                 parts[f"{part.name}.{name}"] = value
+            if verdict.detail:
+                details.append(verdict.detail)
             if verdict.total is None:
-                if part.weight:
-                    return Verdict(total=None, parts=parts, status=verdict.status)
+                if verdict.status in NEUTRAL:
+                    neutral = neutral or verdict.status
+                elif part.weight:
+                    return Verdict(total=None, parts=parts, status=verdict.status, detail="; ".join(details))
                 continue
             parts[part.name] = verdict.total
             total += part.weight * verdict.total
+            known = True
             status = verdict.status if status == "ok" else status
         if not math.isfinite(total):
             return Verdict.abstain("nan")
-        return Verdict(total=total, parts=parts, status=status)
+        if neutral and not known:
+            return Verdict(total=None, parts=parts, status=neutral, detail="; ".join(details))
+        return Verdict(total=total, parts=parts, status=status, detail="; ".join(details))
+
+
+NEUTRAL = frozenset(("no_words",))
+"""Statuses of a part that has nothing to judge: neither for the completion nor against it."""
 
 
 def _judge(
     name: str, settings: RewardConfig, before_slow: Callable[[], None]
 ) -> Callable[[Question, Completion], Verdict]:
     if name == "accuracy":
-        return _accuracy(Equivalence(settings.equivalence == "symbolic", before_slow))
+        return _accuracy(settings, Equivalence(settings.equivalence == "symbolic", before_slow))
     if name == "format":
         return _format(settings)
     if name == "code":
         return _code(settings.code, before_slow)
+    if name == "language":
+        return _language(settings, before_slow)
+    if name == "overlong":
+        return _overlong(settings)
+    if name == "repetition":
+        return _repetition(settings)
     if ":" in name:
         return _Custom(name, import_function(name), before_slow)
-    raise ConfigError(f"reward.weights.{name}: must be accuracy, format, code, or module:function of your own")
+    raise ConfigError(f"reward.weights.{name}: must be {', '.join(REWARD_PARTS)}, or module:function of your own")
 
 
-def _accuracy(equivalence: Equivalence) -> Callable[[Question, Completion], Verdict]:
+def _accuracy(settings: RewardConfig, equivalence: Equivalence) -> Callable[[Question, Completion], Verdict]:
+    # Where they abstain the buffer keeps those it trains; what comes here is evaluated, and wrong there.
+    cut_is_wrong = settings.truncated in ("wrong", "abstain")
+
     def judge(question: Question, completion: Completion) -> Verdict:
-        value, status = grade(extract_answer(completion.text) or "", question.answer, equivalence)
-        return Verdict(total=value, status=status)
+        if cut_is_wrong and completion.finish == "length":
+            return Verdict(total=0.0, status="truncated")
+        answer = extract_answer(completion.text)
+        value, status = grade(answer or "", reference_of(question.answer), equivalence)
+        detail = "no answer" if answer is None else f"answer: {answer:.{DETAIL_CHARS}}"
+        return Verdict(total=value, status=status, detail=detail)
 
     return judge
 
 
+DETAIL_CHARS = 200
+
+
+@lru_cache(maxsize=1024)
+def reference_of(answer: str) -> str:
+    """A reference answer, bare or inside of its box."""
+    return last_boxed(answer) or answer
+
+
 def _format(settings: RewardConfig) -> Callable[[Question, Completion], Verdict]:
-    layout, prefilled = settings.format, settings.think_prefilled
+    layout, mark = settings.format, settings.special_token
 
     def judge(question: Question, completion: Completion) -> Verdict:
         # A completion that was cut has not ended its answer, whatever it looks like so far.
-        good = completion.finish == "stop" and in_format(completion.text, layout, think_prefilled=prefilled)
-        return Verdict(total=float(good))
+        prefilled = _prefilled(question, settings)
+        good = in_format(completion.text, layout, think_prefilled=prefilled, special_token=mark)
+        return Verdict(total=float(good and completion.finish == "stop"))
+
+    return judge
+
+
+def _prefilled(question: Question, settings: RewardConfig) -> bool:
+    """Of a row that says so itself: true, false, or the tag that its prompt ends in."""
+    told = question.extra.get("prefilled_open_tag")
+    return settings.think_prefilled if told is None else told.strip().lower() not in ("", "false", "null", "none", "0")
+
+
+def _language(settings: RewardConfig, before_slow: Callable[[], None]) -> Callable[[Question, Completion], Verdict]:
+    # Imported here, with NumPy: most rewards do without.
+    from r1async.rewards.identify import identify
+    from r1async.rewards.language import consistency, target_of
+
+    def announced(text: str, script: Script) -> str:
+        before_slow()
+        return identify(text, script)
+
+    def judge(question: Question, completion: Completion) -> Verdict:
+        try:
+            target = target_of(question.extra.get("target_language", settings.target_language))
+        except ValueError as error:
+            return Verdict(total=None, status="ungradable", detail=str(error))
+        thought = thought_of(
+            completion.text,
+            settings.format,
+            think_prefilled=_prefilled(question, settings),
+            special_token=settings.special_token,
+        )
+        found = consistency(thought, target, announced if settings.identify_sentences else None)
+        if found.score is None or found.share is None:
+            return Verdict(total=None, status="no_words", detail="a thought without words")
+        parts = {"share": found.share, "repeated": found.repeated}
+        return Verdict(total=found.score, parts=parts, detail=f"{found.words} words")
+
+    return judge
+
+
+def _overlong(settings: RewardConfig) -> Callable[[Question, Completion], Verdict]:
+    cache, longest = settings.overlong_cache, settings.overlong_max
+
+    def judge(question: Question, completion: Completion) -> Verdict:
+        return Verdict(total=overlong(completion.num_tokens, longest=longest, cache=cache))
+
+    return judge
+
+
+def _repetition(settings: RewardConfig) -> Callable[[Question, Completion], Verdict]:
+    from r1async.rewards.words import repetition
+
+    def judge(question: Question, completion: Completion) -> Verdict:
+        return Verdict(total=0.0 - repetition(completion.text, settings.repetition_row))
 
     return judge
 
@@ -127,7 +224,7 @@ def _code(settings: CodeConfig, before_slow: Callable[[], None]) -> Callable[[Qu
             abstentions[status] += 1
             if abstentions[status] <= LOG_FIRST or abstentions[status] % LOG_EVERY == 0:
                 log.error("code abstains, %s: %s (%d so far)", status, graded.detail, abstentions[status])
-        return graded.verdict
+        return replace(graded.verdict, detail=graded.detail)
 
     return judge
 
@@ -176,7 +273,7 @@ class _Custom:
             parts = {str(name): float(value) for name, value in result.parts.items()}
             if unfit := [f"{name}={value}" for name, value in parts.items() if not math.isfinite(value)]:
                 return self._fail("nan", f"returned the part {unfit[0]}")
-            return Verdict(total=total, parts=parts, status=str(result.status))
+            return Verdict(total=total, parts=parts, status=str(result.status), detail=str(result.detail))
         if not isinstance(result, numbers.Real):
             return self._fail("error", f"returned {type(result).__name__}, wanted a number, a Verdict or None")
         value = float(result)

@@ -6,29 +6,61 @@ and blank ones; here each tag occurs exactly once, in order, and both parts say 
 
 from __future__ import annotations
 
+import re
 from typing import Literal
 
-Layout = Literal["r1_zero", "think"]
+Layout = Literal["r1_zero", "think", "special_token"]
+
+SPECIAL_TOKEN = "|special_token|"
+_SAYS = re.compile(r"[^\W_]")
+"""A letter or digit: a thought of dots or of spaces that cannot be seen is empty."""
 
 
-def in_format(text: str, layout: Layout, *, think_prefilled: bool = False) -> bool:
+def in_format(text: str, layout: Layout, *, think_prefilled: bool = False, special_token: str = SPECIAL_TOKEN) -> bool:
     """Whether a completion has its layout, white space around the tags aside.
 
     Args:
         layout: ``r1_zero``: ``<think>…</think><answer>…</answer>`` and nothing else. ``think``: ``<think>…</think>``
-            and a non-empty rest.
-        think_prefilled: the prompt ended in <think>, so the completion begins inside the thought.
+            and a non-empty rest. ``special_token``: ``|special_token|…|special_token|…``, reasoning and summary
+            (DeepSeek-R1, 2.3.1).
+        think_prefilled: the prompt ended in the opening tag, so the completion begins inside the thought.
+        special_token: the mark of that layout.
     """
     text = text.strip()
+    if layout == "special_token":
+        return _is_marked(text, think_prefilled, special_token)
     if text.count("<think>") != (0 if think_prefilled else 1) or text.count("</think>") != 1:
         return False
     if not think_prefilled and not text.startswith("<think>"):
         return False
     head, _, rest = text.partition("</think>")
     thought, rest = head.removeprefix("<think>").strip(), rest.strip()
-    if not thought or not rest:
+    if not _SAYS.search(thought) or not _is_visible(rest):
         return False
     return layout == "think" or _is_one_answer(text, rest)
+
+
+def thought_of(text: str, layout: Layout, *, think_prefilled: bool = False, special_token: str = SPECIAL_TOKEN) -> str:
+    """The chain of thought of a completion, in format or not: what is before its first end, all of it if there is none.
+
+    So nothing is gained by a tag that is missing or doubled.
+    """
+    text = text.strip()
+    opening, closing = (special_token, special_token) if layout == "special_token" else ("<think>", "</think>")
+    if not think_prefilled:
+        text = text.removeprefix(opening)
+    return text.partition(closing)[0].replace("<think>", " ").strip()
+
+
+def _is_marked(text: str, prefilled: bool, mark: str) -> bool:
+    if text.count(mark) != (1 if prefilled else 2) or not (prefilled or text.startswith(mark)):
+        return False
+    thought, _, summary = text.removeprefix("" if prefilled else mark).partition(mark)
+    return bool(_SAYS.search(thought)) and _is_visible(summary)
+
+
+def _is_visible(text: str) -> bool:
+    return any(not letter.isspace() and letter.isprintable() for letter in text)
 
 
 def _is_one_answer(text: str, rest: str) -> bool:
@@ -36,4 +68,4 @@ def _is_one_answer(text: str, rest: str) -> bool:
         return False
     if not (rest.startswith("<answer>") and rest.endswith("</answer>")):
         return False
-    return bool(rest[len("<answer>") : -len("</answer>")].strip())
+    return _is_visible(rest[len("<answer>") : -len("</answer>")])

@@ -7,20 +7,34 @@ deadline. docs/rewards.md has the rules with examples.
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from functools import lru_cache
 from typing import Literal, NamedTuple
 
 from r1async.answers import MAX_ANSWER_CHARS, normalise
+from r1async.rewards.reading import (
+    MAX_ITEMS,
+    Items,
+    items_of,
+    quantity_of,
+    same_in_base,
+    says_more,
+    sides_of,
+    units_agree,
+    without_phrase,
+    words_of,
+)
 
-Status = Literal["ok", "guard", "ungradable"]
+Status = Literal["ok", "wrong", "guard", "ungradable"]
 
 MAX_DEPTH = 32
 MAX_TOWER = 2
 MAX_EXPONENT = 10_000
 MAX_FACTORIAL = 10_000
+MAX_TERMS = 400
 MIN_DECIMAL_DIGITS = 6
 """A decimal with at least this many significant digits may stand for the number that it rounds."""
 
@@ -32,7 +46,7 @@ class Grade(NamedTuple):
     status: Status
 
 
-RIGHT, WRONG = Grade(1.0, "ok"), Grade(0.0, "ok")
+RIGHT, WRONG = Grade(1.0, "ok"), Grade(0.0, "wrong")
 GUARDED = Grade(0.0, "guard")
 UNGRADABLE = Grade(None, "ungradable")
 
@@ -49,21 +63,151 @@ class Equivalence(NamedTuple):
 @lru_cache(maxsize=8192)
 def grade(answer: str, gold: str, equivalence: Equivalence) -> Grade:
     """Whether an extracted answer equals the reference; members of a group share both, so results are cached."""
+    ours, theirs = _plain_ratio(answer), _plain_ratio(gold)
+    if ours is not None and theirs is not None:
+        if ours.numerator * theirs.denominator == theirs.numerator * ours.denominator:
+            return RIGHT
+        if not (ours.may_round or theirs.may_round):
+            return WRONG
     answer, gold = normalise(answer), normalise(gold)
     if not gold:
         return UNGRADABLE
-    if answer.casefold() == gold.casefold():
+    if _same_as_written(answer, gold):
         return RIGHT
-    ours, theirs = parse_number(answer), parse_number(gold)
-    if ours is not None and theirs is not None:
-        return RIGHT if numbers_equal(ours, theirs) else WRONG
+    a, b = parse_number(answer), parse_number(gold)
+    if a is not None and b is not None:
+        return RIGHT if numbers_equal(a, b) else WRONG
     if not answer or not equivalence.symbolic or not _MATHEMATICAL.search(gold):
         return WRONG
     if guard(gold) is not None:
         return UNGRADABLE
     if guard(answer) is not None:
         return GUARDED
-    equivalence.before_slow()
+    return _grade_items(without_phrase(answer), gold, equivalence.before_slow)
+
+
+class _Ratio(NamedTuple):
+    numerator: int
+    denominator: int
+    may_round: bool
+    """A decimal long enough to be a rounding of another number."""
+
+
+_PLAIN = re.compile(
+    r"([+-]?)(?:(\d{1,60}|\d{1,3}(?:,\d{3}){1,20})(?:\.(\d{1,60})|/(\d{1,60}))?|\\d?frac\{(\d{1,60})\}\{(\d{1,60})\})",
+    re.ASCII,
+)
+
+
+def _plain_ratio(text: str) -> _Ratio | None:
+    """An integer, decimal or fraction: what most answers are, with one pattern. All else is for `parse_number`."""
+    match = _PLAIN.fullmatch(text)
+    if match is None:
+        return None
+    sign, whole, decimals, under, top, bottom = match.groups()
+    may_round = False
+    if whole is None:
+        numerator, denominator = int(top), int(bottom)
+    else:
+        if "," in whole:
+            whole = whole.replace(",", "")
+        if decimals is not None:
+            numerator, denominator = int(whole + decimals), 10 ** len(decimals)
+            may_round = len(whole) + len(decimals) >= MIN_DECIMAL_DIGITS
+        else:
+            numerator, denominator = int(whole), 1 if under is None else int(under)
+    if not denominator:
+        return None
+    return _Ratio(-numerator if sign == "-" else numerator, denominator, may_round)
+
+
+def _same_as_written(answer: str, gold: str) -> bool:
+    if answer == gold:
+        return True
+    # Case tells variables apart, but not words.
+    return answer.casefold() == gold.casefold() and not _MATHEMATICAL.search(gold)
+
+
+def _grade_items(answer: str, gold: str, before_slow: Callable[[], None]) -> Grade:
+    """Sets, tuples and lists member by member; all else goes on to `_grade_one`."""
+    theirs = Items("", (gold,)) if parse_number(gold) is not None else items_of(gold)
+    ours = Items("", (answer,)) if parse_number(answer) is not None else items_of(answer)
+    if len(theirs.members) == 1 and len(ours.members) == 1:
+        return _grade_one(ours.members[0], theirs.members[0], before_slow)
+    if _SPANS.search(answer) or _SPANS.search(gold):
+        return _grade_one(answer, gold, before_slow)
+    if ours.brackets != theirs.brackets and {ours.brackets, theirs.brackets} not in _ALIKE:
+        return WRONG
+    names = {sides_of(member)[0] for member in theirs.members}
+    if len(names) > 1 and not names & {sides_of(member)[0] for member in ours.members}:
+        return _in_order(ours.members, theirs.members, before_slow)  # 2, 3 for x = 2, y = 3
+    if ours.ordered or theirs.ordered:
+        return _in_order(ours.members, theirs.members, before_slow)
+    return _in_any_order(ours.members, theirs.members, before_slow)
+
+
+_ALIKE = ({"", "{}"}, {"", "()"})
+"""Brackets that references and answers leave out."""
+_SPANS = re.compile(r"[<>]|\\(?:le|leq|ge|geq|lt|gt|ne|neq|cup|cap|in|setminus|begin|mid|infty)(?![a-zA-Z])")
+"""Intervals, unions and matrices are compared whole."""
+
+
+def _in_order(ours: Sequence[str], theirs: Sequence[str], before_slow: Callable[[], None]) -> Grade:
+    if len(ours) != len(theirs):
+        return WRONG
+    grades = [_member(a, b, before_slow) for a, b in zip(ours, theirs, strict=True)]
+    return next((each for each in (UNGRADABLE, GUARDED, WRONG) if each in grades), RIGHT)
+
+
+def _in_any_order(ours: Sequence[str], theirs: Sequence[str], before_slow: Callable[[], None]) -> Grade:
+    """As sets: each member of one is in the other."""
+    if max(len(ours), len(theirs)) > MAX_ITEMS:
+        return _in_order(ours, theirs, before_slow)
+    grades = [[_member(a, b, before_slow) for b in theirs] for a in ours]
+    if any(each == UNGRADABLE for row in grades for each in row):
+        return UNGRADABLE
+    covered = all(RIGHT in row for row in grades) and all(RIGHT in column for column in zip(*grades, strict=True))
+    return RIGHT if covered else WRONG
+
+
+def _member(answer: str, gold: str, before_slow: Callable[[], None]) -> Grade:
+    return grade(answer, gold, Equivalence(True, before_slow)) if gold else UNGRADABLE
+
+
+def _grade_one(answer: str, gold: str, before_slow: Callable[[], None]) -> Grade:
+    """Two answers that are one thing each: what they name, their units and bases, and then algebra."""
+    name, values = sides_of(answer)
+    wanted, golds = sides_of(gold)
+    if not wanted and len(golds) > 1:  # an equation
+        return _algebra(answer, gold, before_slow) if len(values) == len(golds) and not name else WRONG
+    if not golds or (name and wanted and name != wanted):
+        return WRONG
+    if _same_as_written("=".join(values), golds[0]):
+        return RIGHT
+    grades = [_grade_value(value, golds[-1], before_slow) for value in values]
+    return next((each for each in (UNGRADABLE, GUARDED, WRONG) if each in grades), RIGHT)
+
+
+def _grade_value(answer: str, gold: str, before_slow: Callable[[], None]) -> Grade:
+    in_base = same_in_base(answer, gold)
+    if in_base is not None:
+        return RIGHT if in_base else WRONG
+    ours, theirs = quantity_of(answer), quantity_of(gold)
+    if not units_agree(ours.unit, theirs.unit) or not ours.value or not theirs.value:
+        return WRONG
+    if says_more(ours.value, theirs.value):
+        return WRONG
+    if words_of(theirs.value) and says_more(theirs.value, ours.value):
+        return WRONG  # the reference has words: algebra would skip them, and what is left may be anything
+    a, b = parse_number(ours.value), parse_number(theirs.value)
+    if a is not None and b is not None:
+        return RIGHT if numbers_equal(a, b) else WRONG
+    return _algebra(ours.value, theirs.value, before_slow)
+
+
+def _algebra(answer: str, gold: str, before_slow: Callable[[], None]) -> Grade:
+    ours, theirs = parse_number(answer), parse_number(gold)
+    before_slow()
     # Imported here: sympy takes a second of CPU, which a task with plain answers never needs.
     from r1async.rewards.symbolic import symbolic_grade
 
@@ -83,7 +227,7 @@ def _gradable(gold: str, number: Number | None) -> bool:
         return False
 
 
-_MATHEMATICAL = re.compile(r"[\d\\=^_+*/<>|(){}\[\]π√∞]")
+_MATHEMATICAL = re.compile(r"[\d\\=^_+*/<>|(){}\[\]√]|(?<![A-Za-z])(?:[A-Za-z]\s?)?-\s?[A-Za-z](?![A-Za-z])")
 """A reference without any of these is plain text: only the same words are right."""
 
 
@@ -99,16 +243,21 @@ class Number(NamedTuple):
 def parse_number(text: str) -> Number | None:
     r"""An integer, decimal, fraction (``a/b`` or ``\frac{a}{b}``), power of ten or percentage; None if it is none.
 
-    ``1,234,567`` has thousands separators; ``1,2`` is no number. A percentage counts in hundredths.
+    ``1,234,567`` has thousands separators, and so has ``1 234 567``; ``1,2`` is no number. A percentage counts in
+    hundredths; ``0.1\overline{6}`` goes on for ever.
     """
     if len(text) > MAX_ANSWER_CHARS:
         return None
+    if _SPACED.fullmatch(text):
+        text = text.replace(" ", "")
     percent = text.endswith("%")
     text = text[:-1].rstrip() if percent else text
     if match := _DECIMAL.fullmatch(text):
         number = _decimal(match)
     elif match := _FRACTION.fullmatch(text) or _LATEX_FRACTION.fullmatch(text):
         number = _fraction(match)
+    elif match := _PERIODIC.fullmatch(text):
+        number = _periodic(match)
     else:
         return None
     if number is None or not percent:
@@ -126,6 +275,17 @@ _FRACTION = re.compile(rf"([+-]?)\s?\(?({_DIGITS})\)?\s?/\s?\(?([+-]?)({_DIGITS}
 _LATEX_FRACTION = re.compile(
     rf"([+-]?)\s?\\frac\s?(?:\{{\s?([+-]?{_DIGITS})\s?\}}|(\d))\s?(?:\{{\s?([+-]?{_DIGITS})\s?\}}|(\d))", re.ASCII
 )
+
+
+_SPACED = re.compile(r"[+-]?\d{1,3}(?: \d{3})+(?:\.\d+)?%?", re.ASCII)
+_PERIODIC = re.compile(r"([+-]?)\s?(\d*)\.(\d*)\\overline\s?\{(\d+)\}", re.ASCII)
+
+
+def _periodic(match: re.Match[str]) -> Number:
+    sign, whole, decimals, period = match.groups()
+    fixed = Fraction(int(whole + decimals or 0), 10 ** len(decimals))
+    value = fixed + Fraction(int(period), 10 ** len(decimals) * (10 ** len(period) - 1))
+    return Number(-value if sign == "-" else value, None, False)
 
 
 def _decimal(match: re.Match[str]) -> Number | None:
@@ -167,8 +327,8 @@ def _close(a: Number, b: Number) -> bool:
 
 
 def _rounds(decimal: Number, exact: Fraction) -> bool:
-    if decimal.unit is None:
-        return False
+    if decimal.unit is None or exact.denominator == 1:
+        return False  # a whole number is known to its last digit: leading digits are no answer
     distance = abs(decimal.value - exact)
     return 2 * distance <= decimal.unit or (distance < decimal.unit and abs(decimal.value) < abs(exact))
 
@@ -196,7 +356,39 @@ def guard(text: str) -> str | None:
         return "a factorial of a factorial"
     if any(_is_large(operand) for operand in _factorial_operands(text)):
         return f"a factorial of a power or of a number above {MAX_FACTORIAL}"
+    if _COUNTS.search(text) and _has_large_number(text):
+        return f"a sum, product or binomial over more than {MAX_FACTORIAL}"
+    if _terms(text) > MAX_TERMS:
+        return f"a polynomial of more than {MAX_TERMS} terms"
     return None
+
+
+_COUNTS = re.compile(r"\\(?:[dt]?binom|choose|sum|prod|int|bigcup)(?![a-zA-Z])")
+
+
+def _has_large_number(text: str) -> bool:
+    if any(int(digits) > MAX_FACTORIAL for digits in _DIGITS_RUN.findall(text)):
+        return True
+    return any(_power_is_large(int(a), int(b)) for a, b in _POWER.findall(text))
+
+
+_RAISED = re.compile(r"[({\[]|([)}\]])(?:\s?(?:\^|\*\*)\s?[{(]?\s?(\d+)(?:\s?[})])?)?", re.ASCII)
+
+
+def _terms(text: str) -> int:
+    """Terms that the largest power of a sum would have, multiplied out; brackets within brackets multiply."""
+    variables = len(set(_LETTERS.findall(_COMMAND.sub("", text))) - {"e", "i"})
+    if not variables or not _IS_POWER.search(text):
+        return 1
+    inner, largest = [1], 1
+    for match in _RAISED.finditer(text):
+        if match[1] is None:
+            inner.append(1)
+            continue
+        power = (inner.pop() if len(inner) > 1 else 1) * int(match[2] or 1)
+        inner[-1] = max(inner[-1], power)
+        largest = max(largest, power)
+    return math.comb(min(largest, MAX_TERMS) + variables, variables)
 
 
 _EXPONENT = re.compile(r"(?:\^|\*\*)\s?[{(]?\s?[+-]?(\d+)", re.ASCII)

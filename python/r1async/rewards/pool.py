@@ -55,6 +55,8 @@ class Settled(NamedTuple):
 
     key: int
     verdict: Verdict
+    elapsed_s: float = 0.0
+    """That grading took in the worker."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +84,8 @@ class Report:
     ready: bool = False
     failed: str = ""
     """The worker says that it cannot be configured like this."""
-    results: Sequence[tuple[int, float | None, Mapping[str, float], str]] = ()
+    results: Sequence[tuple[int, float | None, Mapping[str, float], str, float, str]] = ()
+    """Key, total, parts, status, seconds, detail."""
     ended: int | None = None
     """Exit status; negative is a signal's number."""
 
@@ -165,6 +168,10 @@ class WorkerPool:
             self._start_one()
 
     @property
+    def num_workers(self) -> int:
+        return self._num_workers
+
+    @property
     def ready(self) -> bool:
         """All workers have taken their settings."""
         return all(worker.ready for worker in self._workers)
@@ -195,9 +202,10 @@ class WorkerPool:
             worker.ready, self._failed_starts = True, 0
         if report.ended is not None:
             settled = self._replace(worker, "worker_lost", _describe(report.ended))
-        for key, total, parts, status in report.results:
+        for key, total, parts, status, elapsed_s, detail in report.results:
             if worker.jobs.pop(key, None) is not None:
-                settled.append(Settled(key, Verdict(total=total, parts=parts, status=status)))
+                verdict = Verdict(total=total, parts=parts, status=status, detail=detail)
+                settled.append(Settled(key, verdict, elapsed_s))
         self._dispatch()
         return settled
 
@@ -279,8 +287,10 @@ class WorkerPool:
         if status == "timeout" and self._settings.timeout_is == "zero":
             # Zero in every part too: who reads a part (evaluation, the metrics) shall not take it for an abstention.
             parts = dict.fromkeys(self._settings.weights, 0.0)
-            return [Settled(job.key, Verdict(total=0.0, parts=parts, status="timeout"))]
-        return [Settled(job.key, Verdict.abstain(status))]
+            verdict = Verdict(total=0.0, parts=parts, status="timeout", detail=why)
+        else:
+            verdict = Verdict(total=None, status=status, detail=why)
+        return [Settled(job.key, verdict, waited_s)]
 
 
 def _due(worker: _Worker, deadline_s: float) -> float:

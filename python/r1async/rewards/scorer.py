@@ -44,7 +44,7 @@ def main(config: Config, index: int = 0) -> None:
     inbox = Inbox()
     timeline = Timeline(name, config.run_dir / "metrics" / f"{name}.jsonl", started=run_started(config.run_dir))
     pool = WorkerPool(
-        config.reward, workers=config.scorer.workers, memory_mb=config.scorer.worker_memory_mb, inbox=inbox
+        config.resolved_reward, workers=config.scorer.workers, memory_mb=config.scorer.worker_memory_mb, inbox=inbox
     )
     detokenizer = _detokenizer(config.model.path, config.sampling.stop)
     deadline_s = config.reward.verdict_deadline_s
@@ -206,8 +206,8 @@ class Scorer:
 
     def _send(self, settled: Sequence[Settled]) -> None:
         if settled and self._connection is not None:
-            graded = [(self._leases.pop(key), verdict) for key, verdict in settled]
-            for key, _ in settled:
+            graded = [(self._leases.pop(key), verdict) for key, verdict, _ in settled]
+            for key, *_ in settled:
                 del self._places[key]
             items = [
                 [lease, verdict.total, dict(verdict.parts), verdict.status]

@@ -16,7 +16,11 @@ from r1async.rewards.math import RIGHT, UNGRADABLE, WRONG, Grade, Number
 
 DIGITS = 30
 EQUAL_TO = sympy.Float(10, DIGITS) ** -20
-"""Relative: numbers that agree in 20 of 30 digits are the same."""
+"""Relative: numbers that do not agree in 20 of 30 digits are not the same."""
+MANY_DIGITS = 200
+EQUAL_TO_MANY = sympy.Float(10, MANY_DIGITS) ** -180
+"""And those that agree in so many of 200 are."""
+DOUBLE, DOUBLE_DIGITS = sympy.Rational(1, 2**52), sympy.Rational(1, 10**15)
 
 # math-verify warns that its time limits are off, once per process and per function: here that is the design.
 math_verify_utils.TIMEOUT_WARNING_SHOWN = True
@@ -41,9 +45,18 @@ def symbolic_grade(answer: str, gold: str, ours: Number | None, theirs: Number |
     answers = _parse(answer)
     if not answers:
         return WRONG
-    numeric = _compare_numbers(answers[0], golds[0], (ours or theirs))
+    numeric = _compare_numbers(_exact(answers[0], ours), _exact(golds[0], theirs), ours or theirs)
     equal = numeric if numeric is not None else verify(golds, answers, timeout_seconds=None)
     return RIGHT if equal else WRONG
+
+
+def _exact(value: Parsed, written: Number | None) -> object:
+    """Decimals as the fractions they are: 0.1 + 0.2 is 0.3, and a float has no more than 15 digits of 2^100 + 1."""
+    if written is not None:
+        return sympy.Rational(written.value.numerator, written.value.denominator)
+    if not isinstance(value, sympy.Expr):
+        return value
+    return value.xreplace({each: sympy.Rational(str(each)) for each in value.atoms(sympy.Float) if each.is_finite})
 
 
 def _parse(text: str) -> list[Parsed]:
@@ -62,19 +75,43 @@ def _compare_numbers(a: object, b: object, written: Number | None) -> bool | Non
     x, y = _evaluate(a), _evaluate(b)
     if x is None or y is None:
         return None
+    if x.is_Rational and y.is_Rational:
+        exact = x == y
+        # A rounding is of a number that is no fraction of whole numbers; those were compared as such before.
+        return bool(exact or (_rounds(x, y, written) and not (x.is_Integer or y.is_Integer)))
+    x, y = sympy.N(x, DIGITS), sympy.N(y, DIGITS)
     difference = abs(x - y)
-    if written is not None and written.unit is not None:
-        # A long decimal: the other may round to it. 30 digits tell that as well as the exact number would.
-        unit = sympy.Rational(written.unit.numerator, written.unit.denominator)
-        if 2 * difference <= unit:
-            return True
-    return bool(difference <= EQUAL_TO * max(abs(x), abs(y)))
+    if _rounds(x, y, written):
+        return True
+    if difference > EQUAL_TO * max(abs(x), abs(y)):
+        return False
+    # Closer than the digits looked at: look at more, or sqrt(10^50 + 1) would be 10^25.
+    x, y = (sympy.N(_worked_out(each), MANY_DIGITS) for each in (a, b))
+    return bool(abs(x - y) <= EQUAL_TO_MANY * max(abs(x), abs(y)))
+
+
+def _rounds(x: sympy.Expr, y: sympy.Expr, written: Number | None) -> bool:
+    """Whether a long decimal may be the rounding of the other; 30 digits tell that as well as the exact number."""
+    if written is None or written.unit is None:
+        return False
+    unit = sympy.Rational(written.unit.numerator, written.unit.denominator)
+    # A double is printed with as few digits as tell it apart, so that the last of 17 may be off by one.
+    double = unit < abs(x) * DOUBLE_DIGITS and abs(x - y) <= abs(y) * DOUBLE
+    return bool(double or 2 * abs(x - y) <= unit)
+
+
+def _worked_out(value: object) -> sympy.Expr:
+    assert isinstance(value, sympy.Expr), "both were numbers before"
+    return value.doit()
 
 
 def _evaluate(value: object) -> sympy.Expr | None:
-    """The number to 30 digits, or None if it is no finite number."""
+    """The exact number if it is a fraction, else 30 digits of it; None if it is no finite number."""
     if not isinstance(value, sympy.Expr) or value.free_symbols or not value.is_number:
         return None
-    number = sympy.N(value.doit(), DIGITS)
+    value = value.doit()
+    if value.is_Rational:
+        return value
+    number = sympy.N(value, DIGITS)
     finite = all(part.is_Float or part.is_Rational for part in number.as_real_imag())
     return number if finite else None

@@ -1,9 +1,9 @@
 """A worker process: grades one rollout after another until its pipe ends, or until it is killed at a deadline.
 
 Runs as ``python -m r1async.rewards.worker``. Frames are a u32 length and msgpack. In: settings once, then batches of
-``[key, meta, text, num_tokens, finish]``. Out: ``{"ready": true}`` or ``{"failed": message}`` once, then lists of
-``[key, total | nil, {part: value}, status]``. Before anything that may be slow all finished results are written, so
-whoever kills the worker knows that the first rollout without a result is the one it was busy with.
+``[key, meta, text, num_tokens, finish]``. Out: ``{"ready": true}`` or ``{"failed": message}`` once, then lists
+of ``[key, total | nil, {part: value}, status, seconds, detail]``. Before anything that may be slow all finished results
+are written, so whoever kills the worker knows that the first rollout without a result is the one it was busy with.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Worker:
 
     def __init__(self, outgoing: IO[bytes], settings: RewardConfig) -> None:
         self._outgoing = outgoing
-        self._results: list[tuple[int, float | None, dict[str, float], str]] = []
+        self._results: list[tuple[int, float | None, dict[str, float], str, float, str]] = []
         self._flushed = time.monotonic()
         self._grader = Grader(settings, self.flush)
 
@@ -76,9 +76,12 @@ class Worker:
 
     def grade(self, batch: Sequence[WireJob]) -> None:
         for key, meta, text, num_tokens, finish in batch:
+            start = time.monotonic()
             verdict = self._verdict(meta, Completion(text=text, num_tokens=num_tokens, finish=finish))
-            self._results.append((key, verdict.total, dict(verdict.parts), verdict.status))
-            if time.monotonic() - self._flushed > FLUSH_S:
+            now = time.monotonic()
+            parts = dict(verdict.parts)
+            self._results.append((key, verdict.total, parts, verdict.status, now - start, verdict.detail))
+            if now - self._flushed > FLUSH_S:
                 self.flush()
         self.flush()
 
@@ -123,6 +126,11 @@ def _warm_up(settings: RewardConfig) -> None:
         from r1async.rewards.symbolic import symbolic_grade
 
         symbolic_grade("\\sqrt{4}", "2", None, None)
+    if "language" in settings.weights:
+        from r1async.rewards.identify import identify
+        from r1async.rewards.language import consistency
+
+        consistency("to be or not to be, that is", "en", identify if settings.identify_sentences else None)
 
 
 def main() -> None:

@@ -1,0 +1,161 @@
+"""What rule rewards cost, in CPU time of this process: `python benches/rewards.py`.
+
+Prints the fast path of `math` (extraction from a completion of 2 kB included, no answer twice, so that no cache
+helps), milliseconds by length from 1k to 128k tokens, what 16 power towers do to a batch of 512, and how long a
+verifier that hangs in a C call holds its worker.
+"""
+
+from __future__ import annotations
+
+import random
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from r1async.answers import extract_answer
+from r1async.config import RewardConfig
+from r1async.inbox import DeadlineExceeded, Inbox
+from r1async.rewards.format import in_format
+from r1async.rewards.language import consistency
+from r1async.rewards.math import Equivalence, grade
+from r1async.rewards.pool import Job, Report, WorkerPool
+from r1async.rewards.words import repetition
+from r1async.tasks.meta import Question, encode_meta
+
+EXACT = Equivalence(symbolic=False, before_slow=lambda: None)
+SENTENCE = "So we add the two numbers and get $x^{{{0}}} + {0}$, which is what number {0} of the list asked for. "
+"""About 32 tokens."""
+HANGS = """
+import ctypes
+ctypes.pythonapi.PyErr_CheckSignals.argtypes = []
+def hang(prompt, completion):
+    ctypes.PyDLL(None).pause()
+"""
+DEADLINE_S = 1.0
+
+
+def main() -> None:
+    fast_path()
+    lengths()
+    towers()
+    hung()
+
+
+def fast_path(rows: int = 50_000, repeats: int = 5) -> None:
+    """The mix: integers, decimals, LaTeX fractions, thousands separators; half of the integers are wrong."""
+    rng = random.Random(0)
+    body = SENTENCE.format(7) * 19
+    cases = []
+    for i in range(rows * repeats):
+        a = rng.randrange(10**9)
+        answer, gold = [
+            (f"{a}", f"{a + i % 8 // 4}"),
+            (f"{a / 1000}", f"\\frac{{{a}}}{{1000}}"),
+            (f"\\frac{{{a}}}{{{a + 7}}}", f"{a}/{a + 7}"),
+            (f"{a:,}", f"{a}"),
+        ][i % 4]
+        cases.append((f"{body}The answer is \\boxed{{{answer}}}.", gold))
+    rates = []
+    for part in range(repeats):
+        start = time.process_time()
+        for text, gold in cases[part * rows : (part + 1) * rows]:
+            grade(extract_answer(text) or "", gold, EXACT)
+        rates.append(rows / (time.process_time() - start))
+    print(f"math, fast path: {statistics.median(rates):,.0f}/s of CPU (best {max(rates):,.0f}/s), 2 kB a completion")
+
+
+def milliseconds(work: Callable[[], object], repeats: int = 7) -> float:
+    best = 1e9
+    for _ in range(repeats):
+        start = time.process_time()
+        work()
+        best = min(best, time.process_time() - start)
+    return best * 1e3
+
+
+def lengths() -> None:
+    print(f"{'tokens':>7} {'chars':>7} {'math ms':>8} {'format ms':>9} {'language ms':>11} {'repetition ms':>13}")
+    consistency("to be or not to be", "en")
+    for tokens in (1_000, 2_000, 4_000, 8_000, 16_000, 32_000, 64_000, 128_000):
+        thought = "".join(SENTENCE.format(i) for i in range(tokens // 32))
+        text = f"<think>{thought}</think><answer>\\boxed{{5}}</answer>"
+        print(
+            f"{tokens:>7} {len(text):>7} {milliseconds(lambda: grade(extract_answer(text) or '', '5', EXACT)):>8.2f}"  # noqa: B023
+            f" {milliseconds(lambda: in_format(text, 'r1_zero')):>9.2f}"  # noqa: B023
+            f" {milliseconds(lambda: consistency(thought, 'en')):>11.2f}"  # noqa: B023
+            f" {milliseconds(lambda: repetition(text, 20)):>13.2f}"  # noqa: B023
+        )
+
+
+class Driver:
+    """A pool of workers, and the wait for all it was given."""
+
+    def __init__(self, reward: RewardConfig, workers: int) -> None:
+        self.inbox = Inbox()
+        self.pool = WorkerPool(reward, workers=workers, memory_mb=4096, inbox=self.inbox)
+        self.pool.start()
+        while not self.pool.ready:
+            self.step()
+
+    def step(self) -> list[int]:
+        settled = []
+        try:
+            report = self.inbox.get("a report", max(0.0, min(1.0, self.pool.next_deadline() - time.monotonic())))
+            assert isinstance(report, Report)
+            settled = self.pool.handle(report)
+        except DeadlineExceeded:
+            settled = self.pool.expire(time.monotonic())
+        return [each.key for each in settled]
+
+    def grade(self, answers: list[str], gold: str) -> dict[int, float]:
+        """Seconds until each had its verdict."""
+        meta = encode_meta(Question(text="?", answer=gold))
+        start, found = time.monotonic(), {}
+        self.pool.submit([Job(i, meta, f"\\boxed{{{text}}}", 9, "stop") for i, text in enumerate(answers)])
+        while len(found) < len(answers):
+            found |= dict.fromkeys(self.step(), time.monotonic() - start)
+        return found
+
+
+def towers(rounds: int = 7) -> None:
+    """512 answers that need algebra, 16 of them towers in one batch, none in the other; turn by turn, other numbers."""
+    driver = Driver(RewardConfig(weights={"accuracy": 1.0}), workers=2)
+    plain, hard = [], []
+    for number in range(2 * rounds):
+        answers = [f"\\sqrt{{{number * 1000 + i + 2}}}" for i in range(512)]
+        with_towers = number % 2 == 1
+        if with_towers:
+            answers[::32] = [f"9^{{9^{{9^{{{number}{i}}}}}}}" for i in range(16)]
+        found = driver.grade(answers, "\\sqrt{2}")
+        last = max(seconds for i, seconds in found.items() if i % 32)
+        (hard if with_towers else plain).append(last)
+    driver.pool.close()
+    ratio = statistics.median(hard) / statistics.median(plain)
+    print(f"the other 496 of 512 are done after {statistics.median(hard):.2f} s with 16 power towers among them,")
+    print(f"after {statistics.median(plain):.2f} s without: ratio {ratio:.3f}")
+
+
+def hung() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "hanging_verifier.py").write_text(HANGS)
+        sys.path.insert(0, folder)
+        import os
+
+        os.environ["PYTHONPATH"] = os.pathsep.join([folder, os.environ.get("PYTHONPATH", "")])
+        reward = RewardConfig(weights={"hanging_verifier:hang": 1.0}, deadline_s=DEADLINE_S, retries=0)
+        driver = Driver(reward, workers=1)
+        held = []
+        for _ in range(5):
+            found = driver.grade(["5"], "5")
+            held.append(found[0])
+            while not driver.pool.ready:
+                driver.step()
+        driver.pool.close()
+    print(f"a verifier hung in C holds its worker {max(held):.2f} s at most, with a deadline of {DEADLINE_S:g} s")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,268 @@
+r"""What an answer says: one thing or several, of which unit, in which base, and whether anything in it is hidden.
+
+math-verify reads what it can find in a text and drops the rest, so that ``5 \text{ or } 6`` is 6, ``5 \text{ km}`` is
+``5 \text{ cm}`` and ``\phantom{5}`` is 5: a policy finds that sooner or later. Here the parts of an answer are told
+apart first, each goes to algebra alone, and what cannot be told apart is not right.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+MAX_ITEMS = 10
+"""Members of a set that are compared with one another; algebra may be needed for each pair."""
+
+
+class Items(NamedTuple):
+    """Members of a set, tuple, interval or list."""
+
+    brackets: str
+    """``()``, ``[)``, …; ``{}`` is a set, and nothing a bare list."""
+    members: tuple[str, ...]
+
+    @property
+    def ordered(self) -> bool:
+        return self.brackets not in ("", "{}")
+
+
+class Quantity(NamedTuple):
+    """A text and the unit behind it."""
+
+    value: str
+    unit: str
+    """In one spelling; empty if there is none."""
+
+
+_SEPARATORS = re.compile(
+    r"\s*(?:;|\\(?:lor|vee|land|wedge|qquad|quad)(?![a-zA-Z])|(?<![a-zA-Z\\])(?:or|and)(?![a-zA-Z]))\s*", re.IGNORECASE
+)
+_ROW = re.compile(r"\s*\\\\\s*")
+_PLUS_MINUS = re.compile(r"\\(?:pm|mp)(?![a-zA-Z])")
+_BRACKETS = re.compile(r"\\[{}]|\\.|[()\[\]{},]", re.DOTALL)
+_CLOSE = {"(": ")]", "[": ")]", "\\{": ("\\}",), "{": "}"}
+
+
+def items_of(text: str) -> Items:
+    r"""Members of the set, tuple or list that a text writes out; a text that is none is its only member.
+
+    ``or``, ``and``, ``;``, ``\lor`` and a line break separate like a comma; ``a \pm b`` is two members.
+    """
+    if "\\begin" not in text:
+        text = _ROW.sub(",", text)
+    text = _SEPARATORS.sub(",", text)
+    brackets = _brackets_around(text)
+    inside = text[len(brackets[0]) : -len(brackets[1])] if brackets else text
+    members = [member for part in _at_commas(inside) for member in _signs(part.strip())]
+    if len(members) > 1 or (brackets and brackets[0] == "\\{"):
+        return Items("".join(brackets).replace("\\", ""), tuple(members))
+    return Items("", (text.strip(),) if members == [inside.strip()] else tuple(members))
+
+
+def _brackets_around(text: str) -> tuple[str, str] | tuple[()]:
+    """The brackets that open at the first letter and close at the last."""
+    opening = next((each for each in ("\\{", "(", "[", "{") if text.startswith(each)), "")
+    if not opening:
+        return ()
+    depth = 0
+    for match in _BRACKETS.finditer(text):
+        token = match[0]
+        if token in ("(", "[", "\\{", "{"):
+            depth += 1
+        elif token in (")", "]", "\\}", "}"):
+            depth -= 1
+            if depth == 0:
+                return (opening, token) if match.end() == len(text) and token in _CLOSE[opening] else ()
+    return ()
+
+
+def _at_commas(text: str) -> list[str]:
+    found, start, depth = [], 0, 0
+    for match in _BRACKETS.finditer(text):
+        token = match[0]
+        if token in ("(", "[", "\\{", "{"):
+            depth += 1
+        elif token in (")", "]", "\\}", "}"):
+            depth -= 1
+        elif token == "," and depth == 0:
+            found.append(text[start : match.start()])
+            start = match.end()
+    return [*found, text[start:]]
+
+
+def _signs(member: str) -> list[str]:
+    if len(_PLUS_MINUS.findall(member)) != 1:
+        return [member]
+    return [_PLUS_MINUS.sub(sign, member).strip().removeprefix("+") for sign in "+-"]
+
+
+_EQUALS = re.compile(r"(?<![<>!=:\\])==?(?![=<>])")
+_NAME = re.compile(
+    r"\\?[a-zA-Z](?:[a-zA-Z]*(?<=\\[a-zA-Z])[a-zA-Z]*)?'*(?:_\{?\w+\}?)?(?:\([a-zA-Z](?:,\s?[a-zA-Z])*\))?"
+)
+_GREEK_NAME = re.compile(r"\\[a-zA-Z]+(?:_\{?\w+\}?)?")
+
+
+def sides_of(text: str) -> tuple[str, tuple[str, ...]]:
+    """The name that a text gives a value to, and what it says the value is: ``x = 2 + 3 = 5`` says it twice.
+
+    A text without ``=`` says itself; an equation between two expressions has no name.
+    """
+    sides = [side.strip() for side in _EQUALS.split(text)]
+    if len(sides) == 1:
+        return "", (text,)
+    names = [side for side in sides if _is_name(side)]
+    if len(names) == len(sides):
+        return sides[0], (sides[-1],)  # the value is a letter: x = e
+    return (names[0] if names else ""), tuple(side for side in sides if side not in names)
+
+
+def _is_name(text: str) -> bool:
+    return bool(_NAME.fullmatch(text) or _GREEK_NAME.fullmatch(text)) and text not in ("\\pi", "\\infty", "\\emptyset")
+
+
+_DEGREES = re.compile(r"\s?(?:\^\s?\{?\s?\\circ\s?\}?|°)$")
+_UNIT = re.compile(
+    r"(?:(?<=[\d)}!\]])|(?<=\\pi)|(?<=\\pi\s))\s?((?:[A-Za-z]{2,}|(?<=\s)[a-zA-Z](?=\s?/))(?:[\s./-]{1,3}[A-Za-z]+)*\.?(?:\s?\^\s?\{?-?\d\}?)?)$"
+)
+_SPELLINGS = {
+    spelling: name
+    for name, spellings in {
+        "mm": "millimeter millimetre",
+        "cm": "centimeter centimetre",
+        "m": "meter metre",
+        "km": "kilometer kilometre",
+        "in": "inch inche",
+        "ft": "foot feet",
+        "mi": "mile",
+        "s": "sec second",
+        "min": "minute",
+        "h": "hr hour",
+        "g": "gram",
+        "kg": "kilogram",
+        "l": "liter litre",
+        "degree": "deg",
+        "radian": "rad",
+        "dollar": "usd buck",
+        "mph": "mi/h mi/hr",
+    }.items()
+    for spelling in spellings.split()
+}
+_SCALES = frozenset(
+    re.findall(
+        r"\w+",
+        "hundred thousand million billion trillion dozen half halve third fourth fifth quarter tenth "
+        "hundredth thousandth squared cubed factorial plus minus time over mod base percent not",
+    )
+)
+"""Words that change the number before them."""
+
+
+def quantity_of(text: str) -> Quantity:
+    """A text without the unit at its end: words behind a number, or a degree sign."""
+    if match := _DEGREES.search(text):
+        return Quantity(text[: match.start()].strip(), "degree")
+    if match := _UNIT.search(text):
+        words = re.split(r"([\s./^{}-]+)", match[1].lower().rstrip("."))
+        if not any(word in FUNCTIONS for word in words):
+            return Quantity(text[: match.start()].strip(), "".join(map(_one_spelling, words)).strip())
+    return Quantity(text, "")
+
+
+def _one_spelling(word: str) -> str:
+    if not word or not word[0].isalpha():
+        return re.sub(r"[\s{}]+", " " if not re.search(r"[/^]", word) else "", word)
+    singular = word.removesuffix("s") if len(word) > 2 else word
+    return _SPELLINGS.get(singular, singular)
+
+
+def units_agree(ours: str, theirs: str) -> bool:
+    """Whether two units are the same, or one is left out where it changes nothing: ``5`` and ``5 cm``."""
+    if ours == theirs:
+        return True
+    return not (ours and theirs) and not any(word in _SCALES for word in re.split(r"[^a-z]+", ours or theirs))
+
+
+FUNCTIONS = frozenset(
+    re.findall(
+        r"\w+",
+        "sin cos tan cot sec csc arcsin arccos arctan asin acos atan sinh cosh tanh log ln lg exp max min gcd lcm "
+        "mod det lim sqrt pi cbrt",
+    )
+)
+_COMMAND = re.compile(r"\\(?:begin|end)\s?\{[a-zA-Z*]+\}(?:\{[clr|]*\})?|\\[a-zA-Z]+")
+_WORD = re.compile(r"[A-Za-z]{2,}")
+_PHRASE = re.compile(
+    r"(?:(?:so|thus|hence|therefore),? )?(?:the )?(?:final |correct |right )*(?:answer|result|value|solution)"
+    r"(?: is)?(?: equal to)?\s?[:=]?\s(?=\S)",
+    re.IGNORECASE,
+)
+_HIDES = re.compile(
+    r"\\(?:[hv]?phantom|[bx]?cancel|cancelto|sout|st|not|color|textcolor|href|url|boxed|fbox|hspace|kern|rlap|llap|"
+    r"mathrlap|smash|overset|underset|stackrel|ldots|cdots|dots|square|neg|lnot)(?![a-zA-Z])"
+)
+_DOUBTS = re.compile(r"\?|\.\.\.|(?<=[\d)}])\s(?=\d)")
+"""A question mark, an ellipsis, two numbers side by side."""
+
+
+def without_phrase(text: str) -> str:
+    """``5`` of ``The answer is 5``."""
+    return _PHRASE.sub("", text, count=1) if (match := _PHRASE.match(text)) and match.end() < len(text) else text
+
+
+def says_more(answer: str, gold: str) -> bool:
+    """Whether an answer has words, hidden parts or doubts that the reference has not.
+
+    Letters side by side are no word if the reference has them as variables.
+    """
+    if not answer.isascii() or not answer.isprintable():
+        return True  # whatever normalising has left of it, algebra would skip it
+    if set(_HIDES.findall(answer)) - set(_HIDES.findall(gold)):
+        return True
+    if len(_DOUBTS.findall(answer)) > len(_DOUBTS.findall(gold)):
+        return True
+    if answer.count("|") % 2 != gold.count("|") % 2:
+        return True
+    known = set(_letters(gold))
+    return any(word not in FUNCTIONS and not known.issuperset(word) for word in words_of(answer))
+
+
+def words_of(text: str) -> list[str]:
+    return _WORD.findall(_COMMAND.sub(" ", text))
+
+
+def _letters(text: str) -> str:
+    """The reference's variables: letters of its words do not count."""
+    return _WORD.sub(_variables, _COMMAND.sub(" ", text))
+
+
+def _variables(match: re.Match[str]) -> str:
+    return match[0] if len(match[0]) <= MAX_PRODUCT else ""
+
+
+MAX_PRODUCT = 3
+"""Letters side by side that still are a product of variables, ``xyz``, and no word."""
+
+_BASED = re.compile(r"([0-9A-Za-z]+)_\s?\{?(\d{1,2})\}?")
+
+
+def based(text: str) -> tuple[str, int] | None:
+    """Digits and base of ``1010_2``; None if it is not written like that."""
+    match = _BASED.fullmatch(text)
+    if match is None or not match[1][0].isdigit() or not 2 <= int(match[2]) <= 36:
+        return None
+    return match[1].lower(), int(match[2])
+
+
+def same_in_base(ours: str, theirs: str) -> bool | None:
+    """Whether two numbers are equal of which one names its base at least; None if none does."""
+    a, b = based(ours), based(theirs)
+    if a is None and b is None:
+        return None
+    if a is not None and b is not None:
+        try:
+            return int(a[0], a[1]) == int(b[0], b[1])
+        except ValueError:  # a digit beyond the base
+            return a == b
+    # The question names the base as a rule, so that one of the two may leave it out.
+    return (a[0] if a else ours.lower()) == (b[0] if b else theirs.lower())
