@@ -114,11 +114,12 @@ class Flights:
             flight.logprobs += [0.0] * len(logprobs) if flight.request.sampling.greedy else logprobs
             if version is not None and certain:
                 flight.versions += [version] * len(token_ids)
-            flight.finish = finish
             if spans is not None:
                 _settle(flight, spans)
             elif finish is not None and len(flight.versions) < len(flight.token_ids):
                 raise EngineError(f"request {request_id} ended, and the versions of its tokens are not known")
+            # Only now: what is due already must not be collected as finished if the end is refused.
+            flight.finish = finish
             if finish is not None or len(flight.versions) - flight.reported >= self._chunk_tokens:
                 self._due[request_id] = None
                 self._tell()
