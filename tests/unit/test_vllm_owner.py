@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -42,9 +43,12 @@ def owner() -> Iterator[tuple[subprocess.Popen, list[psutil.Process]]]:
     """A process that started an engine's, that started a worker's."""
     with subprocess.Popen([sys.executable, "-c", OWNER], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
-        others = [psutil.Process(int(pid)) for pid in process.stdout.readline().split()]
-        assert len(others) == 2
+        others: list[psutil.Process] = []
         try:
+            readable, _, _ = select.select([process.stdout], [], [], DEATH_S)
+            assert readable, "the worker did not start"
+            others = [psutil.Process(int(pid)) for pid in process.stdout.readline().split()]
+            assert len(others) == 2
             yield process, others
         finally:
             for other in [process, *others]:
@@ -60,13 +64,17 @@ from tests.unit.test_vllm_owner import says_its_pid
 
 if __name__ == "__main__":
     with vllm_owner.children_die_with_thread(pathlib.Path(sys.argv[1])):
-        multiprocessing.get_context("spawn").Process(target=says_its_pid).start()
+        spawn = multiprocessing.get_context("spawn")
+        runs = spawn.Event()
+        spawn.Process(target=says_its_pid, args=(runs,)).start()
+        assert runs.wait(30)
     signal.pause()
 """
 
 
-def says_its_pid() -> None:
+def says_its_pid(runs) -> None:
     print(os.getpid(), flush=True)
+    runs.set()
     signal.pause()
 
 
@@ -74,9 +82,13 @@ def says_its_pid() -> None:
 def test_a_child_that_watches_nobody_dies_with_its_parent(tmp_path: Path):
     with subprocess.Popen([sys.executable, "-c", SHIMMED, str(tmp_path)], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
-        child = psutil.Process(int(process.stdout.readline()))
-        assert child.ppid() == process.pid
-        os.kill(process.pid, signal.SIGKILL)
+        try:
+            readable, _, _ = select.select([process.stdout], [], [], DEATH_S)
+            assert readable, "the child did not start"
+            child = psutil.Process(int(process.stdout.readline()))
+            assert child.ppid() == process.pid
+        finally:
+            process.kill()
     _, alive = psutil.wait_procs([child], timeout=DEATH_S)
     for left in alive:
         left.kill()

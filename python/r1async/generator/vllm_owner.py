@@ -40,7 +40,8 @@ def children_die_with_thread(folder: Path) -> Iterator[None]:
     """What multiprocessing spawns in it is killed when the thread that spawned it ends, and so with this process.
 
     Args:
-        folder: where a file may be executed, for the time being.
+        folder: where a file may be executed, until the context ends: by then the children must run, for a shell opens
+            it some time after a child was started.
     """
     if sys.platform != "linux":
         yield
