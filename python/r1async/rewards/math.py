@@ -179,7 +179,8 @@ def _grade_one(answer: str, gold: str, before_slow: Callable[[], None]) -> Grade
     name, values = sides_of(answer)
     wanted, golds = sides_of(gold)
     if not wanted and len(golds) > 1:  # an equation
-        return _algebra(answer, gold, before_slow) if len(values) == len(golds) and not name else WRONG
+        comparable = len(values) == len(golds) and not name and not says_more(answer, gold)
+        return _algebra(answer, gold, before_slow) if comparable else WRONG
     if not golds or (name and wanted and name != wanted):
         return WRONG
     if _same_as_written("=".join(values), golds[0]):
