@@ -15,16 +15,34 @@ import sys
 from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1
+_SERVER = "R1ASYNC_SGLANG_SERVER"
+"""Pid of the server, for its workers."""
 
 
-def die_with(parent: int) -> None:
-    """Has the kernel kill this process when `parent` ends. SGLang's workers ask for the same about this one."""
+def die_with_parent() -> None:
+    """Has the kernel kill this process when the thread that started it ends."""
     if sys.platform == "linux":
         libc = ctypes.CDLL(None, use_errno=True)
         if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
             raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
+
+
+def begin_server(parent: int) -> None:
+    """The server's own process: it ends with `parent`."""
+    die_with_parent()
     if os.getppid() != parent:
         sys.exit(f"process {parent}, which wanted this server, is gone")
+    os.environ[_SERVER] = str(os.getpid())
+
+
+def begin_worker() -> None:
+    """SGLang has its workers die with the server too, but only after their imports: it may be gone by then."""
+    die_with_parent()
+    server = int(os.environ[_SERVER])
+    try:
+        os.kill(server, 0)
+    except ProcessLookupError:
+        sys.exit(f"the server {server} is gone")
 
 
 def declare_torchvision_operators() -> object:
@@ -49,11 +67,14 @@ def declare_torchvision_operators() -> object:
     return library
 
 
+if __name__ == "__mp_main__":
+    begin_worker()
+
 if os.environ.get("SGLANG_USE_CPU_ENGINE") == "1":
     _operators = declare_torchvision_operators()
 
 if __name__ == "__main__":
-    die_with(int(sys.argv[1]))
+    begin_server(int(sys.argv[1]))
     # By name: this environment has SGLang, the one that r1async is developed in has not.
     arguments = importlib.import_module("sglang.srt.server_args").prepare_server_args(sys.argv[2:])
     importlib.import_module("sglang.srt.entrypoints.http_server").launch_server(arguments)
