@@ -49,10 +49,10 @@ def processes_of(folder: Path) -> list[psutil.Process]:
     for process in psutil.process_iter(["cmdline"]):
         if process.pid != os.getpid() and any(str(folder) in part for part in process.info["cmdline"] or []):
             found[process.pid] = process
-    return [process for process in found.values() if not _is_helper(process)]
+    return [process for process in found.values() if not is_helper(process)]
 
 
-def _is_helper(process: psutil.Process) -> bool:
+def is_helper(process: psutil.Process) -> bool:
     """multiprocessing's own processes live as long as the test session, by design."""
     try:
         command = " ".join(process.cmdline())

@@ -195,7 +195,7 @@ def test_workers_of_a_scorer_grade_programs(isolated: None):
             except DeadlineExceeded:
                 pytest.fail(f"only {len(verdicts)} verdicts")
             assert isinstance(report, Report)
-            verdicts.update(dict(pool.handle(report)))
+            verdicts.update({number: verdict for number, verdict, _ in pool.handle(report)})
     finally:
         pool.close()
     assert [verdicts[number].total for number in range(len(texts))] == [1.0, 0.0] * (len(texts) // 2)

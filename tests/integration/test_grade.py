@@ -184,7 +184,9 @@ def test_ctrl_c_keeps_what_is_there(tmp_path: Path):
     reward = write(tmp_path / "reward.yaml", "weights: {'graders_of_lines:hang_in_c': 1}\ndeadline_s: 600\n")
     source, target = write(tmp_path / "in.jsonl", *rows), tmp_path / "out.jsonl"
     command = ["grade", str(reward), str(source), str(target), "--workers", "1"]
-    code = f"import sys; from r1async.cli import main; sys.exit(main({command!r}))"
+    # A shell's background jobs, and so perhaps these tests, ignore SIGINT, and hand that down.
+    code = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    code += f"from r1async.cli import main; sys.exit(main({command!r}))"
     process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
     while not (tmp_path / "mark").exists() or len(target.read_bytes().splitlines()) < 9:
         assert process.poll() is None

@@ -21,6 +21,7 @@ from r1async.rewards.runners import LocalRunner, Task
 from r1async.rewards.sandbox import LayersMissingError, Sandbox
 
 from tests import hostile_programs
+from tests.conftest import is_helper
 from tests.hostile_programs import (
     ATTACKS,
     CALL_CHEATS,
@@ -86,7 +87,12 @@ class World:
         # Everything the sandbox started is a child of a child of ours; what was orphaned has the marker in its words.
         for process in psutil.process_iter(["cmdline"]):
             assert self.marker not in (process.info["cmdline"] or []), "something outlived its run"
-        started = [child for child in psutil.Process().children(recursive=True) if child.pid != self.victim.pid]
+        # Helpers of multiprocessing that an earlier test began live as long as the session.
+        started = [
+            child
+            for child in psutil.Process().children(recursive=True)
+            if child.pid != self.victim.pid and not is_helper(child)
+        ]
         zygotes = [child for child in started if "r1async.rewards.jail" in " ".join(child.cmdline())]
         assert len(zygotes) == len(started)
 
