@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from r1async.generator.engine import Engine, Progress, Request
+from r1async.generator.engine import Engine, EngineSpec, Progress, Request
 from r1async.generator.torch_engine import TorchEngine
 from r1async.models.loading import state_tensors
 from r1async.types import FinishReason, PolicyVersion, Sampling
@@ -56,6 +57,31 @@ def make_engine(
     )
     engine.install(V0, state_tensors(model))
     return engine
+
+
+def engine_spec(
+    model_dir: Path, folder: Path, notify: Callable[[], None], deadline_s: float, **changes: object
+) -> EngineSpec:
+    """What an engine elsewhere is made with, for the tiny model."""
+    plain = EngineSpec(
+        name="generator-0",
+        model_path=model_dir,
+        dtype="float32",
+        seed=0,
+        slots=4,
+        max_len=64,
+        stop_ids=(EOS,),
+        vocabulary=34,
+        chunk_tokens=1,
+        kv_policy="keep",
+        threads=1,
+        scratch=folder,
+        log=folder / "log",
+        start_deadline_s=deadline_s,
+        stall_deadline_s=deadline_s,
+        notify=notify,
+    )
+    return replace(plain, **changes)
 
 
 def random_prompt(rng: np.random.Generator, length: int, vocabulary: int = 34) -> NDArray[np.int32]:

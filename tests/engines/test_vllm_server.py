@@ -16,7 +16,7 @@ from r1async.generator.engine import EngineError, EngineSpec, Request
 from r1async.models.loading import state_tensors
 from r1async.types import PolicyVersion
 
-from tests.engine_runs import EOS, PLAIN
+from tests.engine_runs import PLAIN, engine_spec
 from tests.tiny_models import tiny_model
 
 pytest.importorskip("aiohttp", reason="comes with vLLM")
@@ -90,24 +90,7 @@ def serving(answers: Mapping[str, object]) -> Iterator[str]:
 
 
 def spec(model_dir: Path, folder: Path, arrived: threading.Event, start_deadline_s: float = WAIT_S) -> EngineSpec:
-    return EngineSpec(
-        name="generator-0",
-        model_path=model_dir,
-        dtype="float32",
-        seed=0,
-        slots=4,
-        max_len=64,
-        stop_ids=(EOS,),
-        vocabulary=34,
-        chunk_tokens=1,
-        kv_policy="keep",
-        threads=1,
-        scratch=folder,
-        log=folder / "log",
-        start_deadline_s=start_deadline_s,
-        stall_deadline_s=WAIT_S,
-        notify=arrived.set,
-    )
+    return engine_spec(model_dir, folder, arrived.set, WAIT_S, start_deadline_s=start_deadline_s)
 
 
 @pytest.mark.parametrize(

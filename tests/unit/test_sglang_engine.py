@@ -18,7 +18,7 @@ from r1async.generator.sglang_server import command_line, environment
 from r1async.models.loading import load_model, state_tensors
 from r1async.types import PolicyVersion
 
-from tests.engine_runs import PLAIN, Outcome
+from tests.engine_runs import PLAIN, Outcome, engine_spec
 from tests.played_sglang import DEADLINE_S, PlayedSglang
 from tests.tiny_models import save_tiny
 
@@ -52,24 +52,7 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def spec(model_dir: Path, tmp_path: Path) -> EngineSpec:
-    return EngineSpec(
-        name="generator-0",
-        model_path=model_dir,
-        dtype="float32",
-        seed=0,
-        slots=8,
-        max_len=64,
-        stop_ids=(2,),
-        vocabulary=34,
-        chunk_tokens=2,
-        kv_policy="keep",
-        threads=1,
-        scratch=tmp_path,
-        log=tmp_path / "log",
-        start_deadline_s=DEADLINE_S,
-        stall_deadline_s=DEADLINE_S,
-        notify=lambda: None,
-    )
+    return engine_spec(model_dir, tmp_path, lambda: None, DEADLINE_S, slots=8, chunk_tokens=2)
 
 
 @dataclass

@@ -23,7 +23,7 @@ from r1async.generator.vllm_engine import VllmEngine, parse_args
 from r1async.models.loading import state_tensors
 from r1async.types import PolicyVersion
 
-from tests.engine_runs import EOS, PLAIN, Outcome
+from tests.engine_runs import PLAIN, Outcome, engine_spec
 from tests.tiny_models import save_tiny, tiny_model
 
 WAIT_S = 30.0
@@ -163,25 +163,7 @@ def make(model_dir: Path, tmp_path: Path, arrived: threading.Event) -> Iterator[
 
 
 def spec(model_dir: Path, folder: Path, arrived: threading.Event, **settings: object) -> EngineSpec:
-    plain = EngineSpec(
-        name="generator-0",
-        model_path=model_dir,
-        dtype="float32",
-        seed=0,
-        slots=4,
-        max_len=64,
-        stop_ids=(EOS,),
-        vocabulary=34,
-        chunk_tokens=1,
-        kv_policy="keep",
-        threads=1,
-        scratch=folder,
-        log=folder / "log",
-        start_deadline_s=WAIT_S,
-        stall_deadline_s=WAIT_S,
-        notify=arrived.set,
-    )
-    return replace(plain, **settings)
+    return engine_spec(model_dir, folder, arrived.set, WAIT_S, **settings)
 
 
 def request(number: int, max_tokens: int = 6) -> Request:

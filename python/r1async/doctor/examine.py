@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -19,7 +19,8 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from r1async.generator.canary import TOLERANCES, Tolerance
-from r1async.generator.engine import Engine, EngineError, Progress, Request
+from r1async.generator.engine import Engine, EngineError, Request
+from r1async.generator.sample import Sample
 from r1async.models.forward import token_logprobs
 from r1async.types import PolicyVersion, Sampling
 
@@ -35,23 +36,6 @@ class Finding:
     ok: bool
     text: str
     """The figures; where it failed, what it means and what to do."""
-
-
-@dataclass(slots=True)
-class Sample:
-    """What an engine gave for one request."""
-
-    request: Request
-    token_ids: list[int] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
-    versions: list[PolicyVersion] = field(default_factory=list)
-    finished: bool = False
-
-    def take(self, progress: Progress) -> None:
-        self.token_ids += progress.token_ids.tolist()
-        self.logprobs += progress.logprobs.tolist()
-        self.versions += [run.version for run in progress.runs for _ in range(run.count)]
-        self.finished = progress.finish is not None
 
 
 class Patient:
@@ -261,8 +245,7 @@ class Examination:
         return [self._prompt(min(12, self._max_len - self._max_tokens)) for _ in range(n)]
 
     def _agrees(self, off: NDArray) -> bool:
-        tolerance = self._tolerance
-        return len(off) > 0 and float(off.mean()) <= tolerance.mean and float(off.max()) <= tolerance.maximum
+        return len(off) > 0 and self._tolerance.admits(len(off), float(off.mean()), float(off.max()))
 
     def _misses(self, off: NDArray) -> bool:
         # bfloat16 is tolerated so much that a hundred times it would be more than any weights are apart.

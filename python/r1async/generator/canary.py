@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from r1async.generator.engine import Engine, EngineError, Progress, Request
+from r1async.generator.sample import Sample
 from r1async.types import PolicyVersion, Sampling
 
 if TYPE_CHECKING:
@@ -42,6 +43,10 @@ class Tolerance:
 
     mean: float
     maximum: float
+
+    def admits(self, tokens: int, mean: float, maximum: float) -> bool:
+        """Whether differences of so many tokens are numerics."""
+        return tokens > 0 and mean <= self.mean and maximum <= self.maximum
 
 
 TOLERANCES: Mapping[str, Tolerance] = {
@@ -70,7 +75,7 @@ class Mismatch:
     """Mean |difference| between the two forward passes: how far wrong weights would be off."""
 
     def holds(self, tolerance: Tolerance) -> bool:
-        return self.tokens > 0 and self.mean <= tolerance.mean and self.maximum <= tolerance.maximum
+        return tolerance.admits(self.tokens, self.mean, self.maximum)
 
     def __str__(self) -> str:
         text = f"mean |difference| {self.mean:.2g}, max {self.maximum:.2g} nats over {self.tokens} tokens"
@@ -88,17 +93,6 @@ class Verdict:
     """None: it could not be judged, for another version came too early."""
     error: BaseException | None = None
     """The forward pass itself failed."""
-
-
-@dataclass(slots=True)
-class _Bird:
-    """One canary request and what came of it."""
-
-    request: Request
-    token_ids: list[int] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
-    versions: list[PolicyVersion] = field(default_factory=list)
-    finished: bool = False
 
 
 class Reference:
@@ -209,7 +203,7 @@ class Canary:
         self._ids = 0
         self._version: PolicyVersion | None = None
         self._tensors: Mapping[str, Tensor] = {}
-        self._birds: dict[int, _Bird] = {}
+        self._birds: dict[int, Sample] = {}
         self._thread: threading.Thread | None = None
 
     @property
@@ -240,7 +234,7 @@ class Canary:
             self._ids -= 1
             # Leases are positive; rollout numbers are, too, so no rollout shares a canary's noise.
             request = Request(id=self._ids, rollout=2**40 - self._ids, prompt_ids=prompt, sampling=self._sampling)
-            self._birds[request.id] = _Bird(request)
+            self._birds[request.id] = Sample(request)
         engine.submit([bird.request for bird in self._birds.values()])
 
     def take(self, progress: Progress) -> bool:
@@ -250,10 +244,7 @@ class Canary:
         bird = self._birds.get(progress.id)
         if bird is None:
             return True
-        bird.token_ids += progress.token_ids.tolist()
-        bird.logprobs += progress.logprobs.tolist()
-        bird.versions += [run.version for run in progress.runs for _ in range(run.count)]
-        bird.finished = progress.finish is not None
+        bird.take(progress)
         if all(each.finished for each in self._birds.values()):
             self._thread = threading.Thread(target=self._judge, args=(list(self._birds.values()),), name="canary")
             self._thread.daemon = True
@@ -272,7 +263,7 @@ class Canary:
             self._birds = {}
             self.again()
 
-    def _judge(self, birds: Sequence[_Bird]) -> None:
+    def _judge(self, birds: Sequence[Sample]) -> None:
         version, tensors = self._version, self._tensors
         assert version is not None
         try:

@@ -72,6 +72,11 @@ class Flights:
     def free(self) -> int:
         return self.capacity - len(self._flights)
 
+    @property
+    def busy(self) -> bool:
+        """Whether `collect` has, or will have, something to say: a failure too."""
+        return self._failure is not None or len(self._flights) > 0
+
     def get(self, request_id: int) -> Flight | None:
         """None if it was forgotten, or is collected to its end."""
         return self._flights.get(request_id)

@@ -404,9 +404,7 @@ class Generator:
 
     def _stream(self, reports: Sequence[Progress]) -> None:
         with self._timeline.busy("stream"):
-            if self._canary is not None:
-                canary = self._canary
-                reports = [report for report in reports if not canary.take(report)]
+            reports = self._without_canaries(reports)
             pieces = [piece for report in reports if (piece := self._held.report(report)) is not None]
             finished = [report.id for report in reports if report.finish is not None]
             self._figures.tokens += sum(len(report.token_ids) for report in reports)
@@ -417,6 +415,10 @@ class Generator:
             self._pins.drop(finished)
             self._pins.serve()
             self._room_changed = True
+
+    def _without_canaries(self, reports: Sequence[Progress]) -> Sequence[Progress]:
+        canary = self._canary
+        return reports if canary is None else [report for report in reports if not canary.take(report)]
 
     def _say_ready(self) -> None:
         engine, version = self._engine, self._figures.version
@@ -443,10 +445,7 @@ class Generator:
 
     def _leave(self) -> None:
         """The tokens sampled so far, then the leases they belong to: whoever takes them goes on from there."""
-        reports = self._engine.flush()
-        if self._canary is not None:
-            canary = self._canary
-            reports = [report for report in reports if not canary.take(report)]
+        reports = self._without_canaries(self._engine.flush())
         pieces = [piece for report in reports if (piece := self._held.report(report)) is not None]
         if pieces:
             self._buffer.send(*chunks_message(pieces))

@@ -26,8 +26,9 @@ from typing import Any
 from torch import Tensor
 
 from r1async.engines import check_version
-from r1async.generator.engine import EngineError, EngineSpec, KVPolicy, Progress, Request, check_request
-from r1async.generator.flights import Flight, Flights
+from r1async.generator.elsewhere import Elsewhere
+from r1async.generator.engine import EngineError, EngineSpec, KVPolicy, Request
+from r1async.generator.flights import Flight
 from r1async.generator.sglang_answers import Chunk, Labels, error_message, read_chunk
 from r1async.generator.sglang_client import SglangClient, UnreachableError
 from r1async.generator.sglang_server import SglangServer
@@ -107,7 +108,7 @@ class Ride:
         self.ended.clear()
 
 
-class SglangEngine:
+class SglangEngine(Elsewhere):
     """An `Engine` that computes in an SGLang server.
 
     Args:
@@ -122,14 +123,10 @@ class SglangEngine:
     """
 
     def __init__(self, spec: EngineSpec, *, url: str, python: str | None, args: Sequence[str]) -> None:
-        self._spec = spec
-        self.kv_policy: KVPolicy = spec.kv_policy
+        super().__init__(spec)
         self._staging = Staging(spec.model_path, spec.scratch, DTYPES[spec.dtype])
         self._stop_ids = frozenset(spec.stop_ids)
-        self._flights = Flights(spec.slots, spec.chunk_tokens, spec.notify)
-        self._failed = False
         self._closed = False
-        self._version: PolicyVersion | None = None
         self._labels = Labels()
         self._label = self._key = ""
         # Keys are this life's own: on a server that somebody else runs, prefixes of a former life may lie about.
@@ -160,39 +157,6 @@ class SglangEngine:
             raise
 
     @property
-    def capacity(self) -> int:
-        return self._flights.capacity
-
-    @property
-    def pinned_capacity(self) -> int:
-        return 0
-
-    @property
-    def free(self) -> int:
-        return self._flights.free
-
-    @property
-    def pinned_free(self) -> int:
-        return 0
-
-    @property
-    def version(self) -> PolicyVersion | None:
-        return self._version
-
-    @property
-    def pinned(self) -> PolicyVersion | None:
-        return None
-
-    @property
-    def busy(self) -> bool:
-        # A failure is collected too.
-        return self._failed or len(self._flights) > 0
-
-    @property
-    def computes(self) -> bool:
-        return False
-
-    @property
     def block_tokens(self) -> int:
         return self._facts.block_tokens
 
@@ -202,15 +166,7 @@ class SglangEngine:
 
     def submit(self, requests: Sequence[Request]) -> None:
         """See `Engine`. A request pinned to the version served is like one that is not pinned."""
-        ids: set[int] = set()
-        for request in requests:
-            self._check(request)
-            if request.id in ids or request.id in self._flights:
-                raise ValueError(f"request {request.id} is in the engine already")
-            ids.add(request.id)
-        if len(requests) > self._flights.free:
-            raise ValueError(f"{len(requests)} requests for {self._flights.free} free slots of {self.capacity}")
-        self._flights.begin(requests)
+        self._admit(requests)
         self._http.call(self._take_off([request.id for request in requests]), "submitting", _CALL_S)
 
     def abort(self, ids: Iterable[int]) -> None:
@@ -218,23 +174,18 @@ class SglangEngine:
         if dropped:
             self._http.call(self._let_go(dropped), "aborting", _CALL_S)
 
-    def step(self) -> list[Progress]:
-        return self._flights.collect()
-
-    def flush(self) -> list[Progress]:
-        return self._flights.flush()
-
     def install(self, version: PolicyVersion, tensors: Mapping[str, Tensor]) -> float:
         """See `Engine`. Weights are checked and written before anything is paused."""
         self._check_policy()
-        directory = self._staging.write(version, tensors)
+        self._check_weights(version, tensors)
+        directory = self._staging.write(tensors)
         try:
             paused_s = self._http.call(
                 self._swap(version, str(directory)), f"installing version {version}", 3 * self._spec.stall_deadline_s
             )
         except EngineError as error:
             # What it serves now, nobody knows.
-            self._fail(error)
+            self._flights.fail(error)
             raise
         self._version = version
         self._staging.keep_only(directory)
@@ -261,11 +212,7 @@ class SglangEngine:
         return self._client
 
     def _check(self, request: Request) -> None:
-        check_request(request, max_len=self._spec.max_len, vocabulary=self._spec.vocabulary)
-        if self._version is None:
-            raise ValueError("no weights are installed")
-        if request.pin is not None and request.pin != self._version:
-            raise ValueError(f"request {request.id} is pinned to {request.pin}, SGLang serves {self._version} alone")
+        super()._check(request)
         sampling = request.sampling
         if _filters(sampling) and self._candidates(sampling) > self._facts.mask_tokens:
             raise ValueError(
@@ -284,15 +231,11 @@ class SglangEngine:
     def _candidates(self, sampling: Sampling) -> int:
         return sampling.top_k or self._spec.vocabulary
 
-    # What follows runs in the client's thread, but for _on_server_end and _fail, which run in any.
+    # What follows runs in the client's thread, but for _on_server_end, which runs in any.
 
     def _on_server_end(self, account: str) -> None:
         if not self._closed:
-            self._fail(EngineError(f"the SGLang server of {self._spec.name} is gone: {account}"))
-
-    def _fail(self, error: BaseException) -> None:
-        self._failed = True
-        self._flights.fail(error)
+            self._flights.fail(EngineError(f"the SGLang server of {self._spec.name} is gone: {account}"))
 
     async def _begin(self) -> None:
         await self._wait_ready()
@@ -377,7 +320,7 @@ class SglangEngine:
     def _done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
-            self._fail(error)
+            self._flights.fail(error)
 
     async def _take_off(self, ids: Sequence[int]) -> None:
         if not self._rides:

@@ -9,11 +9,6 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import AutoModelForCausalLM
-
-from r1async.generator.engine import WeightsError
-from r1async.models.loading import ModelError, check_tensors, load_config, state_tensors
-from r1async.types import PolicyVersion
 
 
 class Staging:
@@ -30,20 +25,9 @@ class Staging:
         self._folder = folder
         self._dtype = dtype
         self._number = 0
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(load_config(model_path))
-        self._shapes = {name: tensor.shape for name, tensor in state_tensors(model).items()}
 
-    def write(self, version: PolicyVersion, tensors: Mapping[str, Tensor]) -> Path:
-        """The directory of ``version``.
-
-        Raises:
-            WeightsError: a tensor missing, foreign, mis-shaped or not finite.
-        """
-        try:
-            check_tensors(self._shapes, tensors)
-        except ModelError as error:
-            raise WeightsError(f"version {version} refused: {error}") from error
+    def write(self, tensors: Mapping[str, Tensor]) -> Path:
+        """A directory of these, which are checked already."""
         self._number += 1
         directory = self._folder / f"weights-{self._number}"
         directory.mkdir()

@@ -22,24 +22,20 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-import torch
 import xxhash
 from torch import Tensor
-from transformers import AutoModelForCausalLM
 
+from r1async.generator.elsewhere import Elsewhere
 from r1async.generator.engine import (
     EngineError,
     EngineSpec,
     KVPolicy,
-    Progress,
     Request,
     WeightsError,
-    check_request,
 )
-from r1async.generator.flights import Flight, Flights, runs_of
+from r1async.generator.flights import Flight, runs_of
 from r1async.generator.staged_weights import Staged, stage
 from r1async.generator.vllm_calls import Delta, SamplingSettings, Span, Vllm
-from r1async.models.loading import ModelError, check_tensors, load_config, state_tensors
 from r1async.types import FinishReason, PolicyVersion
 
 log = logging.getLogger(__name__)
@@ -73,7 +69,7 @@ class _Leg:
     """Version of each token of earlier legs."""
 
 
-class VllmAdapter:
+class VllmAdapter(Elsewhere):
     """An `Engine`. Keeps one weight set: a pinned request is taken only while its version is the one installed.
 
     Args:
@@ -85,16 +81,12 @@ class VllmAdapter:
     """
 
     def __init__(self, spec: EngineSpec, vllm: Vllm) -> None:
-        self.kv_policy: KVPolicy = spec.kv_policy
+        super().__init__(spec)
         self.prompt_tokens = 0
         """Of the requests that vLLM has begun to answer."""
         self.cached_tokens = 0
         """How many of those it took from its prefix cache."""
-        self._spec = spec
         self._vllm = vllm
-        self._flights = Flights(spec.slots, spec.chunk_tokens, spec.notify)
-        self._wanted = _shapes(spec)
-        self._version: PolicyVersion | None = None
         self._label = ""
         self._installs = 0
         self._life = secrets.token_hex(4)
@@ -125,38 +117,6 @@ class VllmAdapter:
         self._loop.call_soon_threadsafe(self._watch)
 
     @property
-    def capacity(self) -> int:
-        return self._spec.slots
-
-    @property
-    def pinned_capacity(self) -> int:
-        return 0
-
-    @property
-    def free(self) -> int:
-        return self._flights.free
-
-    @property
-    def pinned_free(self) -> int:
-        return 0
-
-    @property
-    def version(self) -> PolicyVersion | None:
-        return self._version
-
-    @property
-    def pinned(self) -> PolicyVersion | None:
-        return None
-
-    @property
-    def busy(self) -> bool:
-        return len(self._flights) > 0
-
-    @property
-    def computes(self) -> bool:
-        return False
-
-    @property
     def block_tokens(self) -> int:
         return self._block_tokens
 
@@ -165,15 +125,7 @@ class VllmAdapter:
 
     def submit(self, requests: Sequence[Request]) -> None:
         """See `Engine`. Requests with a common prompt share its whole KV blocks; what is left is computed for each."""
-        ids: set[int] = set()
-        for request in requests:
-            self._check(request)
-            if request.id in ids or request.id in self._flights:
-                raise ValueError(f"request {request.id} is in the engine already")
-            ids.add(request.id)
-        if len(requests) > self.free:
-            raise ValueError(f"{len(requests)} requests for {self.free} free slots of {self.capacity}")
-        self._flights.begin(requests)
+        self._admit(requests)
         legs = [self._leg(request.id) for request in requests]
         self._loop.call_soon_threadsafe(self._begin, legs)
 
@@ -183,17 +135,8 @@ class VllmAdapter:
         if keys:
             self._loop.call_soon_threadsafe(self._drop, keys)
 
-    def step(self) -> list[Progress]:
-        return self._flights.collect()
-
-    def flush(self) -> list[Progress]:
-        return self._flights.flush()
-
     def install(self, version: PolicyVersion, tensors: Mapping[str, Tensor]) -> float:
-        try:
-            check_tensors(self._wanted, tensors)
-        except ModelError as error:
-            raise WeightsError(f"version {version} refused, {self._version or 'none'} still served: {error}") from error
+        self._check_weights(version, tensors)
         self._installs += 1
         # Of this install alone: a version that comes twice (to a server that an earlier life of ours used, say) must
         # not find the KV of its first time, some of which may be that of the version after it.
@@ -231,17 +174,11 @@ class VllmAdapter:
             self._thread.join(self._spec.stall_deadline_s)
 
     def _check(self, request: Request) -> None:
-        check_request(request, max_len=self._spec.max_len, vocabulary=self._spec.vocabulary)
+        super()._check(request)
         temperature = request.sampling.temperature
         if not request.sampling.greedy and temperature < _LOWEST_TEMPERATURE:
             # It would sample at 0.01 without a word to us, and the learner would divide by another number.
             raise ValueError(f"vLLM samples at no temperature below {_LOWEST_TEMPERATURE}, got {temperature}")
-        if self._version is None:
-            raise ValueError("no weights are installed")
-        if request.pin is not None and request.pin != self._version:
-            raise ValueError(
-                f"request {request.id} is pinned to {request.pin}; vLLM keeps one weight set and serves {self._version}"
-            )
 
     def _leg(self, request_id: int, before: Sequence[PolicyVersion] = ()) -> _Leg:
         flight = self._flights.get(request_id)
@@ -518,13 +455,6 @@ class VllmAdapter:
 def seed_of(seed: int, rollout: int, position: int) -> int:
     """Of vLLM's noise for a rollout that goes on after ``position`` completion tokens; each place has its own."""
     return xxhash.xxh3_64_intdigest(struct.pack("<qqq", seed, rollout, position)) >> 2
-
-
-def _shapes(spec: EngineSpec) -> dict[str, torch.Size]:
-    """Of the whole set of weights, without making it."""
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(load_config(spec.model_path))
-    return {name: tensor.shape for name, tensor in state_tensors(model).items()}
 
 
 def _versions(leg: _Leg, spans: Sequence[Span] | None) -> list[PolicyVersion]:
