@@ -15,6 +15,7 @@ __all__ = [
     "Receiver",
     "Settings",
     "advantages",
+    "crc32c",
     "group_statistics",
     "journal_audit",
     "parse_logprobs_json",
@@ -327,6 +328,9 @@ def weights_decode(
     Raises:
         ValueError: bytes that no encoder made for this tensor; the text says what. `data` is then neither version.
     """
+
+def crc32c(data: NDArray[np.uint8]) -> int:
+    """CRC-32C (Castagnoli, as iSCSI and ext4 have it) of some bytes; the GIL is released."""
 
 def weights_hashes(data: NDArray[np.uint8], layout: list[tuple[str, int, int]], threads: int) -> list[str]:
     """xxh3-128 of every tensor's bytes, in hexadecimal.

@@ -138,7 +138,7 @@ RANGES: dict[str, Range] = {
     "learner.restarts": MAYBE,
     "learner.batch_deadline_s": SECONDS,
     "weights.publish_every": COUNT,
-    "weights.chunk_bytes": Range(2**10, 2**30),
+    "weights.chunk_bytes": Range(4 * 2**20, 32 * 2**20),
     "weights.window": Range(0, 1024),
     "weights.threads": Range(1, 256),
     "weights.deadline_s": SECONDS,

@@ -82,6 +82,7 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(group_statistics, module)?)?;
     module.add_function(wrap_pyfunction!(advantages, module)?)?;
     module.add_function(wrap_pyfunction!(parse_logprobs_json, module)?)?;
+    module.add_function(wrap_pyfunction!(weights::crc32c, module)?)?;
     module.add_function(wrap_pyfunction!(weights::weights_encode, module)?)?;
     module.add_function(wrap_pyfunction!(weights::weights_decode, module)?)?;
     module.add_function(wrap_pyfunction!(weights::weights_hashes, module)?)?;
