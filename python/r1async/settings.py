@@ -231,9 +231,7 @@ def _fill(node: DictConfig, cls: type, tree: Mapping[str, object], prefix: str, 
             yield f"{where}: must be {wanted}, got {'null' if got is None else repr(got)}"
 
 
-def _fill_tables(
-    node: DictConfig, cls: type, tree: Mapping[str, object], prefix: str, root: type
-) -> Iterator[str]:
+def _fill_tables(node: DictConfig, cls: type, tree: Mapping[str, object], prefix: str, root: type) -> Iterator[str]:
     """The same for a table of the user's own names, each a table of settings."""
     for name, value in tree.items():
         if not isinstance(value, dict):
