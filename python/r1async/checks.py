@@ -6,6 +6,7 @@ Every function takes a Config and returns sentences; only `missing_files` looks 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
@@ -186,9 +187,9 @@ RANGES: dict[str, Range] = {
 }
 
 
-def value_of(config: Config, key: str) -> object:
+def value_of(config: object, key: str) -> object:
     """The setting with this full key."""
-    node: object = config
+    node = config
     for name in key.split("."):
         node = getattr(node, name)
     return node
@@ -210,14 +211,20 @@ def problems(config: Config) -> list[str]:
     ]
 
 
-def out_of_range(config: Config) -> list[str]:
+def ranges_broken(config: object, ranges: Mapping[str, Range]) -> list[str]:
+    """Numbers among the settings that are not in their range."""
     found = []
-    for key, allowed in RANGES.items():
+    for key, allowed in ranges.items():
         value = value_of(config, key)
         numbers = value if isinstance(value, tuple) else (value,)
         for number in numbers:
             if isinstance(number, int | float) and not allowed.holds(number):
                 found.append(f"{key}: must be {allowed}, got {number}")
+    return found
+
+
+def out_of_range(config: Config) -> list[str]:
+    found = ranges_broken(config, RANGES)
     found += [
         f"reward.weights.{part}: must be a finite number, got {weight}"
         for part, weight in config.reward.weights.items()
