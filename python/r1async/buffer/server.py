@@ -25,6 +25,7 @@ from r1async.inbox import stop_on_signals
 from r1async.keys import Gate, server_keys
 from r1async.monitor.metrics import MetricsWriter, run_started
 from r1async.monitor.timeline import Timeline
+from r1async.reward_pools import Router, lines_of, pools_of
 from r1async.sockets import bind, receiver, router
 from r1async.tasks import PromptError, PromptSource
 from r1async.tasks.meta import encode_meta
@@ -84,7 +85,8 @@ class Server:
         self._config = config
         self._source = source
         self._sources = {name: place for place, name in enumerate(config.staleness.windows, start=1)}
-        """Those with a window of their own; all others are main sources."""
+        """Those with a window of their own, named after a source or after a scoring pool; all others are main."""
+        self._router = Router(config)
         self._buffer = open_buffer(config, source.fingerprint)
         self._clock_start = self._buffer.now() - time.monotonic()
         self._committed = self._buffer.committed_steps()
@@ -270,8 +272,10 @@ class Server:
             log.warning("prompt %d is left out: %s", ordinal, error)
             self._buffer.reject_prompt(ordinal, str(error))
             return True
-        source = self._sources.get(prompt.source, 0)
-        self._buffer.admit(ordinal, prompt.token_ids, encode_meta(prompt), now, source)
+        line = self._router.line(prompt.extra)
+        source = self._sources.get(prompt.source) or self._sources.get(line, 0)
+        pool = self._router.lines.index(line)
+        self._buffer.admit(ordinal, prompt.token_ids, encode_meta(prompt), now, source, pool)
         return True
 
     def _send(self, now: float) -> None:
@@ -364,6 +368,7 @@ def open_buffer(config: Config, data: str) -> Buffer:
 def core_settings(config: Config) -> Settings:
     """What the buffer decides by."""
     group, staleness, reward = config.group, config.staleness, config.reward
+    rules, *slow = lines_of(pools_of(reward, config.scorer)).values()
     return Settings(
         run=config.name,
         seed=config.seed,
@@ -395,8 +400,9 @@ def core_settings(config: Config) -> Settings:
         rollout_deadline_s=group.rollout_deadline_s,
         lease_s=group.lease_s,
         group_deadline_s=config.group_deadline_s,
-        scoring_deadline_s=config.scoring_deadline_s,
-        score_retries=reward.retries,
+        scoring_deadline_s=rules.deadline_s,
+        score_retries=rules.retries,
+        slow_pools=[(line.name, line.deadline_s, line.retries) for line in slow],
         max_attempts=group.max_attempts,
         max_tokens=config.sampling.max_tokens,
         temperature=config.sampling.temperature,

@@ -333,8 +333,12 @@ impl Buffer {
     }
 
     /// Opens a group for a prompt that was wanted. `meta` is what a scorer needs to know of it; `source` is 0
-    /// for the main sources, or one above the place of its window in the settings.
-    #[pyo3(signature = (ordinal, token_ids, meta, now, source=0))]
+    /// for the main sources, or one above the place of its window in the settings; `pool` likewise of `slow_pools`.
+    #[pyo3(signature = (ordinal, token_ids, meta, now, source=0, pool=0))]
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "one for each thing that is known of a prompt"
+    )]
     fn admit(
         &self,
         py: Python<'_>,
@@ -343,10 +347,11 @@ impl Buffer {
         meta: &[u8],
         now: f64,
         source: usize,
+        pool: usize,
     ) -> PyResult<()> {
         let (now, tokens) = (time(now)?, token_ids.as_array().to_vec());
         self.detached(py, |service| {
-            service.admit_from(ordinal, tokens, meta.to_vec(), source, now)
+            service.admit_to(ordinal, tokens, meta.to_vec(), (source, pool), now)
         })
         .map_err(wrong)
     }
