@@ -13,6 +13,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from r1async.checks import implications, missing_engines, missing_files
@@ -20,7 +21,9 @@ from r1async.config import Config, ConfigError, load_config
 from r1async.disk import EXIT_CODE as DISK_FULL
 from r1async.disk import is_full
 from r1async.engines import kinds
+from r1async.finetune import command as finetune
 from r1async.inbox import Stopped
+from r1async.recipes import command as recipes
 from r1async.settings import to_yaml
 
 EXIT_CODES = """exit codes:
@@ -122,22 +125,6 @@ FETCH_HELP = """SmolLM2-135M-Instruct as a Hugging Face directory (538 MB), made
   r1async fetch-smollm2
   r1async run configs/smollm2.yaml"""
 
-RECIPE_HELP = f"""Run the stages of a recipe that are not done yet. Each is an ordinary job; its outputs are keyed by
-the hash of its settings and inputs (docs/recipes.md).
-
-  r1async recipe configs/r1_demo.yaml
-  r1async recipe configs/r1_demo.yaml seed=1 zero.steps=60
-  r1async recipe configs/r1_demo.yaml --dry-run
-
-Nothing runs twice, and a changed setting runs again what depends on it. The same command goes on after Ctrl-C or a
-kill, inside a stage too. recipes/<name>/<stage> is the newest output of a stage; what it printed is in logs/ there.
-
-{EXIT_CODES}"""
-
-MAKE_HELP = """Call a Python function that makes data or a report, as a recipe does: function(FOLDER, **settings).
-
-  r1async make r1async.recipes.miniature.world:make out/world settings.yaml"""
-
 ROLE_HELP = """Start one role by itself. Roles of one run share the config and its endpoints, and may be started in any
 order. Without `endpoints.*` they meet at sockets of this machine that belong to the run's folder.
 
@@ -211,7 +198,8 @@ def _parser() -> argparse.ArgumentParser:
     fetch.add_argument("--out", type=Path, default=Path("models/smollm2-135m"), metavar="DIR", help="its folder")
     _simulate_command(commands)
     _grade_command(commands)
-    _recipe_commands(commands)
+    recipes.register(partial(_plain_command, commands))
+    finetune.register(partial(_command, commands))
     commands.add_parser("bench", help="measure: `r1async bench --help`")
     _add_history(commands)
     return parser
@@ -284,22 +272,6 @@ def _grade_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]
     parser.add_argument("target", type=Path, metavar="OUT", help="JSONL file of verdicts; what it has is kept")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that win over KIND's")
     parser.add_argument("--workers", type=_positive, default=0, metavar="N", help="processes (default: processors)")
-
-
-def _recipe_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    recipe = _plain_command(commands, "recipe", "run the stages of a recipe that are not done", RECIPE_HELP, _recipe)
-    recipe.add_argument("config", type=Path, metavar="RECIPE", help="YAML file of stages")
-    recipe.add_argument("overrides", nargs="*", metavar="key=value", help="seed=N, name=NAME, STAGE.setting=value")
-    recipe.add_argument("--dry-run", action="store_true", help="print the plan, and what of it is done, and end")
-    recipe.add_argument("--from", dest="first", default="", metavar="STAGE", help="this one and what depends on it")
-    recipe.add_argument("--to", dest="last", default="", metavar="STAGE", help="this one and what it needs")
-    recipe.add_argument("--only", default="", metavar="STAGE", help="this one alone")
-    recipe.add_argument("--jobs", type=_positive, default=1, metavar="N", help="stages at a time (default 1)")
-    recipe.add_argument("--again", action="store_true", help="run the selected stages even if they are done")
-    make = _plain_command(commands, "make", "call a function that makes data, as a recipe does", MAKE_HELP, _make)
-    make.add_argument("target", metavar="MODULE:FUNCTION")
-    make.add_argument("folder", type=Path, metavar="FOLDER", help="where it writes; made if need be")
-    make.add_argument("settings", type=Path, nargs="?", metavar="SETTINGS", help="YAML file of its arguments")
 
 
 def _machines(text: str) -> int:
@@ -399,21 +371,6 @@ def _grade(options: argparse.Namespace) -> int:
 
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     return grade_file(options.kind, options.source, options.target, options.overrides, workers=options.workers)
-
-
-def _recipe(options: argparse.Namespace) -> int:
-    from r1async.recipes.runner import Selection, recipe
-
-    selection = Selection(first=options.first, last=options.last, only=options.only, again=options.again)
-    return recipe(options.config, options.overrides, selection, parallel=options.jobs, dry_run=options.dry_run)
-
-
-def _make(options: argparse.Namespace) -> int:
-    from r1async.recipes.make import make
-
-    _refuse_overrides(options)
-    make(options.target, options.folder, options.settings)
-    return 0
 
 
 def _simulate(options: argparse.Namespace) -> int:

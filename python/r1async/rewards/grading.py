@@ -14,14 +14,16 @@ import sys
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple, TextIO
 
 from r1async.answers import extract_answer
-from r1async.config import ConfigError, RewardConfig
+from r1async.config import ConfigError, RewardConfig, ScorerConfig
 from r1async.inbox import DeadlineExceeded, Inbox, Stopped, stop_on_signals
-from r1async.rewards.pool import Job, PoolError, Report, Settled, WorkerPool
+from r1async.reward_pools import weights_of
+from r1async.rewards.pool import Job, PoolError, Report, Settled
+from r1async.rewards.pools import Pools
 from r1async.settings import load_reward
 from r1async.tasks.meta import Question, encode_meta
 from r1async.types import FinishReason, Verdict
@@ -66,6 +68,7 @@ KINDS: dict[str, Kind] = {
     "format": Kind({"format": 1.0}),
     "language": Kind({"language": 1.0}),
     "code": Kind({"code": 1.0}, ("problem",)),
+    "judge": Kind({"judge": 1.0}, ("answer",)),
 }
 
 
@@ -88,12 +91,12 @@ def grade_file(kind: str, source: Path, target: Path, overrides: Sequence[str], 
     Raises:
         ConfigError: a kind, a setting or a file that cannot work; the message names it.
     """
-    how, reward, memory_mb = _reward_of(kind, overrides)
+    how, reward, scorer = _reward_of(kind, overrides)
     if not source.exists() or source.is_dir():
         raise ConfigError(f"{source}: no such file")
     if target.resolve() == source.resolve():
         raise ConfigError(f"{target}: OUT must be another file than IN")
-    done = resume(source, target, list(reward.weights))
+    done = resume(source, target, list(reward.parts))
     total = sum(1 for line in source.open("rb") if line.strip()) if source.is_file() else 0
     if source.is_file() and done >= total:
         print(f"r1async grade: {target} has all {total} verdicts", file=sys.stderr)
@@ -102,7 +105,7 @@ def grade_file(kind: str, source: Path, target: Path, overrides: Sequence[str], 
     if total:
         workers = min(workers, math.ceil((total - done) / 8))
     inbox = Inbox()
-    pool = WorkerPool(reward, workers=workers, memory_mb=memory_mb, inbox=inbox)
+    pool = Pools(reward, replace(scorer, workers=workers), inbox)
     try:
         with stop_on_signals(inbox), target.open("a", encoding="utf-8") as out:
             pool.start()
@@ -119,17 +122,18 @@ def grade_file(kind: str, source: Path, target: Path, overrides: Sequence[str], 
     return 0
 
 
-def _reward_of(kind: str, overrides: Sequence[str]) -> tuple[Kind, RewardConfig, int]:
+def _reward_of(kind: str, overrides: Sequence[str]) -> tuple[Kind, RewardConfig, ScorerConfig]:
     if kind in KINDS:
         how = KINDS[kind]
-        reward, memory_mb = load_reward(None, overrides, how.weights)
-        return how, reward, memory_mb
+        reward, scorer = load_reward(None, overrides, how.weights)
+        return how, reward, scorer
     path = Path(kind)
     if not path.is_file():
         raise ConfigError(f"KIND: must be {', '.join(KINDS)}, or a YAML file with a reward, got {kind!r}")
-    reward, memory_mb = load_reward(path, overrides)
-    needs = [need for part, need in (("accuracy", "answer"), ("overlong", "num_tokens")) if part in reward.weights]
-    return Kind(reward.weights, tuple(needs)), reward, memory_mb
+    reward, scorer = load_reward(path, overrides)
+    every = set.intersection(*(set(weights) for weights in weights_of(reward).values()))
+    needs = [need for part, need in (("accuracy", "answer"), ("overlong", "num_tokens")) if part in every]
+    return Kind(reward.weights, tuple(needs)), reward, scorer
 
 
 def lines_of(source: Path, skip: int = 0) -> Iterator[bytes]:
@@ -276,10 +280,10 @@ class Grading:
     """The loop: read ahead, have graded, write in order."""
 
     def __init__(
-        self, pool: WorkerPool, inbox: Inbox, out: TextIO, kind: Kind, reward: RewardConfig, progress: Progress
+        self, pool: Pools, inbox: Inbox, out: TextIO, kind: Kind, reward: RewardConfig, progress: Progress
     ) -> None:
         self._pool, self._inbox, self._out, self._kind = pool, inbox, out, kind
-        self._weights, self._abstains = list(reward.weights), reward.truncated == "abstain"
+        self._weights, self._abstains = list(reward.parts), reward.truncated == "abstain"
         self._progress = progress
         self._held: OrderedDict[int, Result] = OrderedDict()
         """Lines that are read and not written, in their order."""
@@ -288,7 +292,7 @@ class Grading:
         self._asked: dict[Hashable, int] = {}
         """Jobs in work, by what they are remembered as."""
         self._known: OrderedDict[Hashable, Verdict] = OrderedDict()
-        self._window = HELD_PER_WORKER * max(1, pool.num_workers)
+        self._window = HELD_PER_WORKER * max(1, pool.workers)
         self._count = 0
 
     def run(self, lines: Iterator[bytes]) -> None:
