@@ -85,6 +85,15 @@ RANGES: dict[str, Range] = {
     "reward.code.processes": Range(1, 32768),
     "reward.code.tolerance": Range(0, 0.1),
     "reward.code.url_tries": Range(1, 100),
+    "reward.swe.timeout_s": Range(0, 86400, above=True),
+    "reward.swe.memory_mib": Range(16, 2**20),
+    "reward.swe.files_mib": Range(16, 2**20),
+    "reward.swe.processes": Range(1, 32768),
+    "reward.swe.controls": Range(0, 1000),
+    "reward.swe.control_passing": Range(0, 100_000),
+    "reward.swe.gold_runs": Range(1, 1000),
+    "reward.swe.max_patch_kib": Range(1, 2**20),
+    "reward.swe.deadline_s": SECONDS,
     "reward.deadline_s": SECONDS,
     "reward.retries": Range(0, 100),
     "reward.overlong_cache": COUNT,
@@ -264,6 +273,8 @@ def reward_problems(config: Config) -> list[str]:
             f"reward.overlong_cache: {reward.overlong_cache} tokens are more than the maximum of {reward.overlong_max} "
             "(reward.overlong_max, or sampling.max_tokens)"
         )
+    if "swe" in reward.weights and not reward.swe.instances:
+        found.append("reward.swe.instances: the part swe needs a JSONL file of instances")
     if reward.code.url and not reward.code.url.startswith(("http://", "https://")):
         found.append(f"reward.code.url: must begin with http:// or https://, got {reward.code.url!r}")
     return found

@@ -22,6 +22,7 @@ from r1async.disk import is_full
 from r1async.engines import kinds
 from r1async.inbox import Stopped
 from r1async.settings import to_yaml
+from r1async.swe import command as swe
 
 EXIT_CODES = """exit codes:
   0    done
@@ -195,6 +196,7 @@ def _parser() -> argparse.ArgumentParser:
     fetch.add_argument("--out", type=Path, default=Path("models/smollm2-135m"), metavar="DIR", help="its folder")
     _simulate_command(commands)
     _grade_command(commands)
+    swe.add(commands, _positive)
     commands.add_parser("bench", help="measure: `r1async bench --help`")
     _add_history(commands)
     return parser

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
+from r1async.config_swe import SweConfig
+
 
 class ConfigError(ValueError):
     """A setting that cannot work; the message names the key, what it got and what it wants."""
@@ -137,7 +139,7 @@ class GeneratorConfig:
     """Times `r1async run` starts a generator again after it died."""
 
 
-REWARD_PARTS = ("accuracy", "format", "code", "language", "overlong", "repetition")
+REWARD_PARTS = ("accuracy", "format", "code", "swe", "language", "overlong", "repetition")
 """Parts of a reward that come with r1async."""
 TARGET_LANGUAGES = ("en", "zh", "ja", "ko", "fr", "de", "es", "ru", "ar", "hi")
 """Of the part `language`, ISO 639-1."""
@@ -184,9 +186,10 @@ class CodeConfig:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RewardConfig:
     weights: dict[str, float] = field(default_factory=lambda: {"accuracy": 1.0, "format": 0.2})
-    """Parts that add up to the reward: accuracy, format, code, language, overlong, repetition, or `module:function` of
+    """Parts that add up to the reward: accuracy, format, code, swe, language, overlong, repetition, or `module:function` of
     your own; each is logged. Penalties are parts from -1 to 0: their weights are above 0 too."""
     code: CodeConfig = field(default_factory=CodeConfig)
+    swe: SweConfig = field(default_factory=SweConfig)
     format: Literal["r1_zero", "think", "special_token"] = "r1_zero"
     """r1_zero: <think>…</think><answer>…</answer> and nothing else. think: <think>…</think> and a non-empty rest.
     special_token: DeepSeek-R1's |special_token|<reasoning>|special_token|<summary>."""
@@ -224,7 +227,8 @@ class RewardConfig:
     @property
     def verdict_deadline_s(self) -> float:
         """Seconds after which a worker that is busy with one rollout is killed: programs have time of their own."""
-        return self.deadline_s + (self.code.deadline_s + self.code.compile_s if "code" in self.weights else 0.0)
+        code_s = self.code.deadline_s + self.code.compile_s if "code" in self.weights else 0.0
+        return self.deadline_s + code_s + (self.swe.deadline_s if "swe" in self.weights else 0.0)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from r1async.answers import extract_answer, last_boxed
 from r1async.config import REWARD_PARTS, CodeConfig, ConfigError, RewardConfig
+from r1async.config_swe import SweConfig
 from r1async.rewards.code import CodeGrader
 from r1async.rewards.format import in_format, thought_of
 from r1async.rewards.math import Equivalence, grade
@@ -93,7 +94,7 @@ class Grader:
         return Verdict(total=total, parts=parts, status=status, detail="; ".join(details))
 
 
-NEUTRAL = frozenset(("no_words",))
+NEUTRAL = frozenset(("no_words", "not_asked"))
 """Statuses of a part that has nothing to judge: neither for the completion nor against it."""
 
 
@@ -106,6 +107,8 @@ def _judge(
         return _format(settings)
     if name == "code":
         return _code(settings.code, before_slow)
+    if name == "swe":
+        return _swe(settings.swe, before_slow)
     if name == "language":
         return _language(settings, before_slow)
     if name == "overlong":
@@ -122,6 +125,8 @@ def _accuracy(settings: RewardConfig, equivalence: Equivalence) -> Callable[[Que
     cut_is_wrong = settings.truncated in ("wrong", "abstain")
 
     def judge(question: Question, completion: Completion) -> Verdict:
+        if not question.answer and "instance_id" in question.extra:
+            return Verdict.abstain("not_asked")  # a row of the part swe
         if cut_is_wrong and completion.finish == "length":
             return Verdict(total=0.0, status="truncated")
         answer = extract_answer(completion.text)
@@ -227,6 +232,30 @@ def _code(settings: CodeConfig, before_slow: Callable[[], None]) -> Callable[[Qu
         return replace(graded.verdict, detail=graded.detail)
 
     return judge
+
+
+def _swe(settings: SweConfig, before_slow: Callable[[], None]) -> Callable[[Question, Completion], Verdict]:
+    # Imported here: most rewards do without.
+    from r1async.rewards.swe import NOT_ASKED, SweJudge
+
+    judge_of = SweJudge(settings)
+    abstentions: Counter[str] = Counter()
+
+    def judge(question: Question, completion: Completion) -> Verdict:
+        before_slow()
+        verdict = judge_of.judge(question, completion.text)
+        if verdict.total is None and verdict.status != NOT_ASKED:
+            abstentions[verdict.status] += 1
+            if _is_logged(abstentions[verdict.status]):
+                times = abstentions[verdict.status]
+                log.error("swe abstains, %s: %.500s (%d so far)", verdict.status, verdict.detail, times)
+        return verdict
+
+    return judge
+
+
+def _is_logged(times: int) -> bool:
+    return times <= LOG_FIRST or times % LOG_EVERY == 0
 
 
 def import_function(name: str) -> RewardFunction:

@@ -21,6 +21,7 @@ from typing import IO
 import msgpack
 
 from r1async.config import CodeConfig, ConfigError, RewardConfig
+from r1async.config_swe import SweConfig
 from r1async.launch import lifeline
 from r1async.rewards.compose import Grader
 from r1async.tasks.meta import Question, decode_meta
@@ -141,8 +142,12 @@ def main() -> None:
         settings = read_frame(incoming)
         assert isinstance(settings, dict), "the pool sends a map first"
         limit_memory(settings.pop("memory_mb"))
-        code = settings.pop("code")
-        reward = RewardConfig(**settings, code=CodeConfig(**{**code, "read_only": tuple(code["read_only"])}))
+        code, swe = settings.pop("code"), settings.pop("swe")
+        reward = RewardConfig(
+            **settings,
+            code=CodeConfig(**{**code, "read_only": tuple(code["read_only"])}),
+            swe=SweConfig(**{**swe, "read_only": tuple(swe["read_only"])}),
+        )
         _warm_up(reward)
         worker = Worker(outgoing, reward)
         write_frame(outgoing, {"ready": True})

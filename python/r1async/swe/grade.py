@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from r1async.config_swe import SweConfig
 from r1async.rewards.sandbox import SandboxError
 from r1async.swe.boxes import Boxes
 from r1async.swe.check import Check, Checker, CheckStore, NotApplicableError, Stage, survived, unresolved
+from r1async.swe.edits import Edit, EditError, apply_edits, fill, find_diff, parse_edits
 from r1async.swe.instance import Instance
 from r1async.swe.repository import Repositories, RepositoryError
 from r1async.swe.testing import Tester
@@ -115,11 +116,41 @@ class SweGrader:
             return _zero("empty", "no patch")
         if len(patch) > self._settings.max_patch_kib * 1024:
             return _zero("guard", f"a patch of {len(patch)} characters")
+        return self._asked(instance, lambda check: self._grade(instance, patch, check))
+
+    def grade_answer(self, instance: Instance, completion: str) -> Graded:
+        """The verdict on what a completion proposes (`reward.swe.answer`), else as `grade`."""
+        if len(completion) > self._settings.max_patch_kib * 1024:
+            return _zero("guard", f"a completion of {len(completion)} characters")
+        kind = self._settings.answer
+        if kind == "replacement" and instance.hole is None:
+            return _unknown("ungradable", "reward.swe.answer=replacement, and the instance has no hole")
+        try:
+            edits = parse_edits(completion) if kind in ("edits", "any") else []
+        except EditError as error:
+            return _zero("no_apply", str(error))
+        if kind in ("diff", "any") and not edits:
+            return self.grade(instance, find_diff(completion))
+        if kind == "edits" and not edits:
+            return _zero("empty", "no edits")
+        return self._asked(instance, lambda check: self._edited(instance, completion, edits, check))
+
+    def _edited(self, instance: Instance, completion: str, edits: Sequence[Edit], check: Check) -> Graded:
+        stage = self._stage(instance)
+        try:
+            hole = instance.hole
+            tree = stage.base.tree
+            tree = apply_edits(tree, edits) if edits or hole is None else fill(tree, hole, completion)
+        except EditError as error:
+            return _zero("no_apply", str(error))
+        return self._graded(instance, stage, check, tree, "edits")
+
+    def _asked(self, instance: Instance, grade: Callable[[Check], Graded]) -> Graded:
         try:
             check = self.check(instance)
             if not check.ok:
                 return _unknown("ungradable", f"the instance is no good ({check.status}): {check.detail}")
-            return self._grade(instance, patch, check)
+            return grade(check)
         except (SandboxError, RepositoryError) as error:
             return _unknown("infra_error", str(error))
         except (NotApplicableError, CommandError) as error:
@@ -130,25 +161,28 @@ class SweGrader:
         applied = self.workshop.apply(instance.environment, stage.base, patch)
         if applied.tree is None:
             return _zero("no_apply", applied.how)
+        return self._graded(instance, stage, check, applied.tree, applied.how)
+
+    def _graded(self, instance: Instance, stage: Stage, check: Check, patched: Tree, how: str) -> Graded:
         try:
-            tree, undone = self._checker.patched(instance, stage, applied.tree)
+            tree, undone = self._checker.patched(instance, stage, patched)
         except CommandError as error:
-            return _zero("compile", f"environment.build: {error}", applied.how)
+            return _zero("compile", f"environment.build: {error}", how)
         report = self._tester.run(instance, stage.base, tree, instance.required)
         if why := unresolved(instance, report, check.expected):
             status = report.ended if report.ended in ("timeout", "memory", "output") else "wrong"
-            return _zero(status, why, applied.how, undone)
+            return _zero(status, why, how, undone)
         if self._settings.introspection == "guard" and (new := sorted(set(report.looked) - set(check.looked))):
-            return _zero("guard", f"looks into its callers: {new[0]}", applied.how, undone)
+            return _zero("guard", f"looks into its callers: {new[0]}", how, undone)
         runs = 0
         for chosen in rounds(check):
             planned = self._checker.plan(instance, stage, chosen, secrets.randbits(32))
             control = self._checker.run_plan(instance, stage, tree, planned)
             if passed := [name for name in planned.functions if survived(control, name)]:
-                return _zero("guard", f"passes what must fail: {passed[0]}", applied.how, undone)
+                return _zero("guard", f"passes what must fail: {passed[0]}", how, undone)
             runs += 1
         verdict = Verdict(total=1.0, status="ok")
-        return Graded(verdict=verdict, applied=applied.how, undone=undone, controls=runs)
+        return Graded(verdict=verdict, applied=how, undone=undone, controls=runs)
 
 
 def rounds(check: Check) -> list[dict[str, int]]:

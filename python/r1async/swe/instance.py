@@ -51,6 +51,16 @@ class Environment:
     """0: `reward.swe.memory_mib`."""
 
 
+class Hole(NamedTuple):
+    """A place that an answer of a few characters fills, for models too small to write a patch."""
+
+    path: str
+    before: str
+    """What stands there, exactly once."""
+    after: str
+    """What takes its place; {answer} becomes the answer."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Instance:
     """One task."""
@@ -66,6 +76,7 @@ class Instance:
     pass_to_pass: tuple[str, ...]
     version: str = ""
     environment: Environment = field(default_factory=Environment)
+    hole: Hole | None = None
 
     @property
     def required(self) -> tuple[str, ...]:
@@ -129,7 +140,18 @@ def parse_instance(row: Mapping[str, object]) -> Instance:
         pass_to_pass=_names(row, "PASS_TO_PASS"),
         version=str(row.get("version") or ""),
         environment=parse_environment(row.get("environment")),
+        hole=_hole(row.get("hole")),
     )
+
+
+def _hole(value: object) -> Hole | None:
+    match value:
+        case None:
+            return None
+        case {"path": str(path), "before": str(before), "after": str(after)} if path and before and "{answer}" in after:
+            return Hole(path, before, after)
+        case _:
+            raise ValueError(f"hole: must be {{path, before, after}} with {{answer}} in after, got {value!r:.200}")
 
 
 def _text(row: Mapping[str, object], name: str) -> str:

@@ -31,7 +31,7 @@ class Sample:
     pass_to_pass: Sequence[str]
     runner: str = "pytest"
     hole: Mapping[str, str] | None = None
-    """{path, before, marker}: where an answer of a few characters takes the place of the bug."""
+    """Where a digit takes the place of the bug."""
 
 
 INTERVALS = Sample(
@@ -122,7 +122,7 @@ def test_no_empty_gap():
         "tests/test_touching.py::test_no_empty_gap",
     ),
     pass_to_pass=("tests/test_core.py::test_overlap", "tests/test_core.py::test_apart", "tests/test_core.py::test_gaps"),
-    hole={"path": "intervals/core.py", "before": "low < merged[-1][1]:", "after": "low {answer} merged[-1][1]:"},
+    hole={"path": "intervals/core.py", "before": "low < merged[-1][1]:", "after": "low - ({answer}) < merged[-1][1]:"},
 )
 
 PRICES = Sample(
@@ -241,7 +241,12 @@ class TotalTest(unittest.TestCase):
         "test/test_parse.py::ParseTest::test_nonsense",
         "test/test_parse.py::ParseTest::test_currencies",
     ),
-    hole={"path": "src/prices/parse.py", "before": "(-?\\d+)(?:", "after": "({answer}\\d+)(?:"},
+    hole={
+        "path": "src/prices/parse.py",
+        "before": "    return int(amount * 100), found[3]\n",
+        "after": "    if amount < 0:\n        raise ValueError('not a price')\n"
+        "    return int(amount * 1000 + ({answer})) // 10, found[3]\n",
+    },
 )
 
 SLUGS = Sample(
@@ -335,7 +340,11 @@ class EndsTest(unittest.TestCase):
         "tests.test_slugs.SlugTest.test_unique",
     ),
     runner="unittest",
-    hole={"path": "slugs.py", "before": "    return slug[:longest]", "after": "    return slug{answer}[:longest]"},
+    hole={
+        "path": "slugs.py",
+        "before": "    return slug[:longest]\n",
+        "after": "    return slug.strip('-')[({answer}) : longest].rstrip('-')\n",
+    },
 )
 
 SAMPLES = (INTERVALS, PRICES, SLUGS)
@@ -372,6 +381,7 @@ def _make(sample: Sample, folder: Path) -> dict[str, object]:
         "FAIL_TO_PASS": json.dumps(list(sample.fail_to_pass)),
         "PASS_TO_PASS": json.dumps(list(sample.pass_to_pass)),
         "version": "1.0",
+        "hole": sample.hole,
         "environment": {"runner": sample.runner, "plugins": [], "timeout_s": 60},
     }
 
@@ -384,7 +394,7 @@ def diff_of(before: Files, changed: Mapping[str, str | bytes | None]) -> str:
         _write(folder, before)
         _git(folder, "add", "-A", "-f")
         _write(folder, changed)
-        _git(folder, "add", "-A", "-f", "-N")
+        _git(folder, "add", "-f", "-N", "--ignore-removal", ".")
         return _git(folder, "diff", "--binary", "--no-ext-diff").decode("utf-8", "surrogateescape")
 
 
