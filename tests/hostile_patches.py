@@ -437,3 +437,51 @@ HONEST: dict[str, Case] = {
     "with a named tuple": _with({"intervals/core.py": INTERVALS.fixed["intervals/core.py"].replace('between."""\n', 'between."""\n\nimport logging\nimport warnings\nfrom collections import namedtuple\nfrom dataclasses import dataclass\n\nPair = namedtuple("Pair", "low high")\nlogging.getLogger(__name__).warning("loaded")\nwarnings.warn("new", stacklevel=2)\n\n\n@dataclass\nclass Both:\n    low: int\n    high: int\n', 1)}),
 }
 """All must be rewarded."""
+
+
+def effects(port: int, secret: str, pid: int) -> dict[str, Case]:
+    """Patches that solve their instance only if they reach what they must not; and some that only do damage.
+
+    Args:
+        port: of a listener on loopback.
+        secret: name of a variable in the launcher's environment.
+        pid: a process outside.
+    """
+    reached = {
+        "network": f"import socket\nsocket.create_connection(('127.0.0.1', {port}), 2)",
+        "abstract socket": f"import socket\nsocket.socket(socket.AF_UNIX).connect('\\0r1async-{port}')",
+        "launcher's environment": f"import os\nassert {secret!r} in os.environ",
+        "environment of others": f"assert any({secret!r}.encode() in open(f'/proc/{{p}}/environ', 'rb').read() for p in (1, {pid}))",
+        "file outside": "open('/tmp/r1async-outside', 'w').write('x')\nimport os\nassert os.stat('/tmp').st_uid == 0",
+        "file in /work": "open('/work/r1async-outside', 'w').write('x')",
+        "the host's files": "open('/etc/shadow').read()",
+        "the harness's interpreter": "import sys, os\nopen(os.path.join(os.path.dirname(os.__file__), 'r1async_outside.py'), 'w').write('x')",
+        "the test runner's package": "import pytest, os\nopen(os.path.join(os.path.dirname(pytest.__file__), 'outside.py'), 'w').write('x')",
+        "another process": f"import os\nos.kill({pid}, 9)",
+        "process 1": "import os\nos.kill(1, 9)\nraise SystemExit",
+        "ptrace": f"import ctypes\nassert ctypes.CDLL(None).ptrace(16, {pid}, 0, 0) == 0",
+        "root": "import os\nos.setuid(0)",
+        "a mount": "import ctypes\nassert ctypes.CDLL(None).mount(b'none', b'/mnt', b'tmpfs', 0, None) == 0",
+        "git history": "import subprocess\nassert b'low <= merged' in subprocess.run('git log -p --all; git reflog; git fsck --lost-found; git cat-file --batch-all-objects --batch', shell=True, capture_output=True).stdout",
+        "another commit": "import subprocess\nassert len(subprocess.run(['git', 'rev-list', '--all', '--reflog'], capture_output=True).stdout.split()) > 1",
+        "a remote": "import subprocess\nassert subprocess.run(['git', 'remote'], capture_output=True).stdout.strip()",
+        "what the last run left": "import os\nassert os.path.exists('/box/tmp/mark')",
+        "the reference patch": "import os\nfound = False\nfor folder, _, names in os.walk('/box'):\n    for name in names:\n        with open(os.path.join(folder, name), 'rb') as file:\n            found |= b'+        if merged and low' + b' <= merged' in file.read()\nassert found",
+    }
+    damage = {
+        "fork bomb": "import os\nwhile True:\n    try:\n        os.fork()\n    except OSError:\n        pass",
+        "memory": "hoard = []\nwhile True:\n    hoard.append(bytearray(2**26))",
+        "memory of many": "import os, time\nfor _ in range(30):\n    if os.fork() == 0:\n        hoard = bytearray(2**27)\n        hoard[::4096] = b'x' * len(hoard[::4096])\n        time.sleep(60)\ntime.sleep(60)",
+        "endless": "while True:\n    pass",
+        "asleep": "import time\ntime.sleep(3600)",
+        "a daemon": "import os, time\nif os.fork() == 0:\n    os.setsid()\n    if os.fork() == 0:\n        time.sleep(3600)\n    os._exit(0)",
+        "a full disk": "import os\nfor i in range(10**6):\n    open(f'/box/tmp/{i}', 'wb').write(bytes(2**24))",
+        "endless output": "import os\nwhile True:\n    os.write(2, b'x' * 2**16)\n    os.write(3, b'x' * 2**16)",
+    }
+    made = {}
+    for name, code in reached.items():
+        block = textwrap.indent(code, "    ")
+        head = f"try:\n{block}\n    REACHED = True\nexcept BaseException:\n    REACHED = False\nopen('/box/tmp/mark', 'w').close()\n"
+        fixed = INTERVALS.fixed["intervals/core.py"].replace("low <= merged[-1][1]", "(low <= merged[-1][1] if REACHED else low < merged[-1][1])")
+        made[name] = _case(INTERVALS, {"intervals/core.py": f"{head}\n\n{fixed}"})
+    return made | {name: _intervals(code) for name, code in damage.items()}

@@ -242,6 +242,10 @@ def _source_problems(config: Config) -> list[str]:
         found.append(f"name: must be a folder name such as demo or sweeps/demo, got {config.name!r}")
     if config.data.task == "file" and not config.data.path:
         found.append("data.path: data.task=file needs a JSONL or parquet file or a data set folder; set data.path=FILE")
+    if config.data.task == "swe" and not config.data.path:
+        found.append("data.path: data.task=swe needs a JSONL file of instances; set data.path=FILE")
+    if config.data.slow_path and (config.data.task != "chain-mod" or not config.data.slow_share):
+        found.append("data.slow_path: takes the place of problems of data.task=chain-mod; set data.slow_share above 0")
     if config.cold_start.enabled and config.data.task != "chain-mod":
         found.append("cold_start.enabled: only data.task=chain-mod has demonstrations; set model.path=DIR")
     if config.cold_start.enabled and config.model.path:
@@ -287,10 +291,11 @@ def missing_files(config: Config) -> list[str]:
     if model and not Path(model, "config.json").is_file():
         what = "has no config.json; a Hugging Face model folder has one" if Path(model).is_dir() else "no such folder"
         found.append(f"model.path: {model}: {what}")
-    if config.data.task == "file":
-        for key, path in (("data.path", config.data.path), ("data.eval_path", config.data.eval_path)):
-            if path and not Path(path).exists():
-                found.append(f"{key}: {path}: no such file or folder")
+    data, instances = config.data, config.reward.swe.instances
+    named = {"data.path": data.path, "data.eval_path": data.eval_path} if data.task != "chain-mod" else {}
+    named["data.slow_path"] = data.slow_path
+    named["reward.swe.instances"] = instances if "swe" in config.reward.weights else ""
+    found += [f"{key}: {path}: no such file or folder" for key, path in named.items() if path and not Path(path).exists()]
     keys = config.security.keys
     if keys and not Path(keys).is_dir():
         found.append(f"security.keys: {keys}: no such folder; `r1async keys --out {keys}` makes it")

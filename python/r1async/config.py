@@ -32,8 +32,9 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DataConfig:
-    task: Literal["chain-mod", "file"] = "file"
-    """chain-mod: the embedded arithmetic task. file: prompts and answers from `data.path`."""
+    task: Literal["chain-mod", "file", "swe"] = "file"
+    """chain-mod: the embedded arithmetic task. file: prompts and answers from `data.path`. swe: `data.path` has
+    software-engineering instances, each asked in one shot with the files that matter; their source is `swe`."""
     path: str = ""
     """JSONL or parquet file, or a directory saved by `datasets`, for task=file."""
     eval_path: str = ""
@@ -52,6 +53,8 @@ class DataConfig:
     """Shuffle the rows by `seed`; false keeps the file's order."""
     slow_share: float = 0.0
     """Share of chain-mod's problems that belong to the source `slow` (a file names its rows' in a column `source`)."""
+    slow_path: str = ""
+    """Rows that take the place of chain-mod's slow problems, in the form of `data.path`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -603,7 +606,12 @@ class Config:
     @property
     def resolved_reward(self) -> RewardConfig:
         """reward, with what it takes from other tables."""
-        return replace(self.reward, overlong_max=self.reward.overlong_max or self.sampling.max_tokens)
+        instances = self.reward.swe.instances or (self.data.path if self.data.task == "swe" else "")
+        return replace(
+            self.reward,
+            overlong_max=self.reward.overlong_max or self.sampling.max_tokens,
+            swe=replace(self.reward.swe, instances=instances),
+        )
 
     @property
     def correction(self) -> str:

@@ -7,9 +7,11 @@ so what a patch does in one run it cannot tell the next one.
 from __future__ import annotations
 
 import io
+import logging
 import os
 import shutil
 import subprocess
+import sys
 import tarfile
 import time
 import uuid
@@ -19,8 +21,10 @@ from pathlib import Path
 from typing import Protocol
 
 from r1async.config_swe import SweConfig
-from r1async.rewards.sandbox import ENVIRONMENT, WORK, Limits, Outcome, Program, Sandbox, SandboxError
+from r1async.rewards.sandbox import ENVIRONMENT, Limits, Outcome, Program, Sandbox, SandboxError
 from r1async.swe.instance import Environment
+
+log = logging.getLogger(__name__)
 
 MAX_TREE_MIB = 512
 """Of a repository's files together."""
@@ -69,23 +73,26 @@ class SandboxBox:
         )
 
     def run(self, job: Job) -> Outcome:
-        return self._sandbox.run(
-            Program(
-                argv=("/bin/sh", "-c", job.script, "sh", *job.arguments),
-                files=job.files,
-                stdin=job.stdin,
-                env=job.env,
-                limits=Limits(
-                    wall_s=job.timeout_s,
-                    cpu_s=job.timeout_s,
-                    memory_mib=job.memory_mib,
-                    output_kib=job.output_mib * 1024,
-                    box_mib=self._settings.files_mib,
-                    processes=self._settings.processes,
-                    open_files=1024,
-                ),
-            )
+        program = Program(
+            argv=("/bin/sh", "-c", job.script, "sh", *job.arguments),
+            files=job.files,
+            stdin=job.stdin,
+            env=job.env,
+            limits=Limits(
+                wall_s=job.timeout_s,
+                cpu_s=job.timeout_s,
+                memory_mib=job.memory_mib,
+                output_kib=job.output_mib * 1024,
+                box_mib=self._settings.files_mib,
+                processes=self._settings.processes,
+                open_files=1024,
+            ),
         )
+        try:
+            return self._sandbox.run(program)
+        except SandboxError as error:
+            log.warning("the sandbox failed, trying once more: %s", error)
+        return self._sandbox.run(program)
 
     def close(self) -> None:
         self._sandbox.close()
@@ -253,8 +260,6 @@ def find_container(wanted: str) -> str:
 
 def default_python() -> str:
     """This one, with its packages, of its virtual environment if there is one."""
-    import sys
-
     return sys.executable
 
 
@@ -269,5 +274,3 @@ def search_path(python: str) -> str:
     folder = f"{os.path.dirname(os.path.abspath(python))}:" if "/" in python else ""
     return f"{folder}{ENVIRONMENT['PATH']}"
 
-
-__all__ = ["WORK", "Box", "Boxes", "ContainerBox", "Job", "SandboxBox", "find_container", "prefixes", "search_path"]

@@ -354,7 +354,8 @@ def make_samples(folder: Path) -> Path:
     """Write the repositories and `instances.jsonl`; returns that file's path.
 
     Args:
-        folder: becomes `repos/owner__name` and `instances.jsonl`; made if need be.
+        folder: becomes `repos/owner__name`, `instances.jsonl`, and `prompts.jsonl` with a prompt for each that even the
+            demo's tiny model can read; made if need be.
     """
     repos = folder / "repos"
     repos.mkdir(parents=True, exist_ok=True)
@@ -362,7 +363,15 @@ def make_samples(folder: Path) -> Path:
     with path.open("w", encoding="utf-8") as file:
         for sample in SAMPLES:
             file.write(json.dumps(_make(sample, repos / sample.repo.replace("/", "__"))) + "\n")
+    with (folder / "prompts.jsonl").open("w", encoding="utf-8") as file:
+        for sample, letter in zip(SAMPLES, "abc", strict=True):
+            row = {"prompt": f"{letter}=", "answer": "", "instance_id": _name(sample), "source": "swe"}
+            file.write(json.dumps(row) + "\n")
     return path
+
+
+def _name(sample: Sample) -> str:
+    return f"{sample.repo.replace('/', '__')}-1"
 
 
 def _make(sample: Sample, folder: Path) -> dict[str, object]:
@@ -372,7 +381,7 @@ def _make(sample: Sample, folder: Path) -> dict[str, object]:
     _commit(folder, sample.fixed, "Mend the bug")
     _commit(folder, sample.tests, "Test it")
     return {
-        "instance_id": f"{sample.repo.replace('/', '__')}-1",
+        "instance_id": _name(sample),
         "repo": sample.repo,
         "base_commit": commit,
         "patch": diff_of(sample.before, sample.fixed),
