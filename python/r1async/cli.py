@@ -13,6 +13,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from r1async.checks import implications, missing_engines, missing_files
@@ -20,6 +21,7 @@ from r1async.config import Config, ConfigError, load_config
 from r1async.disk import EXIT_CODE as DISK_FULL
 from r1async.disk import is_full
 from r1async.engines import kinds
+from r1async.finetune import command as finetune
 from r1async.inbox import Stopped
 from r1async.settings import to_yaml
 from r1async.swe import command as swe
@@ -197,6 +199,7 @@ def _parser() -> argparse.ArgumentParser:
     _simulate_command(commands)
     _grade_command(commands)
     swe.add(commands, _positive)
+    finetune.register(partial(_command, commands))
     commands.add_parser("bench", help="measure: `r1async bench --help`")
     _add_history(commands)
     return parser

@@ -14,14 +14,16 @@ import sys
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple, TextIO
 
 from r1async.answers import extract_answer
-from r1async.config import ConfigError, RewardConfig
+from r1async.config import ConfigError, RewardConfig, ScorerConfig
 from r1async.inbox import DeadlineExceeded, Inbox, Stopped, stop_on_signals
-from r1async.rewards.pool import Job, PoolError, Report, Settled, WorkerPool
+from r1async.reward_pools import weights_of
+from r1async.rewards.pool import Job, PoolError, Report, Settled
+from r1async.rewards.pools import Pools
 from r1async.settings import load_reward
 from r1async.tasks.meta import Question, encode_meta
 from r1async.types import FinishReason, Verdict
@@ -69,6 +71,9 @@ class Kind(NamedTuple):
     reader: Callable[[bytes], tuple[Line, Mapping[str, object]] | Result] | None = None
     """Reads a line of IN that has other fields, and what of it stands in OUT again; None: `parse_line`."""
 
+    per_worker: int = 8
+    """Lines that are worth a worker process."""
+
     def read(self, line: bytes) -> tuple[Line, Mapping[str, object]] | Result:
         if self.reader is not None:
             return self.reader(line)
@@ -85,6 +90,7 @@ KINDS: dict[str, Kind] = {
     "format": Kind({"format": 1.0}),
     "language": Kind({"language": 1.0}),
     "code": Kind({"code": 1.0}, ("problem",)),
+    "judge": Kind({"judge": 1.0}, ("answer",)),
 }
 
 
@@ -102,12 +108,19 @@ def grade_file(kind: str, source: Path, target: Path, overrides: Sequence[str], 
 
 
 def grade_with(
-    how: Kind, reward: RewardConfig, memory_mb: int, source: Path, target: Path, *, workers: int = 0, command: str = "grade"
+    how: Kind,
+    reward: RewardConfig,
+    scorer: ScorerConfig,
+    source: Path,
+    target: Path,
+    *,
+    workers: int = 0,
+    command: str = "grade",
 ) -> int:
     """As `grade_file`, with a reward that is there already.
 
     Args:
-        memory_mb: address space of a worker; 0 is unlimited.
+        scorer: pools and memory of the workers.
         command: as messages name it.
 
     Raises:
@@ -117,16 +130,16 @@ def grade_with(
         raise ConfigError(f"{source}: no such file")
     if target.resolve() == source.resolve():
         raise ConfigError(f"{target}: OUT must be another file than IN")
-    done = resume(source, target, how, list(reward.weights))
+    done = resume(source, target, how, list(reward.parts))
     total = sum(1 for line in source.open("rb") if line.strip()) if source.is_file() else 0
     if source.is_file() and done >= total:
         print(f"r1async {command}: {target} has all {total} verdicts", file=sys.stderr)
         return 0
     workers = workers or len(os.sched_getaffinity(0))
     if total:
-        workers = min(workers, math.ceil((total - done) / 8))
+        workers = min(workers, math.ceil((total - done) / how.per_worker))
     inbox = Inbox()
-    pool = WorkerPool(reward, workers=workers, memory_mb=memory_mb, inbox=inbox)
+    pool = Pools(reward, replace(scorer, workers=workers), inbox)
     try:
         with stop_on_signals(inbox), target.open("a", encoding="utf-8") as out:
             pool.start()
@@ -143,17 +156,18 @@ def grade_with(
     return 0
 
 
-def _reward_of(kind: str, overrides: Sequence[str]) -> tuple[Kind, RewardConfig, int]:
+def _reward_of(kind: str, overrides: Sequence[str]) -> tuple[Kind, RewardConfig, ScorerConfig]:
     if kind in KINDS:
         how = KINDS[kind]
-        reward, memory_mb = load_reward(None, overrides, how.weights)
-        return how, reward, memory_mb
+        reward, scorer = load_reward(None, overrides, how.weights)
+        return how, reward, scorer
     path = Path(kind)
     if not path.is_file():
         raise ConfigError(f"KIND: must be {', '.join(KINDS)}, or a YAML file with a reward, got {kind!r}")
-    reward, memory_mb = load_reward(path, overrides)
-    needs = [need for part, need in (("accuracy", "answer"), ("overlong", "num_tokens")) if part in reward.weights]
-    return Kind(reward.weights, tuple(needs)), reward, memory_mb
+    reward, scorer = load_reward(path, overrides)
+    every = set.intersection(*(set(weights) for weights in weights_of(reward).values()))
+    needs = [need for part, need in (("accuracy", "answer"), ("overlong", "num_tokens")) if part in every]
+    return Kind(reward.weights, tuple(needs)), reward, scorer
 
 
 def lines_of(source: Path, skip: int = 0) -> Iterator[bytes]:
@@ -303,10 +317,10 @@ class Grading:
     """The loop: read ahead, have graded, write in order."""
 
     def __init__(
-        self, pool: WorkerPool, inbox: Inbox, out: TextIO, kind: Kind, reward: RewardConfig, progress: Progress
+        self, pool: Pools, inbox: Inbox, out: TextIO, kind: Kind, reward: RewardConfig, progress: Progress
     ) -> None:
         self._pool, self._inbox, self._out, self._kind = pool, inbox, out, kind
-        self._weights, self._abstains = list(reward.weights), reward.truncated == "abstain"
+        self._weights, self._abstains = list(reward.parts), reward.truncated == "abstain"
         self._progress = progress
         self._held: OrderedDict[int, Result] = OrderedDict()
         """Lines that are read and not written, in their order."""
@@ -315,7 +329,7 @@ class Grading:
         self._asked: dict[Hashable, int] = {}
         """Jobs in work, by what they are remembered as."""
         self._known: OrderedDict[Hashable, Verdict] = OrderedDict()
-        self._window = HELD_PER_WORKER * max(1, pool.num_workers)
+        self._window = HELD_PER_WORKER * max(1, pool.workers)
         self._count = 0
 
     def run(self, lines: Iterator[bytes]) -> None:

@@ -17,8 +17,6 @@ from r1async.types import Verdict
 
 REMEMBERED = 4096
 """Verdicts kept: members of a group often propose the same."""
-NOT_ASKED = "not_asked"
-"""Status of the part for rows that are no instances."""
 
 
 class SweJudge:
@@ -43,20 +41,20 @@ class SweJudge:
         self._known: OrderedDict[tuple[str, str, str], Graded] = OrderedDict()
 
     def judge(self, question: Question, text: str) -> Verdict:
-        """The verdict; abstains as `not_asked` for a row without `instance_id`."""
-        name, task = question.extra.get("instance_id"), question.extra.get("task", "")
-        if name is None:
-            return Verdict.abstain(NOT_ASKED)
+        """The verdict; abstains as `ungradable` for a row that names no instance."""
+        name, task = question.extra.get("instance_id", ""), question.extra.get("task", "")
         instance = self._instances.get(name)
         if instance is None:
-            return Verdict(total=None, status="ungradable", detail=f"reward.swe.instances has no {name}")
+            return Verdict(total=None, status="ungradable", detail=f"reward.swe.instances has no instance {name!r}")
         if isinstance(instance, Unreadable):
             return Verdict(total=None, status="ungradable", detail=instance.why)
         if task == "check":
             return self._checked(instance)
         key = name, task, text
         if key not in self._known:
-            graded = self._grader.grade(instance, text) if task == "patch" else self._grader.grade_answer(instance, text)
+            graded = (
+                self._grader.grade(instance, text) if task == "patch" else self._grader.grade_answer(instance, text)
+            )
             if graded.verdict.total is None:
                 return Verdict(total=None, status=graded.verdict.status, detail=graded.detail)
             self._known[key] = graded

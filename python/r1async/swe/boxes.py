@@ -273,4 +273,3 @@ def search_path(python: str) -> str:
     """PATH with an interpreter's folder first."""
     folder = f"{os.path.dirname(os.path.abspath(python))}:" if "/" in python else ""
     return f"{folder}{ENVIRONMENT['PATH']}"
-

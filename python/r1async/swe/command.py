@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from r1async.config import ConfigError, RewardConfig
+from r1async.config import ConfigError, RewardConfig, ScorerConfig
 from r1async.settings import load_reward
 
 if TYPE_CHECKING:
@@ -42,9 +42,13 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser], count: Ca
         count: reads a number from 1.
     """
     shape = argparse.RawDescriptionHelpFormatter
-    swe = commands.add_parser("swe", help="check and grade software-engineering tasks", description=HELP, formatter_class=shape)
+    swe = commands.add_parser(
+        "swe", help="check and grade software-engineering tasks", description=HELP, formatter_class=shape
+    )
     each = swe.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    check = each.add_parser("check", help="is each instance good for training?", description=HELP, formatter_class=shape)
+    check = each.add_parser(
+        "check", help="is each instance good for training?", description=HELP, formatter_class=shape
+    )
     check.set_defaults(command=check_instances)
     check.add_argument("instances", type=Path, metavar="INSTANCES", help="JSONL file of instances")
     check.add_argument("--out", type=Path, metavar="OUT", help="JSONL file of what is found; what it has is kept")
@@ -56,7 +60,9 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser], count: Ca
     grade.add_argument("target", type=Path, metavar="OUT", help="JSONL file of verdicts; what it has is kept")
     for parser in (check, grade):
         parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings, as in reward.swe.timeout_s=60")
-        parser.add_argument("--repos", default="", metavar="DIR", help="folder of repositories, or the URL they lie below")
+        parser.add_argument(
+            "--repos", default="", metavar="DIR", help="folder of repositories, or the URL they lie below"
+        )
         parser.add_argument("--workers", type=count, default=0, metavar="N", help="processes (default: processors)")
     samples = each.add_parser("samples", help="write the sample repositories", description=HELP, formatter_class=shape)
     samples.set_defaults(command=write_samples)
@@ -80,15 +86,15 @@ def _no_overrides(options: argparse.Namespace) -> None:
         raise ConfigError(f"{options.overrides[0]}: r1async swe samples takes no settings")
 
 
-def _reward(options: argparse.Namespace, **fixed: object) -> tuple[RewardConfig, int]:
+def _reward(options: argparse.Namespace, **fixed: object) -> tuple[RewardConfig, ScorerConfig]:
     """Instances and repositories as the command line names them; everything else as in a run."""
     named = [f"reward.swe.instances={json.dumps(str(options.instances))}"]
     if options.repos:
         named.append(f"reward.swe.repos={json.dumps(options.repos)}")
     named += [f"reward.swe.{name}={value}" for name, value in fixed.items()]
-    reward, memory_mb = load_reward(None, [*named, *options.overrides], {"swe": 1.0})
+    reward, scorer = load_reward(None, [*named, *options.overrides], {"swe": 1.0})
     # A worker that is killed over an instance says nothing about the patch: unknown.
-    return replace(reward, timeout_is="abstain", deadline_s=GRADE_DEADLINE_S), memory_mb
+    return replace(reward, timeout_is="abstain", deadline_s=GRADE_DEADLINE_S), scorer
 
 
 def grade_predictions(options: argparse.Namespace) -> int:
@@ -96,11 +102,11 @@ def grade_predictions(options: argparse.Namespace) -> int:
     from r1async.rewards.grading import Kind, grade_with
     from r1async.rewards.swe import load_instances
 
-    reward, memory_mb = _reward(options)
+    reward, scorer = _reward(options)
     load_instances(reward.swe)  # a mistake here is one of the command line, not of every line
-    how = Kind({"swe": 1.0}, reader=read_prediction)
+    how = Kind({"swe": 1.0}, reader=read_prediction, per_worker=1)
     return grade_with(
-        how, reward, memory_mb, options.predictions, options.target, workers=options.workers, command="swe grade"
+        how, reward, scorer, options.predictions, options.target, workers=options.workers, command="swe grade"
     )
 
 
@@ -136,14 +142,14 @@ def check_instances(options: argparse.Namespace) -> int:
         name = json.loads(line)["instance_id"]
         return Line(name, Question(text="", answer="", extra={"instance_id": name, "task": "check"}), "", 0, "stop"), {}
 
-    reward, memory_mb = _reward(options, gold_runs=options.runs)
+    reward, scorer = _reward(options, gold_runs=options.runs)
     names = list(load_instances(reward.swe))
     with tempfile.TemporaryDirectory(prefix="r1async-swe-") as folder:
         asked = Path(folder, "asked.jsonl")
         asked.write_text("".join(json.dumps({"instance_id": name}) + "\n" for name in names))
         target = options.out or Path(folder, "out.jsonl")
-        how = Kind({"swe": 1.0}, reader=read)
-        code = grade_with(how, reward, memory_mb, asked, target, workers=options.workers, command="swe check")
+        how = Kind({"swe": 1.0}, reader=read, per_worker=1)
+        code = grade_with(how, reward, scorer, asked, target, workers=options.workers, command="swe check")
         if code:
             return code
         rows = [json.loads(line) for line in target.read_text().splitlines()]
@@ -167,5 +173,3 @@ def table(rows: Sequence[Mapping[str, object]], runs: int) -> str:
         lines.append(f"{row['id']!s:40} {row['status']!s:13} {gold:>7} {controls:>8}  {what}".rstrip())
     good = sum(row["status"] == "ok" for row in rows)
     return "\n".join([*lines, f"{good} of {len(rows)} instances are good ({runs} runs of the reference patch each)"])
-
-

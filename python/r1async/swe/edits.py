@@ -140,4 +140,3 @@ def fill(tree: Tree, hole: Hole, text: str) -> dict[str, Entry]:
 
 
 MAX_FILL_CHARS = 200
-

@@ -42,7 +42,23 @@ Indentation counts. Tests need not be written.
 _WORD = re.compile(r"[A-Za-z_][A-Za-z0-9_]+")
 _PARTS = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+")
 MAX_FILE_BYTES = 200_000
-SOURCES = (".py", ".pyx", ".js", ".ts", ".go", ".rs", ".java", ".c", ".h", ".cc", ".cpp", ".rb", ".php", ".toml", ".cfg")
+SOURCES = (
+    ".py",
+    ".pyx",
+    ".js",
+    ".ts",
+    ".go",
+    ".rs",
+    ".java",
+    ".c",
+    ".h",
+    ".cc",
+    ".cpp",
+    ".rb",
+    ".php",
+    ".toml",
+    ".cfg",
+)
 
 
 def render_prompt(tree: Tree, issue: str, budget: int, count: Callable[[str], int]) -> str:

@@ -61,7 +61,7 @@ def gaps(pairs):
     merged = merge(pairs)
     return [(a[1], b[0]) for a, b in zip(merged, merged[1:])]
 ''',
-        "tests/test_core.py": '''from intervals import gaps, merge
+        "tests/test_core.py": """from intervals import gaps, merge
 
 
 def test_overlap():
@@ -74,7 +74,7 @@ def test_apart():
 
 def test_gaps():
     assert gaps([(1, 2), (4, 5), (9, 10)]) == [(2, 4), (5, 9)]
-''',
+""",
     },
     fixed={
         "intervals/core.py": '''"""Merging intervals, and what lies between them."""
@@ -98,7 +98,7 @@ def gaps(pairs):
 '''
     },
     tests={
-        "tests/test_touching.py": '''import pytest
+        "tests/test_touching.py": """import pytest
 
 from intervals import gaps, merge
 
@@ -113,7 +113,7 @@ def test_touching(pairs, expected):
 
 def test_no_empty_gap():
     assert gaps([(1, 2), (2, 4), (6, 7)]) == [(4, 6)]
-'''
+"""
     },
     fail_to_pass=(
         "tests/test_touching.py::test_touching[pairs0-expected0]",
@@ -121,7 +121,11 @@ def test_no_empty_gap():
         "tests/test_touching.py::test_touching[pairs2-expected2]",
         "tests/test_touching.py::test_no_empty_gap",
     ),
-    pass_to_pass=("tests/test_core.py::test_overlap", "tests/test_core.py::test_apart", "tests/test_core.py::test_gaps"),
+    pass_to_pass=(
+        "tests/test_core.py::test_overlap",
+        "tests/test_core.py::test_apart",
+        "tests/test_core.py::test_gaps",
+    ),
     hole={"path": "intervals/core.py", "before": "low < merged[-1][1]:", "after": "low - ({answer}) < merged[-1][1]:"},
 )
 
@@ -157,15 +161,15 @@ def total(texts):
     return sum(cents for cents, _ in prices)
 ''',
         "test/__init__.py": "",
-        "test/helpers.py": '''from prices import parse_price
+        "test/helpers.py": """from prices import parse_price
 
 
 def check_price(text, cents):
     got, currency = parse_price(text)
     assert got == cents
     assert currency == "EUR"
-''',
-        "test/test_parse.py": '''import unittest
+""",
+        "test/test_parse.py": """import unittest
 
 from prices import parse_price, total
 
@@ -181,7 +185,7 @@ class ParseTest(unittest.TestCase):
     def test_currencies(self):
         with self.assertRaisesRegex(ValueError, "several"):
             total(["1 EUR", "1 USD"])
-''',
+""",
     },
     fixed={
         "src/prices/parse.py": '''import re
@@ -207,7 +211,7 @@ def total(texts):
 '''
     },
     tests={
-        "test/test_cents.py": '''import unittest
+        "test/test_cents.py": """import unittest
 
 import pytest
 
@@ -229,7 +233,7 @@ class TotalTest(unittest.TestCase):
     def test_total(self):
         self.assertEqual(total(["0.29 EUR", "0.57 EUR"]), 86)
         self.assertTrue(total(["0 EUR"]) == 0)
-'''
+"""
     },
     fail_to_pass=(
         "test/test_cents.py::test_cents",
@@ -276,7 +280,7 @@ def unique(text, taken):
     return candidate
 ''',
         "tests/__init__.py": "",
-        "tests/test_slugs.py": '''import unittest
+        "tests/test_slugs.py": """import unittest
 
 from slugs import slugify, unique
 
@@ -290,7 +294,7 @@ class SlugTest(unittest.TestCase):
 
     def test_unique(self):
         self.assertEqual(unique("one", {"one", "one-2"}), "one-3")
-''',
+""",
     },
     fixed={
         "slugs.py": '''"""Texts as parts of addresses."""
@@ -317,7 +321,7 @@ def unique(text, taken):
 '''
     },
     tests={
-        "tests/test_ends.py": '''import unittest
+        "tests/test_ends.py": """import unittest
 
 from slugs import slugify, unique
 
@@ -331,7 +335,7 @@ class EndsTest(unittest.TestCase):
     def test_cut(self):
         self.assertEqual(slugify("abc def", longest=4), "abc")
         self.assertEqual(unique("!one!", {"one"}), "one-2")
-'''
+"""
     },
     fail_to_pass=("tests.test_ends.EndsTest.test_ends", "tests.test_ends.EndsTest.test_cut"),
     pass_to_pass=(
@@ -365,7 +369,7 @@ def make_samples(folder: Path) -> Path:
             file.write(json.dumps(_make(sample, repos / sample.repo.replace("/", "__"))) + "\n")
     with (folder / "prompts.jsonl").open("w", encoding="utf-8") as file:
         for sample, letter in zip(SAMPLES, "abc", strict=True):
-            row = {"prompt": f"{letter}=", "answer": "", "instance_id": _name(sample), "source": "swe"}
+            row = {"prompt": f"{letter}=", "answer": "", "instance_id": _name(sample), "source": "swe", "domain": "swe"}
             file.write(json.dumps(row) + "\n")
     return path
 

@@ -24,6 +24,7 @@ _ENV = {"PYTHONDONTWRITEBYTECODE": "1", "PYTHONNOUSERSITE": "1", "LC_ALL": "C.UT
 _SCRIPT = """mkdir repo && tar -xf tree.tar -C repo && tar -xf git.tar -C repo && rm tree.tar git.tar && cd repo || exit 98
 exec "$@" """
 
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Report:
     """What a run of tests says."""
@@ -53,7 +54,9 @@ class Tester:
         self._settings, self._boxes = settings, boxes
         self._harness = package_files("r1async.swe").joinpath("harness.py").read_bytes()
 
-    def run(self, instance: Instance, base: Base, tree: Tree, tests: Sequence[str], *, functions: bool = False) -> Report:
+    def run(
+        self, instance: Instance, base: Base, tree: Tree, tests: Sequence[str], *, functions: bool = False
+    ) -> Report:
         """Run some tests on a tree.
 
         Args:
