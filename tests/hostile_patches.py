@@ -1,3 +1,4 @@
+# ruff: noqa: E501 - programs in one line
 """Patches that must not be rewarded, and some that must be; for the repositories of `r1async.swe.samples`."""
 
 from __future__ import annotations

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from r1async.config_swe import SweConfig
 from r1async.config_rewards import DomainConfig, JudgeConfig, PoolConfig, RewardModelConfig
+from r1async.config_swe import SweConfig
 from r1async.reward_pools import lines_of, pools_of
 
 
@@ -189,9 +189,9 @@ class CodeConfig:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RewardConfig:
     weights: dict[str, float] = field(default_factory=lambda: {"accuracy": 1.0, "format": 0.2})
-    """Parts that add up to the reward: accuracy, format, code, swe, language, judge, helpfulness, harmlessness, overlong,
-    repetition, or `module:function` of your own; each is logged. Penalties are parts from -1 to 0: their weights are
-    above 0 too."""
+    """Parts that add up to the reward: accuracy, format, code, swe, language, judge, helpfulness, harmlessness,
+    overlong, repetition, or `module:function` of your own; each is logged. Penalties are parts from -1 to 0: their
+    weights are above 0 too."""
     domains: dict[str, DomainConfig] = field(default_factory=dict)
     """Rewards of their own for rows by domain; rows of other domains, and of none, have `weights`."""
     domain_key: str = "domain"

@@ -23,7 +23,6 @@ from typing import TYPE_CHECKING
 from r1async.answers import extract_answer, last_boxed
 from r1async.config import CodeConfig, ConfigError, RewardConfig
 from r1async.config_rewards import REWARD_PARTS
-from r1async.config_swe import SweConfig
 from r1async.reward_pools import OTHERS, weights_of
 from r1async.rewards.code import CodeGrader
 from r1async.rewards.format import in_format, thought_of

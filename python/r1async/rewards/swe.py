@@ -12,6 +12,7 @@ from r1async.config_swe import SweConfig
 from r1async.rewards.sandbox import SandboxError
 from r1async.swe.grade import Graded, SweGrader
 from r1async.swe.instance import Instance, Unreadable, read_instances
+from r1async.swe.repository import RepositoryError
 from r1async.tasks.meta import Question
 from r1async.types import Verdict
 
@@ -66,8 +67,8 @@ class SweJudge:
     def _checked(self, instance: Instance) -> Verdict:
         try:
             check = self._grader.check(instance, again=True)
-        except (SandboxError, RuntimeError) as error:
-            return Verdict(total=None, status="infra_error", detail=json.dumps({"detail": str(error)}))
+        except (SandboxError, RepositoryError) as error:
+            return Verdict(total=None, status="infra_error", detail=str(error))
         return Verdict(total=float(check.ok), status=check.status, detail=json.dumps(asdict(check)))
 
 

@@ -15,6 +15,7 @@ from r1async.settings import load_reward
 
 if TYPE_CHECKING:
     from r1async.rewards.grading import Line, Result
+    from r1async.swe.check import Check
 
 HELP = """Software-engineering instances in SWE-bench's shape (docs/swe.md).
 
@@ -161,15 +162,22 @@ def table(rows: Sequence[Mapping[str, object]], runs: int) -> str:
     """A line for each instance, and the sum."""
     lines = [f"{'instance':40} {'status':13} {'gold':>7} {'controls':>8}  what"]
     for row in rows:
-        try:
-            found = json.loads(str(row["detail"]))
-        except ValueError:
-            found = {"detail": row["detail"]}
-        gold = f"{found.get('gold_passes', 0)} of {found.get('gold_runs', 0)}"
-        controls = sum(map(len, found.get("controls", {}).values()))
-        what = " ".join(str(found.get("detail", "")).split())[:80]
-        if found.get("uncontrolled"):
-            what = f"results of {len(found['uncontrolled'])} tests have no control: {found['uncontrolled'][0]}"
+        check = _check_of(str(row["detail"]))
+        gold = f"{check.gold_passes} of {check.gold_runs}"
+        what = " ".join(check.detail.split())[:80]
+        if check.uncontrolled:
+            what = f"results of {len(check.uncontrolled)} tests have no control: {check.uncontrolled[0]}"
+        controls = sum(map(len, check.controls.values()))
         lines.append(f"{row['id']!s:40} {row['status']!s:13} {gold:>7} {controls:>8}  {what}".rstrip())
     good = sum(row["status"] == "ok" for row in rows)
     return "\n".join([*lines, f"{good} of {len(rows)} instances are good ({runs} runs of the reference patch each)"])
+
+
+def _check_of(detail: str) -> Check:
+    """What a worker found out; where it could not, why."""
+    from r1async.swe.check import Check
+
+    try:
+        return Check(**json.loads(detail))
+    except (ValueError, TypeError):
+        return Check(status="", detail=detail)

@@ -19,7 +19,6 @@ from typing import NamedTuple
 
 from r1async.swe.names import Where
 
-
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
@@ -37,10 +36,10 @@ class Site(NamedTuple):
     edits: Sequence[Edit]
 
 
-_EQUAL = frozenset(
-    "assertEqual assertEquals assertListEqual assertDictEqual assertSetEqual assertTupleEqual assertSequenceEqual"
-    " assertCountEqual assertMultiLineEqual assertAlmostEqual assertAlmostEquals".split()
+_EQUAL_NAMES = (
+    "Equal Equals ListEqual DictEqual SetEqual TupleEqual SequenceEqual CountEqual MultiLineEqual AlmostEqual"
 )
+_EQUAL = frozenset(f"assert{name}" for name in _EQUAL_NAMES.split())
 _OPPOSITE = {
     "assertTrue": "assertFalse",
     "assertIs": "assertIsNot",

@@ -7,17 +7,21 @@ program in the same process can still find both, so nobody believes these lines 
 Python 3.8 or newer: repositories choose their own.
 """
 
+import contextlib
 import importlib
 import json
 import os
 import sys
 
-PREIMPORTED = """argparse ast atexit bdb bisect builtins calendar cmd code codecs collections contextlib copy copyreg ctypes
-dataclasses datetime decimal difflib dis doctest encodings enum errno fnmatch fractions functools gc genericpath glob
-hashlib heapq importlib importlib.metadata importlib.util inspect io itertools json keyword linecache locale logging math
-numbers opcode operator os pathlib pdb pkgutil platform posixpath pprint py queue random re reprlib select selectors shlex
-shutil signal socket stat string struct subprocess sys sysconfig tempfile textwrap threading time timeit token tokenize
-traceback types typing unittest unittest.async_case unittest.mock uuid warnings weakref xml.etree.ElementTree zipfile""".split()
+PREIMPORTED = """
+argparse ast atexit bdb bisect builtins calendar cmd code codecs collections contextlib copy copyreg ctypes
+dataclasses datetime decimal difflib dis doctest encodings enum errno fnmatch fractions functools gc genericpath
+glob hashlib heapq importlib importlib.metadata importlib.util inspect io itertools json keyword linecache locale
+logging math numbers opcode operator os pathlib pdb pkgutil platform posixpath pprint py queue random re reprlib
+select selectors shlex shutil signal socket stat string struct subprocess sys sysconfig tempfile textwrap threading
+time timeit token tokenize traceback types typing unittest unittest.async_case unittest.mock uuid warnings weakref
+xml.etree.ElementTree zipfile
+"""
 """Before anything of the repository, which might have a file of that name."""
 
 
@@ -26,11 +30,9 @@ def main():
     tell = _channel(order.pop("word"))
     # The folder of this file: a repository's modules are not to be found there.
     sys.path.pop(0)
-    for name in PREIMPORTED:
-        try:
+    for name in PREIMPORTED.split():
+        with contextlib.suppress(ImportError):
             importlib.import_module(name)
-        except ImportError:
-            pass
     _watch(tell, os.getcwd())
     sys.argv[:] = ["pytest" if order["runner"] == "pytest" else "unittest"]
     run = {"pytest": _pytest_run, "unittest": _unittest_run}[order["runner"]]
@@ -58,11 +60,11 @@ def _channel(word):
     return tell
 
 
-INTROSPECTION = frozenset(
-    """sys._getframe sys._current_frames sys._current_exceptions sys.settrace sys.setprofile sys.addaudithook gc.get_objects
-    gc.get_referrers gc.get_referents ctypes.dlopen ctypes.dlsym ctypes.cdata ctypes.cdata/buffer ctypes.string_at
-    code.__new__""".split()
-)
+INTROSPECTION = """
+sys._getframe sys._current_frames sys._current_exceptions sys.settrace sys.setprofile sys.addaudithook gc.get_objects
+gc.get_referrers gc.get_referents ctypes.dlopen ctypes.dlsym ctypes.cdata ctypes.cdata/buffer ctypes.string_at
+code.__new__
+"""
 """Audit events of code that looks at, or into, those who call it."""
 FRAMES = frozenset(("tb_frame", "gi_frame", "cr_frame", "ag_frame"))
 LENDERS = frozenset(("inspect.py", "traceback.py", "ctypes/__init__.py"))
@@ -72,11 +74,12 @@ LENDERS = frozenset(("inspect.py", "traceback.py", "ctypes/__init__.py"))
 def _watch(tell, repository):
     """Tell which files of the repository look into their callers. A hook cannot be taken away again."""
     root, getframe, told, busy = repository + os.sep, sys._getframe, set(), [False]
+    events = frozenset(INTROSPECTION.split())
 
     def hook(event, arguments):
         if busy[0]:
             return
-        if event not in INTROSPECTION and not (
+        if event not in events and not (
             (event == "object.__getattr__" and arguments[1] in FRAMES)
             or (event == "object.__setattr__" and arguments[1] == "__code__")
             or (event == "open" and isinstance(arguments[0], str) and arguments[0].startswith("/proc/"))
@@ -150,34 +153,34 @@ def _unittest_run(order, tell):
         def _tell(self, test, outcome, detail=""):
             tell({"test": test.id(), "when": "call", "outcome": outcome, "detail": detail[-400:]})
 
-        def addSuccess(self, test):
+        def addSuccess(self, test):  # noqa: N802 - unittest's name
             super().addSuccess(test)
             self._tell(test, "passed")
 
-        def addFailure(self, test, err):
+        def addFailure(self, test, err):  # noqa: N802 - unittest's name
             super().addFailure(test, err)
-            self._tell(test, "failed", self._exc_info_to_string(err, test))
+            self._tell(test, "failed", str(err[1]))
 
-        def addError(self, test, err):
+        def addError(self, test, err):  # noqa: N802 - unittest's name
             super().addError(test, err)
-            self._tell(test, "failed", self._exc_info_to_string(err, test))
+            self._tell(test, "failed", str(err[1]))
 
-        def addSkip(self, test, reason):
+        def addSkip(self, test, reason):  # noqa: N802 - unittest's name
             super().addSkip(test, reason)
             self._tell(test, "skipped")
 
-        def addExpectedFailure(self, test, err):
+        def addExpectedFailure(self, test, err):  # noqa: N802 - unittest's name
             super().addExpectedFailure(test, err)
             self._tell(test, "xfailed")
 
-        def addUnexpectedSuccess(self, test):
+        def addUnexpectedSuccess(self, test):  # noqa: N802 - unittest's name
             super().addUnexpectedSuccess(test)
             self._tell(test, "xpassed")
 
-        def addSubTest(self, test, subtest, err):
+        def addSubTest(self, test, subtest, err):  # noqa: N802 - unittest's name
             super().addSubTest(test, subtest, err)
             if err is not None:
-                self._tell(test, "failed", self._exc_info_to_string(err, test))
+                self._tell(test, "failed", str(err[1]))
 
     sys.path[0:0] = _paths(order)
     suite = unittest.TestSuite()

@@ -1,8 +1,8 @@
 """The single-shot prompt of a software-engineering rollout: the issue, the files that matter, the answer's format.
 
 After Agentless's repair step (arXiv 2407.01489, sec. 3.2): no agent, no tools; the model reads the issue and some files
-and answers with search/replace edits. Agentless asks a model which files matter; here they are ranked by words, so that a
-prompt costs no model call and is always the same.
+and answers with search/replace edits. Agentless asks a model which files matter; here they are ranked by words, so that
+a prompt costs no model call and is always the same.
 """
 
 from __future__ import annotations

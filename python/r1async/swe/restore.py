@@ -16,9 +16,10 @@ TEST_FOLDERS = frozenset(("test", "tests", "e2e", "testing"))
 """As SWE-bench tells a test patch from a patch."""
 INFRASTRUCTURE = frozenset(
     (
-        "conftest.py pytest.ini .pytest.ini pytest.toml .pytest.toml tox.ini setup.cfg pyproject.toml .coveragerc"
-        " sitecustomize.py usercustomize.py tests.py runtests.py pytest.py .gitattributes .gitmodules"
-    ).split()
+        *("conftest.py", "pytest.ini", ".pytest.ini", "pytest.toml", ".pytest.toml", "tox.ini", "setup.cfg"),
+        *("pyproject.toml", ".coveragerc", "sitecustomize.py", "usercustomize.py", "tests.py", "runtests.py"),
+        *("pytest.py", ".gitattributes", ".gitmodules"),
+    )
 )
 """Names of files, anywhere, that a test runner or an interpreter reads on its own."""
 _PATTERNS = ("test_*.py", "*_test.py", "*.pth", "*.pyc", "*.pyo", "*.egg-link")

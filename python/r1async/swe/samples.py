@@ -132,8 +132,8 @@ def test_no_empty_gap():
 PRICES = Sample(
     repo="acme/prices",
     problem=(
-        "parse_price('-1.50 EUR') should raise ValueError, as prices are not negative; and cents are lost: '0.29 EUR' is"
-        " 29 cents and not 28."
+        "parse_price('-1.50 EUR') should raise ValueError, as prices are not negative; and cents are lost: '0.29 EUR'"
+        " is 29 cents and not 28."
     ),
     before={
         "setup.cfg": "[metadata]\nname = prices\n\n[tool:pytest]\ntestpaths = test\n",

@@ -21,7 +21,8 @@ from r1async.swe.workshop import Base
 # PYTHONHASHSEED and TZ are the sandbox's own; a container gets the same.
 _ENV = {"PYTHONDONTWRITEBYTECODE": "1", "PYTHONNOUSERSITE": "1", "LC_ALL": "C.UTF-8", "PYTHONSAFEPATH": ""}
 
-_SCRIPT = """mkdir repo && tar -xf tree.tar -C repo && tar -xf git.tar -C repo && rm tree.tar git.tar && cd repo || exit 98
+_SCRIPT = """mkdir repo && tar -xf tree.tar -C repo && tar -xf git.tar -C repo || exit 98
+rm tree.tar git.tar && cd repo || exit 98
 exec "$@" """
 
 

@@ -159,7 +159,7 @@ class ChainModSource:
         seed: int,
         tokenizer: PromptTokenizer,
         slow_share: float = 0.0,
-        slow_rows: Rows = (),
+        slow_rows: Rows[Row] | None = None,
         slow_digest: str = "",
     ) -> None:
         self._tokenizer, self._slow_share = tokenizer, slow_share
@@ -183,7 +183,7 @@ class ChainModSource:
         while len(self._states) <= block:
             self._block(len(self._states) - 1)
         problem = self._block(block)[place]
-        if len(self._slow_rows) and _is_slow(problem.text, self._slow_share):
+        if self._slow_rows is not None and _is_slow(problem.text, self._slow_share):
             return self._of_row(ordinal, self._slow_rows[ordinal % len(self._slow_rows)])
         return self._as_prompt(ordinal, problem)
 

@@ -39,7 +39,7 @@ def _chain_mod(config: Config, tokenizer: PromptTokenizer) -> PromptSource:
         seed=config.seed,
         tokenizer=tokenizer,
         slow_share=data.slow_share,
-        slow_rows=read_rows(slow, data.prompt_key, data.answer_key, setting="data.slow_path") if slow else (),
+        slow_rows=read_rows(slow, data.prompt_key, data.answer_key, setting="data.slow_path") if slow else None,
         slow_digest=digest_of(slow) if slow else "",
     )
 
