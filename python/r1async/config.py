@@ -13,6 +13,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
+from r1async.config_sample import SampleConfig
+
 
 class ConfigError(ValueError):
     """A setting that cannot work; the message names the key, what it got and what it wants."""
@@ -573,6 +575,7 @@ class Config:
     monitor: MonitorConfig = field(default_factory=MonitorConfig)
     progress: ProgressConfig = field(default_factory=ProgressConfig)
     simulate: SimulateConfig = field(default_factory=SimulateConfig)
+    sample: SampleConfig = field(default_factory=SampleConfig)
 
     @property
     def run_dir(self) -> Path:

@@ -69,8 +69,12 @@ class Pass:
     answers: dict[tuple[int, int], Answer] = field(default_factory=dict)
     """By problem and member."""
 
-    def begin(self) -> tuple[dict[str, object], dict[str, NDArray[np.int32]]]:
-        """The `evaluate` message, for an evaluation without any answers yet."""
+    def begin(self, first: int | None = None) -> tuple[dict[str, object], dict[str, NDArray[np.int32]]]:
+        """The `evaluate` message, for an evaluation without any answers yet.
+
+        Args:
+            first: number of its first completion, which keys the sampling noise; None: the buffer counts.
+        """
         self.id = f"{self.pin}-{self.plan.name}-{uuid.uuid4().hex[:8]}"
         self.answers.clear()
         header: dict[str, object] = {
@@ -81,6 +85,8 @@ class Pass:
             "sampling": asdict(self.plan.sampling),
             "metas": [encode_meta(prompt) for prompt in self.prompts],
         }
+        if first is not None:
+            header["first"] = first
         tokens = [prompt.token_ids for prompt in self.prompts]
         return header, {
             "prompt_tokens": np.concatenate(tokens).astype(np.int32),

@@ -353,6 +353,7 @@ fn tell(
             samples,
             sampling,
             prompts,
+            first,
         } => {
             let tokens: Vec<Vec<i32>> = prompts
                 .iter()
@@ -369,6 +370,7 @@ fn tell(
                 pin: *pin,
                 samples: *samples,
                 sampling: *sampling,
+                first: *first,
                 prompts: prompts.collect(),
             };
             ledger.evaluate(request).is_ok()

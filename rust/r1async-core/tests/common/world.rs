@@ -457,6 +457,7 @@ impl World {
                 pin,
                 samples,
                 sampling,
+                first: None,
                 prompts,
             })
             .unwrap();
