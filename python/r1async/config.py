@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from r1async.config_rewards import DomainConfig, JudgeConfig, PoolConfig, RewardModelConfig
+from r1async.config_sample import SampleConfig
 from r1async.config_swe import SweConfig
 from r1async.reward_pools import lines_of, pools_of
 
@@ -603,6 +604,7 @@ class Config:
     monitor: MonitorConfig = field(default_factory=MonitorConfig)
     progress: ProgressConfig = field(default_factory=ProgressConfig)
     simulate: SimulateConfig = field(default_factory=SimulateConfig)
+    sample: SampleConfig = field(default_factory=SampleConfig)
 
     @property
     def run_dir(self) -> Path:

@@ -18,6 +18,7 @@ import zmq
 
 from r1async import disk
 from r1async.config import Config
+from r1async.config_sample import SAMPLED
 from r1async.engines import FENCED_EXIT_CODE
 from r1async.evaluation.schedule import settled_numbers
 from r1async.keys import client_keys
@@ -40,6 +41,7 @@ from r1async.launch.roles import (
     evaluator_role,
     generator_roles,
     learner_roles,
+    sampler_role,
     scorer_roles,
 )
 from r1async.launch.stall import Diagnosis, StallWatch, end_s
@@ -61,8 +63,11 @@ BUFFER_END_S = 10.0
 """Seconds the buffer has to write its audit."""
 
 
-def run(config: Config) -> int:
+def run(config: Config, *, sampling: bool = False) -> int:
     """Sees one run through; returns the exit code (`r1async run --help` lists them).
+
+    Args:
+        sampling: rejection sampling: one role samples in the place of learner and evaluator.
 
     Raises:
         ConfigError: the folder is in use, or cannot be used as `resume` says.
@@ -75,12 +80,12 @@ def run(config: Config) -> int:
             )
             return 0
         start = prepare(config)
-        for former in ("outcome.json", "stall.json"):
+        for former in ("outcome.json", "stall.json", SAMPLED):
             (config.run_dir / former).unlink(missing_ok=True)
         make_ipc_dir(config)
         with Signals() as signals:
             try:
-                outcome = Launcher(config, start, signals).run()
+                outcome = Launcher(config, start, signals, sampling=sampling).run()
             finally:
                 remove_ipc_dir(config)
         if outcome.message:
@@ -98,7 +103,8 @@ def run(config: Config) -> int:
 class Launcher:
     """One run's processes, from the first to the last."""
 
-    def __init__(self, config: Config, start: Start, signals: Signals) -> None:
+    def __init__(self, config: Config, start: Start, signals: Signals, *, sampling: bool = False) -> None:
+        self._sampling = sampling
         self._config = config
         self._start = start
         self._signals = signals
@@ -207,13 +213,10 @@ class Launcher:
 
     def _roles(self) -> list[Role]:
         config, path = self._config, self._config_path
-        return [
-            buffer_role(config, path),
-            *learner_roles(config, path),
-            *generator_roles(config, path),
-            *scorer_roles(config, path),
-            evaluator_role(path),
-        ]
+        pools = [buffer_role(config, path), *generator_roles(config, path), *scorer_roles(config, path)]
+        if self._sampling:
+            return [*pools, sampler_role(path)]
+        return [*pools, *learner_roles(config, path), evaluator_role(path)]
 
     def _say_start(self, view: LiveView) -> None:
         if self._start.resumed:
@@ -323,6 +326,8 @@ class Launcher:
         """
         if ended.code != 0:
             return False
+        if ended.role.kind == "sampler":
+            return (self._config.run_dir / SAMPLED).is_file()
         if ended.role.kind == "evaluator":
             return self._last_version_evaluated()
         return ended.role.kind == "learner" and self._final >= 0
@@ -389,6 +394,8 @@ class Launcher:
         """The run is done when the last version is evaluated, and saved and exported by the learner: one that dies
         before still has something to do. Without any event (all of them lost) the evaluator alone decides.
         """
+        if "sampler" in self._finished:
+            return Outcome("done", 0)
         saved = self._final >= 0 or not self._heard
         return Outcome("done", 0) if "evaluator" in self._finished and saved else None
 

@@ -82,6 +82,16 @@ def _threads(count: int) -> dict[str, str]:
     return {**FEW_THREADS, "OMP_NUM_THREADS": str(count)}
 
 
+def sampler_role(config_path: Path) -> Role:
+    return Role(
+        name="sampler",
+        kind="sampler",
+        arguments=("sample", str(config_path)),
+        environment=FEW_THREADS,
+        restarts=EVALUATOR_RESTARTS,
+    )
+
+
 def rank_environment(rank: int, world: int, port: int, *, threads: int) -> dict[str, str]:
     """What torch.distributed reads in a rank of this machine."""
     return {
