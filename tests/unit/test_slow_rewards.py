@@ -96,6 +96,9 @@ class World:
                 self.at(seconds, lambda lease=lease, rollout=rollout, pool=pool: self.graded(lease, rollout, pool))
         for message in self.run.take_all(self.learner.name, "batch"):
             self.at(STEP_S, lambda message=message: self.trained(message))
+        for inbox in self.run.inboxes.values():
+            inbox.clear()  # acks and the like, which nobody here reads
+        self.run.frames.clear()
 
     def sampled(self, held: list[dict[str, Any]]) -> None:
         self.generator.held = held
