@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 from r1async.checks_rewards import RANGES as REWARD_RANGES
 from r1async.checks_rewards import pools_out_of_range, reward_problems_of_parts
-from r1async.config import TARGET_LANGUAGES
+from r1async.config import TARGET_LANGUAGES, DirectMedium
 from r1async.engines import ENGINES, kinds, python_for
 from r1async.ranges import COUNT, MAYBE, POSITIVE, SECONDS, SHARE, Range
 from r1async.reward_pools import lines_of, pools_of, weights_of
@@ -481,7 +481,26 @@ def _medium_problems(config: Config) -> list[str]:
         return [f"weights.directory: {weights.directory} is not used with weights.medium={weights.medium}"]
     if weights.directory and config.endpoints.relay:
         return ["endpoints.relay: generators read weights.directory; a relay would have nobody to serve"]
-    return []
+    return [] if config.direct_medium is None else _direct_problems(config, config.direct_medium)
+
+
+def _direct_problems(config: Config, medium: DirectMedium) -> list[str]:
+    """Of an engine's own transfer."""
+    named = kinds(config.generator.engine)
+    takers = ("vllm", "sglang") if medium == "nccl" else ("vllm",)
+    found = []
+    if not set(named) & set(takers):
+        found.append(
+            f"weights.medium: {medium} is a transfer of {' and '.join(takers)}, and generator.engine={'+'.join(named)} "
+            "has none of these; set weights.medium=zmq"
+        )
+    elif medium != "nccl" and "sglang" in named:
+        found.append(f"weights.medium: SGLang has no {medium}; set weights.medium=nccl, or zmq")
+    if config.endpoints.relay:
+        found.append(
+            f"endpoints.relay: with weights.medium={medium} engines are sent weights by the learner, not a relay"
+        )
+    return found
 
 
 def _progress_problems(config: Config) -> list[str]:
