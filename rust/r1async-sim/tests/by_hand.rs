@@ -275,6 +275,7 @@ fn varied(seed: u64) -> (Settings, Model) {
     model.generators = Generators {
         count: pick(8, &[1.0, 3.0]) as usize,
         slots: pick(9, &[2.0, 4.0, 17.0]) as usize,
+        chunk_tokens: pick(16, &[1.0, 8.0, 64.0]) as u32,
         token_s: 0.2,
         token_alone_s: 0.1,
         turnaround_s: pick(10, &[0.0, 0.3]),
