@@ -276,10 +276,16 @@ impl History {
 
 fn open_events(folder: &Path) -> Result<(Records, Header), JournalError> {
     let path = files::events(folder);
-    if !exists(&path) {
+    if exists(&path) {
+        return Records::open(path, ("events", 0));
+    }
+    if !folder.is_dir()
+        || generations(folder, "payload")?.is_empty() && generations(folder, "snapshot")?.is_empty()
+    {
         return Err(JournalError::Missing(folder.to_owned()));
     }
-    Records::open(path, ("events", 0))
+    let text = "it is missing".to_owned();
+    Err(JournalError::Parts { path, text })
 }
 
 /// A payload that is newer than the newest snapshot is left of one that was not finished, and empty.

@@ -182,6 +182,52 @@ fn neither_does_one_that_is_lost_with_the_header_of_its_payload() {
 }
 
 #[test]
+fn events_that_are_gone_are_missed_and_not_begun_anew() {
+    let folder = tempfile::tempdir().unwrap();
+    run(folder.path());
+    let events = folder.path().join("events");
+    let whole = fs::read(&events).unwrap();
+    fs::write(&events, &whole[..9]).unwrap();
+    assert!(Journal::exists(folder.path()).unwrap());
+    let text = open(folder.path()).unwrap_err().to_string();
+    assert!(
+        text.ends_with("events is not what its name says: it does not begin with a header"),
+        "{text}"
+    );
+    fs::remove_file(&events).unwrap();
+    // Whatever is left tells that there was a journal.
+    for left in ["snapshot-000001", "payload-000001", "payload-000000"] {
+        assert!(Journal::exists(folder.path()).unwrap());
+        let text = open(folder.path()).unwrap_err().to_string();
+        assert!(text.ends_with("events: it is missing"), "{text}");
+        fs::remove_file(folder.path().join(left)).unwrap();
+    }
+    assert!(!Journal::exists(folder.path()).unwrap());
+    assert!(!Journal::exists(&folder.path().join("nowhere")).unwrap());
+}
+
+#[test]
+fn a_journal_that_a_crash_kept_from_its_beginning_is_none() {
+    let folder = tempfile::tempdir().unwrap();
+    drop(Journal::create(folder.path(), identity(), KEEP(), settings()).unwrap());
+    let (events, payload) = (
+        folder.path().join("events"),
+        folder.path().join("payload-000000"),
+    );
+    for file in [&events, &payload] {
+        let whole = fs::read(file).unwrap();
+        for length in [whole.len() - 1, 9, 0] {
+            fs::write(file, &whole[..length]).unwrap();
+            assert!(!Journal::exists(folder.path()).unwrap());
+        }
+    }
+    fs::remove_file(&events).unwrap();
+    assert!(!Journal::exists(folder.path()).unwrap());
+    drop(Journal::create(folder.path(), identity(), KEEP(), settings()).unwrap());
+    assert!(Journal::exists(folder.path()).unwrap());
+}
+
+#[test]
 fn a_crash_while_a_snapshot_is_taken_costs_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let mut buffer = Buffer::create(folder.path(), KEEP());
