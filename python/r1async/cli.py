@@ -283,8 +283,8 @@ def _machines(text: str) -> int:
 
 
 def _index(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"must be a whole number from 0, got {text!r}")
+    if not text.isdecimal() or int(text) >= 2**63:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 0, below 2^63, got {text:.40}")
     return int(text)
 
 

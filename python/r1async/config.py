@@ -695,8 +695,9 @@ def journal_dir(run_dir: Path) -> Path:
 
 
 def has_journal(run_dir: Path) -> bool:
-    """Whether a life of the run has begun a journal in its folder."""
-    return (journal_dir(run_dir) / "events").is_file()
+    """Whether a life of the run has begun a journal in its folder; if parts of it are gone, opening it says which."""
+    folder = journal_dir(run_dir)
+    return any(any(folder.glob(name)) for name in ("events", "payload-*", "snapshot-*"))
 
 
 def ipc_dir(run_dir: Path) -> Path:
