@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 from r1async.checks_rewards import RANGES as REWARD_RANGES
 from r1async.checks_rewards import pools_out_of_range, reward_problems_of_parts
-from r1async.config import TARGET_LANGUAGES
+from r1async.config import TARGET_LANGUAGES, DirectMedium
 from r1async.engines import ENGINES, kinds, python_for
 from r1async.ranges import COUNT, MAYBE, POSITIVE, SECONDS, SHARE, Range
 from r1async.reward_pools import lines_of, pools_of, weights_of
@@ -134,6 +134,20 @@ RANGES: dict[str, Range] = {
     "progress.role_s": SECONDS,
     "progress.quarantine_after": Range(1, 1000),
     "progress.filtered_batches": COUNT,
+    "sample.prompts": MAYBE,
+    "sample.samples": Range(1, 65536),
+    "sample.temperature": Range(0, 10, above=True),
+    "sample.top_p": Range(0, 1, above=True),
+    "sample.ahead": MAYBE,
+    "sample.part_rows": COUNT,
+    "sample.part_s": SECONDS,
+    "sample.ratio": POSITIVE,
+    "sample.reasoning": MAYBE,
+    "sample.keep.min_language": SHARE,
+    "sample.keep.max_paragraph_chars": MAYBE,
+    "sample.keep.per_prompt": COUNT,
+    "sample.decontaminate.ngram": Range(2, 1000),
+    "sample.decontaminate.short": Range(1, 1000),
     "simulate.hours": Range(0, 24 * 366),
     "simulate.warmup_steps": Range(-1, 10_000_000),
     "simulate.tokens_per_unit": Range(0, 1_000_000),
@@ -228,6 +242,10 @@ def _source_problems(config: Config) -> list[str]:
         found.append(f"name: must be a folder name such as demo or sweeps/demo, got {config.name!r}")
     if config.data.task == "file" and not config.data.path:
         found.append("data.path: data.task=file needs a JSONL or parquet file or a data set folder; set data.path=FILE")
+    if config.data.task == "swe" and not config.data.path:
+        found.append("data.path: data.task=swe needs a JSONL file of instances; set data.path=FILE")
+    if config.data.slow_path and (config.data.task != "chain-mod" or not config.data.slow_share):
+        found.append("data.slow_path: takes the place of problems of data.task=chain-mod; set data.slow_share above 0")
     if config.cold_start.enabled and config.data.task != "chain-mod":
         found.append("cold_start.enabled: only data.task=chain-mod has demonstrations; set model.path=DIR")
     if config.cold_start.enabled and config.model.path:
@@ -253,6 +271,8 @@ def reward_problems(config: Config) -> list[str]:
             f"reward.overlong_cache: {reward.overlong_cache} tokens are more than the maximum of {reward.overlong_max} "
             "(reward.overlong_max, or sampling.max_tokens)"
         )
+    if "swe" in reward.parts and not reward.swe.instances:
+        found.append("reward.swe.instances: the part swe needs a JSONL file of instances")
     if reward.code.url and not reward.code.url.startswith(("http://", "https://")):
         found.append(f"reward.code.url: must begin with http:// or https://, got {reward.code.url!r}")
     return found
@@ -265,10 +285,13 @@ def missing_files(config: Config) -> list[str]:
     if model and not Path(model, "config.json").is_file():
         what = "has no config.json; a Hugging Face model folder has one" if Path(model).is_dir() else "no such folder"
         found.append(f"model.path: {model}: {what}")
-    if config.data.task == "file":
-        for key, path in (("data.path", config.data.path), ("data.eval_path", config.data.eval_path)):
-            if path and not Path(path).exists():
-                found.append(f"{key}: {path}: no such file or folder")
+    data, instances = config.data, config.reward.swe.instances
+    named = {"data.path": data.path, "data.eval_path": data.eval_path} if data.task != "chain-mod" else {}
+    named["data.slow_path"] = data.slow_path
+    named["reward.swe.instances"] = instances if "swe" in config.reward.parts else ""
+    found += [
+        f"{key}: {path}: no such file or folder" for key, path in named.items() if path and not Path(path).exists()
+    ]
     keys = config.security.keys
     if keys and not Path(keys).is_dir():
         found.append(f"security.keys: {keys}: no such folder; `r1async keys --out {keys}` makes it")
@@ -461,7 +484,26 @@ def _medium_problems(config: Config) -> list[str]:
         return [f"weights.directory: {weights.directory} is not used with weights.medium={weights.medium}"]
     if weights.directory and config.endpoints.relay:
         return ["endpoints.relay: generators read weights.directory; a relay would have nobody to serve"]
-    return []
+    return [] if config.direct_medium is None else _direct_problems(config, config.direct_medium)
+
+
+def _direct_problems(config: Config, medium: DirectMedium) -> list[str]:
+    """Of an engine's own transfer."""
+    named = kinds(config.generator.engine)
+    takers = ("vllm", "sglang") if medium == "nccl" else ("vllm",)
+    found = []
+    if not set(named) & set(takers):
+        found.append(
+            f"weights.medium: {medium} is a transfer of {' and '.join(takers)}, and generator.engine={'+'.join(named)} "
+            "has none of these; set weights.medium=zmq"
+        )
+    elif medium != "nccl" and "sglang" in named:
+        found.append(f"weights.medium: SGLang has no {medium}; set weights.medium=nccl, or zmq")
+    if config.endpoints.relay:
+        found.append(
+            f"endpoints.relay: with weights.medium={medium} engines are sent weights by the learner, not a relay"
+        )
+    return found
 
 
 def _progress_problems(config: Config) -> list[str]:

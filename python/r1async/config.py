@@ -14,7 +14,11 @@ from pathlib import Path
 from typing import Literal
 
 from r1async.config_rewards import DomainConfig, JudgeConfig, PoolConfig, RewardModelConfig
+from r1async.config_sample import SampleConfig
+from r1async.config_swe import SweConfig
 from r1async.reward_pools import lines_of, pools_of
+
+DirectMedium = Literal["nccl", "ipc", "sparse_nccl"]
 
 
 class ConfigError(ValueError):
@@ -33,8 +37,9 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DataConfig:
-    task: Literal["chain-mod", "file"] = "file"
-    """chain-mod: the embedded arithmetic task. file: prompts and answers from `data.path`."""
+    task: Literal["chain-mod", "file", "swe"] = "file"
+    """chain-mod: the embedded arithmetic task. file: prompts and answers from `data.path`. swe: `data.path` has
+    software-engineering instances, each asked in one shot with the files that matter; their source is `swe`."""
     path: str = ""
     """JSONL or parquet file, or a directory saved by `datasets`, for task=file."""
     eval_path: str = ""
@@ -53,6 +58,8 @@ class DataConfig:
     """Shuffle the rows by `seed`; false keeps the file's order."""
     slow_share: float = 0.0
     """Share of chain-mod's problems that belong to the source `slow` (a file names its rows' in a column `source`)."""
+    slow_path: str = ""
+    """Rows that take the place of chain-mod's slow problems, in the form of `data.path`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -185,9 +192,9 @@ class CodeConfig:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RewardConfig:
     weights: dict[str, float] = field(default_factory=lambda: {"accuracy": 1.0, "format": 0.2})
-    """Parts that add up to the reward: accuracy, format, code, language, judge, helpfulness, harmlessness, overlong,
-    repetition, or `module:function` of your own; each is logged. Penalties are parts from -1 to 0: their weights are
-    above 0 too."""
+    """Parts that add up to the reward: accuracy, format, code, swe, language, judge, helpfulness, harmlessness,
+    overlong, repetition, or `module:function` of your own; each is logged. Penalties are parts from -1 to 0: their
+    weights are above 0 too."""
     domains: dict[str, DomainConfig] = field(default_factory=dict)
     """Rewards of their own for rows by domain; rows of other domains, and of none, have `weights`."""
     domain_key: str = "domain"
@@ -196,6 +203,7 @@ class RewardConfig:
     helpfulness: RewardModelConfig = field(default_factory=RewardModelConfig)
     harmlessness: RewardModelConfig = field(default_factory=RewardModelConfig)
     code: CodeConfig = field(default_factory=CodeConfig)
+    swe: SweConfig = field(default_factory=SweConfig)
     format: Literal["r1_zero", "think", "special_token"] = "r1_zero"
     """r1_zero: <think>…</think><answer>…</answer> and nothing else. think: <think>…</think> and a non-empty rest.
     special_token: DeepSeek-R1's |special_token|<reasoning>|special_token|<summary>."""
@@ -436,8 +444,11 @@ class WeightsConfig:
     32 MiB for 100 Gbit/s."""
     window: int = 16
     """Versions back from the newest from which a receiver gets a delta; 0: every version travels whole."""
-    medium: Literal["zmq", "directory"] = "zmq"
-    """What generators take versions through: zmq (the learner's socket, or a relay's) or directory."""
+    medium: Literal["zmq", "directory", "nccl", "ipc", "sparse_nccl"] = "zmq"
+    """What generators take versions through: zmq (the learner's socket, or a relay's) or directory; or, between GPUs,
+    the engine's own transfer, straight from the learner: nccl (vLLM, SGLang), ipc and sparse_nccl (vLLM)."""
+    direct_address: str = "127.0.0.1"
+    """Of the machine of the learner's rank 0, as the engines reach it, for nccl and sparse_nccl."""
     directory: str = ""
     """Folder of weights.medium=directory: seen by learner and generators (an object store's mount, a network file
     system, /dev/shm on one machine). The learner keeps RUN/ in it with the versions of its window."""
@@ -612,6 +623,7 @@ class Config:
     monitor: MonitorConfig = field(default_factory=MonitorConfig)
     progress: ProgressConfig = field(default_factory=ProgressConfig)
     simulate: SimulateConfig = field(default_factory=SimulateConfig)
+    sample: SampleConfig = field(default_factory=SampleConfig)
 
     @property
     def run_dir(self) -> Path:
@@ -638,7 +650,12 @@ class Config:
     @property
     def resolved_reward(self) -> RewardConfig:
         """reward, with what it takes from other tables."""
-        return replace(self.reward, overlong_max=self.reward.overlong_max or self.sampling.max_tokens)
+        instances = self.reward.swe.instances or (self.data.path if self.data.task == "swe" else "")
+        return replace(
+            self.reward,
+            overlong_max=self.reward.overlong_max or self.sampling.max_tokens,
+            swe=replace(self.reward.swe, instances=instances),
+        )
 
     @property
     def correction(self) -> str:
@@ -651,6 +668,12 @@ class Config:
     def weights_directory(self) -> Path | None:
         """Where versions lie as files; None: they travel through sockets."""
         return Path(self.weights.directory) if self.weights.medium == "directory" else None
+
+    @property
+    def direct_medium(self) -> DirectMedium | None:
+        """The engine's own transfer that versions travel by; None: they do not."""
+        medium = self.weights.medium
+        return None if medium in ("zmq", "directory") else medium
 
     @property
     def weights_socket(self) -> Literal["weights", "relay"]:
@@ -686,8 +709,9 @@ def journal_dir(run_dir: Path) -> Path:
 
 
 def has_journal(run_dir: Path) -> bool:
-    """Whether a life of the run has begun a journal in its folder."""
-    return (journal_dir(run_dir) / "events").is_file()
+    """Whether a life of the run has begun a journal in its folder; if parts of it are gone, opening it says which."""
+    folder = journal_dir(run_dir)
+    return any(any(folder.glob(name)) for name in ("events", "payload-*", "snapshot-*"))
 
 
 def ipc_dir(run_dir: Path) -> Path:
