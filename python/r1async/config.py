@@ -13,6 +13,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
+from r1async.config_eval import EvalConfig, ProtocolConfig
+
+__all__ = ["EvalConfig", "ProtocolConfig"]
+
 
 class ConfigError(ValueError):
     """A setting that cannot work; the message names the key, what it got and what it wants."""
@@ -406,24 +410,6 @@ class WeightsConfig:
     """Threads that encode a version in the learner, or decode it in a generator, at most."""
     deadline_s: float = 120.0
     """Seconds a receiver waits for the next chunk before it asks again from the manifest."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class EvalConfig:
-    every: int = 0
-    """Optimizer steps between two evaluations while training goes on; 0: only before and after."""
-    prompts: int = 400
-    """Held-out prompts of one evaluation."""
-    samples: int = 1
-    """k completions per prompt for pass@1, pass@k and cons@k."""
-    temperature: float = 0.6
-    """Of the sampled evaluation (DeepSeek-R1, section 3)."""
-    top_p: float = 0.95
-    """Of the sampled evaluation (DeepSeek-R1, section 3)."""
-    greedy: bool = True
-    """Also decode each prompt once greedily."""
-    deadline_s: float = 1800.0
-    """Seconds one evaluation may take before it is given up, by name."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -22,12 +22,13 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from r1async.answers import extract_answer, last_boxed
 from r1async.config import REWARD_PARTS, CodeConfig, ConfigError, RewardConfig
+from r1async.rewards.benchmarks import BenchmarkGrader
 from r1async.rewards.code import CodeGrader
 from r1async.rewards.format import in_format, thought_of
 from r1async.rewards.math import Equivalence, grade
 from r1async.rewards.penalties import overlong
 from r1async.rewards.sandbox import SandboxError
-from r1async.tasks.meta import Question
+from r1async.tasks.meta import GRADER_KEY, Question
 from r1async.types import Completion, Verdict
 
 if TYPE_CHECKING:
@@ -62,12 +63,16 @@ class Grader:
         self._parts = [
             Part(name, weight, _judge(name, settings, before_slow)) for name, weight in settings.weights.items()
         ]
+        self._benchmarks = BenchmarkGrader(settings, before_slow)
 
     def grade(self, question: Question, completion: Completion) -> Verdict:
         """Weighted sum of the parts; abstains with the first part that does, unless that part weighs nothing.
 
         A part that is neutral (`NEUTRAL`) is left out of the sum, and the verdict abstains if nothing else is in it.
+        A problem of a benchmark brings its own grader.
         """
+        if GRADER_KEY in question.extra:
+            return self._benchmarks.grade(question, completion)
         total, status, parts, details = 0.0, "ok", {}, []
         neutral, known = "", False
         for part in self._parts:

@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 
 import numpy as np
 
@@ -180,6 +180,34 @@ def read_rows(
     if not len(rows):
         raise ConfigError(f"{setting}: {path} has no rows")
     return rows
+
+
+def open_table(path: Path, setting: str) -> Sequence[Mapping[str, Any]]:
+    """Rows of a data set as they are: JSONL, parquet, a folder of those, or one saved by `datasets`.
+
+    Raises:
+        ConfigError: there is none, or it cannot be read.
+    """
+    if not path.exists():
+        raise ConfigError(f"{setting}: {path}: no such file or folder")
+    files = sorted(path.glob("*.jsonl")) if path.is_dir() else [path] if path.suffix in (".jsonl", ".json") else []
+    if files:
+        return [row for file in files for row in _json_rows(file)]
+    return cast(Sequence[Mapping[str, Any]], _open_arrow(path, True, setting))
+
+
+def _json_rows(path: Path) -> Iterator[Mapping[str, Any]]:
+    with path.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                raise RowError(f"{path}:{number}: not JSON: {error}") from error
+            if not isinstance(row, dict):
+                raise RowError(f"{path}:{number}: a line must be a JSON object, got {type(row).__name__}")
+            yield row
 
 
 def digest_of(path: Path) -> str:
