@@ -39,6 +39,19 @@ def last_tagged(text: str) -> str | None:
     return text[start : text.index("</answer>", start)]
 
 
+def response_of(text: str) -> str:
+    """What a completion says after its thought; a thought that does not end leaves no response.
+
+    Inside of `<answer>…</answer>` where that is the whole of it (R1-Zero's template).
+    """
+    _, found, rest = text.rpartition("</think>")
+    response = rest if found else "" if text.lstrip().startswith("<think>") else text
+    bare = response.strip()
+    if bare.startswith("<answer>") and bare.endswith("</answer>"):
+        return bare[len("<answer>") : -len("</answer>")].strip()
+    return response.strip()
+
+
 def last_boxed(text: str) -> str | None:
     r"""Inside of the last complete ``\boxed{…}`` or ``\fbox{…}``; braces balance, ``\{`` is a letter.
 

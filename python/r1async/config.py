@@ -34,8 +34,9 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DataConfig:
-    task: Literal["chain-mod", "file"] = "file"
-    """chain-mod: the embedded arithmetic task. file: prompts and answers from `data.path`."""
+    task: Literal["chain-mod", "file", "none"] = "file"
+    """chain-mod: the embedded arithmetic task. file: prompts and answers from `data.path`. none: nothing to train on,
+    for evaluations on benchmarks alone."""
     path: str = ""
     """JSONL or parquet file, or a directory saved by `datasets`, for task=file."""
     eval_path: str = ""
@@ -570,6 +571,11 @@ class Config:
         return self.staleness.max_staleness if self.staleness.pacing < 0 else self.staleness.pacing
 
     @property
+    def training_generators(self) -> int:
+        """Generators that sample for training."""
+        return self.generator.count - (self.eval.generator == "dedicated")
+
+    @property
     def min_group_size(self) -> int:
         return self.group.min_group_size or max(1, self.group.group_size // 2)
 
@@ -580,12 +586,19 @@ class Config:
     @property
     def scoring_deadline_s(self) -> float:
         """The longest a verdict can take: every try runs into its deadline."""
-        return self.reward.verdict_deadline_s * (self.reward.retries + 1)
+        return self.resolved_reward.verdict_deadline_s * (self.reward.retries + 1)
 
     @property
     def resolved_reward(self) -> RewardConfig:
-        """reward, with what it takes from other tables."""
-        return replace(self.reward, overlong_max=self.reward.overlong_max or self.sampling.max_tokens)
+        """reward, with what it takes from other tables. Benchmarks that run programs give every verdict their time."""
+        reward = replace(self.reward, overlong_max=self.reward.overlong_max or self.sampling.max_tokens)
+        if self.eval.benchmarks and "code" not in reward.weights:
+            from r1async.benchmarks import runs_programs  # which needs the classes above
+
+            if runs_programs(self.eval.benchmarks):
+                seconds = reward.code.deadline_s + reward.code.compile_s
+                reward = replace(reward, deadline_s=reward.deadline_s + seconds)
+        return reward
 
     @property
     def correction(self) -> str:

@@ -8,12 +8,13 @@ Elo's model, as Codeforces publishes it: somebody rated r beats somebody rated s
   CodeElo (arXiv 2501.01257, section 3), averaged over contests.
 
 Sources: Mirzayanov, "Open Codeforces Rating System" (codeforces.com/blog/entry/20762); CodeElo; percentiles from the
-pairs of rating and percentile that DeepSeek-R1 (arXiv 2501.12948), table 4, prints.
+pairs of rating and percentile in DeepSeek-R1 (arXiv 2501.12948), tables 3 and 4.
 """
 
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from collections.abc import Callable, Sequence
 
 LOWEST, HIGHEST = 0.0, 4000.0
@@ -23,6 +24,10 @@ PERCENTILES = (
     (717.0, 20.3),
     (759.0, 23.6),
     (1134.0, 58.7),
+    (1444.0, 80.4),
+    (1534.0, 84.5),
+    (1687.0, 90.5),
+    (1746.0, 92.1),
     (1820.0, 93.4),
     (2029.0, 96.3),
     (2061.0, 96.6),
@@ -82,7 +87,7 @@ def _root(rising: Callable[[float], float]) -> float:
 
 def percentile(rating: float) -> float | None:
     """Percent of rated people below a rating: between the published pairs by straight lines, None outside of them."""
-    for (low, below), (high, above) in zip(PERCENTILES, PERCENTILES[1:], strict=False):
+    for (low, below), (high, above) in pairwise(PERCENTILES):
         if low <= rating <= high:
             return below + (above - below) * (rating - low) / (high - low)
     return None

@@ -17,7 +17,6 @@ import numpy as np
 from r1async.answers import extract_answer, normalise
 from r1async.rewards.math import Equivalence, grade
 
-
 Z95 = 1.959963984540054
 """Quantile of the normal distribution for two-sided 95 %."""
 

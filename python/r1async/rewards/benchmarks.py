@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 
-from r1async.answers import extract_answer
+from r1async.answers import extract_answer, response_of
 from r1async.config import ConfigError, RewardConfig
 from r1async.rewards.choice import chosen_letter
 from r1async.rewards.code import CodeGrader
@@ -47,7 +47,9 @@ class BenchmarkGrader:
         """The verdict of the grader that the question names in its row."""
         name = question.extra[GRADER_KEY]
         if name not in self._graders:
-            return Verdict(total=None, status="ungradable", detail=f"no grader {name!r}; there are {', '.join(GRADERS)}")
+            return Verdict(
+                total=None, status="ungradable", detail=f"no grader {name!r}; there are {', '.join(GRADERS)}"
+            )
         if completion.finish == "length":
             return _verdict(0.0, "truncated", "cut at the limit of tokens")
         return self._graders[name](question, completion)
@@ -90,19 +92,6 @@ class BenchmarkGrader:
 
 def _verdict(value: float, status: str, detail: str) -> Verdict:
     return Verdict(total=value, parts={"accuracy": value}, status=status, detail=detail)
-
-
-def response_of(text: str) -> str:
-    """What a completion says after its thought; a thought that does not end leaves no response.
-
-    Inside of `<answer>…</answer>` where that is the whole of it (R1-Zero's template).
-    """
-    head, found, rest = text.rpartition("</think>")
-    response = rest if found else "" if text.lstrip().startswith("<think>") else text
-    bare = response.strip()
-    if bare.startswith("<answer>") and bare.endswith("</answer>"):
-        return bare[len("<answer>") : -len("</answer>")].strip()
-    return response.strip()
 
 
 @lru_cache(maxsize=64)

@@ -14,7 +14,8 @@ from r1async.answers import extract_answer
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _SAYS = re.compile(
-    r"^[ \t>*_#-]*(?:the\s+|my\s+)?(?:final\s+|correct\s+)?(?:answer|choice|option)(?:\s+is)?[*_ \t]*[:：]?[*_ \t]*(.*)$",
+    r"^[ \t>*_#-]*(?:the\s+|my\s+)?(?:final\s+|correct\s+)?(?:answer|choice|option)(?:\s+is)?"
+    r"[*_ \t]*[:：]?[*_ \t]*(.*)$",
     re.IGNORECASE | re.MULTILINE,
 )
 _TEXT = re.compile(r"\\(?:text|mathrm|textbf|mathbf)\s?\{([^{}]*)\}")

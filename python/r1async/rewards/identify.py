@@ -61,8 +61,8 @@ def _load(languages: tuple[str, ...]) -> LanguageIdentifier:
 
 
 IFEVAL_LANGUAGES = (
-    "en", "es", "pt", "ar", "hi", "fr", "ru", "de", "ja", "it", "bn", "uk", "th", "ur", "ta", "te", "bg", "ko", "pl", "he",
-    "fa", "vi", "ne", "sw", "kn", "mr", "gu", "pa", "ml", "fi",
+    "en", "es", "pt", "ar", "hi", "fr", "ru", "de", "ja", "it", "bn", "uk", "th", "ur", "ta", "te", "bg", "ko", "pl",
+    "he", "fa", "vi", "ne", "sw", "kn", "mr", "gu", "pa", "ml", "fi",
 )  # fmt: skip
 """Languages that IFEval asks for (arXiv 2311.07911)."""
 

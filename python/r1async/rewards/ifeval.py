@@ -106,8 +106,6 @@ def compared(count: int, arguments: Arguments, threshold: str, relation: str) ->
     return count < limit if arguments[relation] == "less than" else count >= limit
 
 
-
-
 _WORD = re.compile(r"\w+")
 _TOKEN = re.compile(r"(?:[A-Z]\.){2,}|\w+(?:[-'’]\w+)*")
 """A word with its hyphens, or initials such as U.S."""
@@ -143,9 +141,6 @@ def _sentences_of(paragraph: str) -> int:
             count += 1
             begin = stop.end()
     return count + bool(_WORD.search(paragraph[begin:]))
-
-
-
 
 
 def _keywords(response: str, arguments: Arguments) -> bool:
@@ -275,9 +270,6 @@ def _quotation(response: str, arguments: Arguments) -> bool:
 
 def _never(response: str, arguments: Arguments) -> bool:
     raise AssertionError("rules about languages are in LANGUAGE_RULES")
-
-
-
 
 
 def _is_in(response: str, language: str, identify: Identify) -> bool:
