@@ -601,8 +601,8 @@ def warnings(config: Config) -> list[str]:
         )
     if config.training_generators * config.generator.slots < config.group.group_size:
         found.append(
-            f"generator.slots: all {config.training_generators * config.generator.slots} slots hold less than one group of "
-            f"{config.group.group_size}; its rollouts will age behind one another"
+            f"generator.slots: all {config.training_generators * config.generator.slots} slots hold less than one "
+            f"group of {config.group.group_size}; its rollouts will age behind one another"
         )
     if "accuracy" not in config.reward.weights:
         found.append(

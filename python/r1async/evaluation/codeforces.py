@@ -14,8 +14,8 @@ pairs of rating and percentile in DeepSeek-R1 (arXiv 2501.12948), tables 3 and 4
 from __future__ import annotations
 
 import math
-from itertools import pairwise
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 LOWEST, HIGHEST = 0.0, 4000.0
 """Ratings that exist, about."""

@@ -38,8 +38,8 @@ first is taken. --set KEY=VALUE changes the endpoint's other settings: key_env, 
 exit codes: 0 done, 1 the judge answered nothing, 2 a mistake in the files or on the command line"""
 
 INSTRUCTION = """You compare two answers to one request. Judge how helpful, correct, relevant and concise each is.
-Neither the order in which they stand nor their length is a merit. Explain in a few sentences, then end with one line that holds
-your verdict alone: [[A]] if answer A is better, [[B]] if answer B is better, [[C]] if neither is."""
+Neither the order in which they stand nor their length is a merit. Explain in a few sentences, then end with one line
+that holds your verdict alone: [[A]] if answer A is better, [[B]] if answer B is better, [[C]] if neither is."""
 
 _VERDICT = re.compile(r"\[\[([ABC])\]\]")
 
