@@ -135,7 +135,7 @@ def _sentences_of(paragraph: str) -> int:
         if stop[0].startswith(".") and len(stop[0]) == 1 and after:
             if _ABBREVIATION.search(before) and not before.endswith(" I."):
                 continue
-            if after[0].islower() or re.fullmatch(r"\s*\d+\.", before):
+            if after[0].islower() or re.search(r"(?:^|\n)\s*\d+\.$", before):
                 continue
         if _WORD.search(before):
             count += 1
