@@ -13,13 +13,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
 from r1async.config import ConfigError
 from r1async.evaluation.metrics import Z95, estimate
 from r1async.evaluation.result import Record, read_results
-from r1async.evaluation.table import percent
+from r1async.evaluation.table import percent, wide
 
 HELP = """Paired difference of two checkpoints on the benchmarks that both were evaluated on.
 
@@ -160,13 +159,14 @@ def _print(differences: Sequence[Difference], first: Mapping[str, Record], secon
             str(each.worse),
             str(each.problems),
         )
-    Console().print(table)
+    console = wide()
+    console.print(table)
     alone = [name for name in {**first, **second} if not (name in first and name in second)]
     if alone:
-        Console().print(f"only one of them has {', '.join(alone)}")
+        console.print(f"only one of them has {', '.join(alone)}")
     for each in differences:
         if each.left_out:
-            Console().print(f"{each.title}: {each.left_out} problems left out, one of the two has no graded sample")
+            console.print(f"{each.title}: {each.left_out} problems left out, one of the two has no graded sample")
 
 
 def _signed(value: float | None) -> str:

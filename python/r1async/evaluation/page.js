@@ -29,7 +29,8 @@ async function open(details) {
     if (problem.answer) add(body, "Reference", problem.answer);
     for (const each of problem.samples) {
       const words = { abstained: "not graded" }[each.kind] || each.kind;
-      add(body, `Sample ${each.member + 1}: ${words} (${each.status}), ${each.tokens.toLocaleString()} tokens`, each.text, each.kind);
+      const status = ["ok", each.kind].includes(each.status) ? "" : ` (${each.status})`;
+      add(body, `Sample ${each.member + 1}: ${words}${status}, ${each.tokens.toLocaleString()} tokens`, each.text, each.kind);
     }
   } catch (error) {
     add(body, "This problem cannot be shown", String(error));

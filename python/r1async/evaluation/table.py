@@ -33,7 +33,13 @@ def print_results(results: Sequence[Mapping[str, object]], console: Console | No
         table.add_column(name, justify="right", no_wrap=True)
     for result in results:
         table.add_row(str(result["title"]), *figure_cells(result, names))
-    (console or Console()).print(table)
+    (console or wide()).print(table)
+
+
+def wide() -> Console:
+    """The terminal; a file or a pipe gets whole columns."""
+    console = Console()
+    return console if console.is_terminal else Console(width=max(160, console.width))
 
 
 def _cells(result: Mapping[str, object]) -> dict[str, str]:
