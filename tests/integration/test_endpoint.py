@@ -144,7 +144,7 @@ def test_many_chats_are_asked_a_bounded_number_at_a_time_and_answered_in_order()
         told: dict[int, str] = {}
         with ChatClient(settings(server, concurrency=3)) as client:
             replies = client.ask(chats, answered=lambda i, reply: told.update({i: getattr(reply, "text", "")}))
-            assert client.counts["replies"] == 20
+            assert client.counts["answers"] == 20
             assert client.counts["without_usage"] == 20
     assert [reply.text for reply in replies if isinstance(reply, Reply)] == [str(i) for i in range(20)]
     assert told == {i: str(i) for i in range(20)}

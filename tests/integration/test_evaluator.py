@@ -370,7 +370,7 @@ def test_benchmark_is_asked_by_its_protocol_and_its_result_is_written(tmp_path):
         assert [(len(m.header["metas"]), m.header["samples"]) for m in run.of("evaluate")] == [(3, 16), (3, 4)]
     sampling = {"temperature": 0.5, "top_p": 0.95, "top_k": 0, "max_tokens": 99, "greedy": False}
     assert (first["pin"], first["sampling"]) == ([1, 0], sampling)
-    assert json.loads(first["metas"][1]) == {"text": "1+1=", "answer": "2", "extra": {"r1async:grader": "math"}}
+    assert json.loads(first["metas"][1]) == {"text": "1+1=", "answer": "2", "extra": {"domain": "benchmark:math"}}
     folder = config.run_dir / "evaluations" / "v0"
     result = json.loads((folder / "own.json").read_text())
     # Member 0 of each request is right in problems 0 and 2: 2 of 20; problem 0 has two abstentions, so 2 of 18.

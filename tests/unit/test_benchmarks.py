@@ -13,12 +13,12 @@ from r1async.answers import response_of
 from r1async.benchmarks import FORMATS, load_benchmark, longest_of, names, with_protocol
 from r1async.config import Config, ConfigError, ModelConfig, RewardConfig
 from r1async.config_eval import EvalConfig, ProtocolConfig
-from r1async.evaluation import benchmark as benchmark_module
 from r1async.evaluation.benchmark import ask
 from r1async.evaluation.rows import FORMATS as READERS
 from r1async.evaluation.rows import RowError, read_problem
+from r1async.reward_pools import Router
 from r1async.rewards.compose import Grader
-from r1async.tasks.meta import GRADER_KEY, Question
+from r1async.tasks.meta import Question
 from r1async.types import Completion
 
 from tests.tiny_models import byte_tokenizer
@@ -60,7 +60,7 @@ def test_all_benchmarks_of_the_issue_come_along():
 
 
 def test_every_format_has_a_reader():
-    assert set(FORMATS) == set(READERS)
+    assert set(FORMATS) == {*READERS, "swe"}  # which tasks.swe reads
 
 
 @pytest.mark.parametrize("name", SAMPLED)
@@ -72,36 +72,39 @@ def test_sample_is_a_dozen_problems_with_whole_prompts(name, model_dir):
         assert problem.fields["question"].splitlines()[0] in prompt.text
         assert "{question}" not in prompt.text
         assert "{options}" not in prompt.text
-        assert prompt.extra[GRADER_KEY] == asked.benchmark.grader
+        assert prompt.extra["domain"] == f"benchmark:{asked.benchmark.grader}"
     assert asked.digest == ask(config_of(model_dir, name), name).digest
 
 
 @pytest.mark.parametrize("name", ["aime2024", "math500", "gsm8k", "gpqa_diamond", "mmlu", "mmlu_pro"])
 def test_reference_is_right_and_another_is_wrong(name, model_dir):
     asked = ask(config_of(model_dir, name), name)
-    grader = Grader(RewardConfig(weights={"format": 1.0}), lambda: None)
+    grader = Grader(config_of(model_dir, name).resolved_reward, lambda: None)
     for i, prompt in enumerate(asked.prompts):
         other = asked.prompts[i - 1].answer if asked.prompts[i - 1].answer != prompt.answer else "Z"
         for answer, score in ((prompt.answer, 1.0), (other, 0.0)):
             shown = f"Answer: {answer}" if asked.benchmark.grader == "choice" else f"\\boxed{{{answer}}}"
             question = Question(text=prompt.text, answer=prompt.answer, extra=prompt.extra)
-            verdict = grader.grade(question, Completion(text=f"So.\n{shown}", num_tokens=9, finish="stop"))
-            assert (verdict.total, verdict.parts) == (score, {"accuracy": score}), (prompt.text, answer)
+            completion = Completion(text=f"So.\n{shown}", num_tokens=9, finish="stop")
+            assert grader.grade(question, completion, prompt.extra["domain"]).total == score, (prompt.text, answer)
 
 
-def test_completion_that_was_cut_is_wrong_whatever_it_says(model_dir):
-    asked = ask(config_of(model_dir, "aime2024"), "aime2024")
-    prompt = asked.prompts[0]
-    grader = Grader(RewardConfig(), lambda: None)
-    question = Question(text=prompt.text, answer=prompt.answer, extra=prompt.extra)
-    verdict = grader.grade(question, Completion(text=f"\\boxed{{{prompt.answer}}}", num_tokens=9, finish="length"))
-    assert (verdict.total, verdict.status) == (0.0, "truncated")
-
-
-def test_problem_with_a_grader_that_is_not_there_abstains():
-    question = Question(text="?", answer="5", extra={GRADER_KEY: "guess"})
-    verdict = Grader(RewardConfig(), lambda: None).grade(question, Completion(text="5", num_tokens=1, finish="stop"))
+@pytest.mark.parametrize(
+    ("domain", "answer", "extra", "says"),
+    [
+        ("choice", "A", {}, "column options"),
+        ("choice", "E", {"options": '["x", "y"]'}, "one of the first 2 letters"),
+        ("choice", "A", {"options": "{}"}, "must be a list of texts"),
+        ("ifeval", "", {"instructions": '{"names": ["x"], "arguments": [{}]}'}, "not one of IFEval's"),
+        ("ifeval", "", {"instructions": "[]"}, "must be an object"),
+    ],
+)
+def test_problem_that_cannot_be_graded_abstains(domain, answer, extra, says):
+    grader = Grader(RewardConfig(weights={domain: 1.0}), lambda: None)
+    question = Question(text="?", answer=answer, extra=extra)
+    verdict = grader.grade(question, Completion(text="Answer: A", num_tokens=1, finish="stop"))
     assert (verdict.total, verdict.status) == (None, "ungradable")
+    assert says in verdict.detail
 
 
 @pytest.mark.parametrize(
@@ -142,15 +145,22 @@ def test_engines_get_room_for_the_longest_request(model_dir):
     assert longest_of(replace(config, eval=EvalConfig())) == 0
 
 
-def test_verdicts_get_the_time_of_programs_only_where_a_benchmark_runs_some(model_dir):
-    code, plain = config_of(model_dir, "livecodebench"), config_of(model_dir, "math500")
-    assert code.resolved_reward.verdict_deadline_s == 10.0 + 60.0 + 30.0
-    assert plain.resolved_reward.verdict_deadline_s == 10.0
+def test_problems_are_graded_in_their_graders_pool_whatever_the_run_is_rewarded_for(model_dir):
+    config = config_of(model_dir, "livecodebench")
+    prompt = ask(config, "livecodebench").prompts[0]
+    assert Router(config).line(prompt.extra) == "code"
+    assert Router(config).line({}) == "rules"
+    assert config.scoring_deadline_s == (10.0 + 60.0 + 30.0) * 2
+    plain = config_of(model_dir, "gpqa_diamond")
+    assert Router(plain).line(ask(plain, "gpqa_diamond").prompts[0].extra) == "rules"
+    assert plain.scoring_deadline_s == 10.0 * 2
+    assert plain.reward.domains == {}
 
 
-def test_swe_is_refused_with_what_does_it_instead(model_dir):
-    with pytest.raises(ConfigError, match="r1async swe grade"):
-        ask(config_of(model_dir, "swebench_verified", data=""), "swebench_verified")
+@pytest.mark.parametrize("data", ["", "sample"])
+def test_swe_wants_instances_and_repositories_on_this_machine(model_dir, data):
+    with pytest.raises(ConfigError, match=r"must be a JSONL file of instances, and reward.swe.repos"):
+        ask(config_of(model_dir, "swebench_verified", data=data), "swebench_verified")
 
 
 def test_without_a_hub_the_message_says_what_to_set(model_dir, monkeypatch):
@@ -280,4 +290,4 @@ def test_own_benchmark_is_asked_like_the_others(model_dir, tmp_path):
 
 def test_unknown_benchmark_names_those_there_are():
     with pytest.raises(ConfigError, match="no benchmark 'aime'; there are aime2024"):
-        benchmark_module.load_benchmark("aime")
+        load_benchmark("aime")

@@ -1,6 +1,7 @@
 """The figures against tables worked out by hand, to 1e-12, and against counting every case there is."""
 
 import math
+from collections.abc import Sequence
 from fractions import Fraction
 from itertools import combinations, product
 
@@ -20,7 +21,7 @@ from r1async.evaluation.metrics import (
 EXACT = 1e-12
 
 
-def samples_of(table: list[list[bool | None]], answers: list[list[str]] | None = None) -> list[Sample]:
+def samples_of(table: Sequence[Sequence[bool | None]], answers: list[list[str]] | None = None) -> list[Sample]:
     return [
         Sample(
             prompt=i,

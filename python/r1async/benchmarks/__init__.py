@@ -15,11 +15,13 @@ import yaml
 
 from r1async.config import Config, ConfigError
 from r1async.config_eval import ProtocolConfig
+from r1async.config_rewards import DomainConfig
 from r1async.types import Sampling
 
 FORMATS = ("plain", "choices", "livecodebench", "codeforces", "ifeval", "swe")
 """How rows come: `evaluation/rows.py` reads them."""
 GRADERS = ("math", "choice", "code", "ifeval", "swe")
+"""Parts of a reward that know right from wrong by the row alone."""
 HEADLINES = ("accuracy", "cons_at_k", "rating")
 FOLDER = Path(__file__).parent
 SAMPLE = "sample"
@@ -137,6 +139,19 @@ def longest_of(config: Config) -> int:
     return protocol.max_prompt_tokens + max(completions) if completions else 0
 
 
-def runs_programs(benchmarks: Sequence[str]) -> bool:
-    """Whether one of them has programs run."""
-    return any(load_benchmark(name).grader == "code" for name in benchmarks)
+def domain_name(grader: str) -> str:
+    """The domain (`reward.domains`) of a grader's problems: its pool grades them, whatever the run is rewarded for."""
+    return f"benchmark:{grader}"
+
+
+def domains_of(benchmarks: Sequence[str]) -> dict[str, DomainConfig]:
+    """A domain for each grader of these benchmarks."""
+    graders = dict.fromkeys(load_benchmark(name).grader for name in benchmarks)
+    return {domain_name(grader): DomainConfig(weights={grader: 1.0}) for grader in graders}
+
+
+def instances_of(config: Config) -> str:
+    """File of the instances that a benchmark's patches are graded by; "" if none is."""
+    named = [config.eval.data.get(load_benchmark(name).name, "") for name in config.eval.benchmarks
+             if load_benchmark(name).grader == "swe"]  # fmt: skip
+    return named[0] if named else ""

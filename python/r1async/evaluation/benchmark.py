@@ -11,13 +11,13 @@ from typing import cast
 
 import numpy as np
 
-from r1async.benchmarks import FOLDER, SAMPLE, Benchmark, load_benchmark, with_protocol
+from r1async.benchmarks import FOLDER, SAMPLE, Benchmark, domain_name, load_benchmark, with_protocol
 from r1async.config import Config, ConfigError
 from r1async.evaluation.rows import Problem, RowError, read_problem
 from r1async.tasks import PromptError
-from r1async.tasks.file import open_table
-from r1async.tasks.meta import GRADER_KEY
-from r1async.tasks.templates import apply_template
+from r1async.tasks.file import read_any
+from r1async.tasks.swe import SweRows
+from r1async.tasks.templates import apply_template, question_text
 from r1async.tasks.tokenizer import load_tokenizer
 from r1async.types import Prompt
 
@@ -55,7 +55,7 @@ def ask(config: Config, name: str) -> Asked:
     protocol = config.eval.protocol
     benchmark = with_protocol(load_benchmark(name), protocol)
     if benchmark.grader == "swe":
-        raise ConfigError(NO_SWE.format(name=benchmark.name))
+        return _ask_swe(config, benchmark)
     table, where = read_table(benchmark, config.eval.data.get(benchmark.name, ""))
     wanted = [i for i in range(len(table)) if _in_range(benchmark, table[i])]
     if not wanted:
@@ -71,10 +71,28 @@ def ask(config: Config, name: str) -> Asked:
     return Asked(benchmark=benchmark, problems=problems, prompts=_prompts(config, benchmark, problems), data=where)
 
 
-NO_SWE = (
-    "eval.benchmarks: {name} needs a rollout that writes patches and runs a repository's tests; "
-    "grade its predictions with `r1async swe grade INSTANCES.jsonl PREDICTIONS.jsonl OUT.jsonl`"
-)
+def _ask_swe(config: Config, benchmark: Benchmark) -> Asked:
+    """Instances, each asked in one shot with the files that matter, from repositories that are on this machine."""
+    setting, swe = f"eval.data.{benchmark.name}", config.reward.swe
+    data = config.eval.data.get(benchmark.name, "")
+    if data in ("", SAMPLE):
+        raise ConfigError(
+            f"{setting}: must be a JSONL file of instances, and reward.swe.repos the folder of their repositories, "
+            f"got {data or 'nothing'}; `r1async swe check FILE` examines both"
+        )
+    tokenizer = load_tokenizer(Path(config.model.path))
+    budget = config.eval.protocol.max_prompt_tokens
+    rows = SweRows(Path(data), swe.repos, swe.cache, tokenizer, config.data.template, budget)
+    count = min(len(rows), config.eval.protocol.problems or len(rows))
+    try:
+        found = [rows[i] for i in range(count)]
+    except PromptError as error:
+        raise ConfigError(f"{benchmark.name}: {error}") from error
+    problems = [
+        Problem(id=row.extra["instance_id"], fields={"question": question_text(row.question)}, extra=row.extra)
+        for row in found
+    ]
+    return Asked(benchmark=benchmark, problems=problems, prompts=_prompts(config, benchmark, problems), data=data)
 
 
 def read_table(benchmark: Benchmark, data: str) -> tuple[Sequence[Mapping[str, object]], str]:
@@ -87,10 +105,15 @@ def read_table(benchmark: Benchmark, data: str) -> tuple[Sequence[Mapping[str, o
         path = FOLDER / "samples" / f"{benchmark.name}.jsonl"
         if not path.is_file():
             raise ConfigError(f"eval.data.{benchmark.name}: no sample comes with it; name a file")
-        return open_table(path, f"eval.data.{benchmark.name}"), f"sample of r1async ({path.name})"
+        return _rows_of(path, f"eval.data.{benchmark.name}"), f"sample of r1async ({path.name})"
     if data:
-        return open_table(Path(data), f"eval.data.{benchmark.name}"), data
+        return _rows_of(Path(data), f"eval.data.{benchmark.name}"), data
     return _from_hub(benchmark)
+
+
+def _rows_of(path: Path, setting: str) -> Sequence[Mapping[str, object]]:
+    rows = read_any(path, lambda row, _: row, lambda _: None, held_out=True, setting=setting)
+    return [rows[i] for i in range(len(rows))]
 
 
 def _from_hub(benchmark: Benchmark) -> tuple[Sequence[Mapping[str, object]], str]:
@@ -149,7 +172,7 @@ def _prompts(config: Config, benchmark: Benchmark, problems: Sequence[Problem]) 
                 f"{benchmark.name}, problem {problem.id}: its prompt has {len(ids)} tokens, "
                 f"eval.protocol.max_prompt_tokens allows 1 to {most}"
             )
-        extra = {**problem.extra, GRADER_KEY: benchmark.grader}
+        extra = {**problem.extra, config.reward.domain_key: domain_name(benchmark.grader)}
         made.append(
             Prompt(ordinal=i, text=text, answer=problem.answer, token_ids=np.asarray(ids, dtype=np.int32), extra=extra)
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from typing import NamedTuple
 
@@ -41,10 +41,14 @@ class Collecting:
         pin: the version that samples.
         file: has what an earlier life collected.
         detokenizer: the model's.
+        lines: in which each problem's completions wait for a verdict.
     """
 
-    def __init__(self, asked: Asked, pin: PolicyVersion, file: SampleFile, detokenizer: Detokenizer) -> None:
+    def __init__(
+        self, asked: Asked, pin: PolicyVersion, file: SampleFile, detokenizer: Detokenizer, lines: Sequence[str]
+    ) -> None:
         self.asked, self.pin, self.file = asked, pin, file
+        self._lines = lines
         self._detokenizer = detokenizer
         self._slices: dict[str, Slice] = {}
         """Under way, by id."""
@@ -89,6 +93,7 @@ class Collecting:
             "samples": len(taken[0][1]),
             "sampling": asdict(self.asked.benchmark.sampling),
             "metas": [encode_meta(prompt) for prompt in prompts],
+            "pools": [self._lines[problem] for problem, _ in taken],
         }
         return header, {
             "prompt_tokens": np.concatenate([prompt.token_ids for prompt in prompts]).astype(np.int32),
@@ -117,8 +122,9 @@ class Collecting:
                 BenchmarkSample(
                     problem=problem,
                     member=members[member],
-                    score=total,
-                    status=status,
+                    # Wrong, whatever it says so far: so the protocols count (DeepSeek-R1, section 3).
+                    score=0.0 if finish == "length" else total,
+                    status="truncated" if finish == "length" else status,
                     truncated=finish == "length",
                     tokens=count,
                     text="",

@@ -27,6 +27,7 @@ from r1async.inbox import DeadlineExceeded, Inbox, Stopped, stop_on_signals
 from r1async.keys import client_keys
 from r1async.monitor.metrics import MetricsWriter, read_metrics, run_started
 from r1async.monitor.timeline import Timeline
+from r1async.reward_pools import Router
 from r1async.tasks.source import open_source
 from r1async.tasks.tokenizer import Detokenizer
 from r1async.types import PolicyVersion, Prompt
@@ -91,6 +92,8 @@ class Evaluator:
         self._config = config
         self._prompts = prompts
         self._benchmarks = benchmarks
+        self._router = Router(config)
+        self._lines = [self._router.line(prompt.extra) for prompt in prompts]
         self._detokenizer = detokenizer
         self._inbox = inbox
         self._timeline = timeline
@@ -179,7 +182,9 @@ class Evaluator:
 
     def _evaluate_held_out(self, version: PolicyVersion, digest: str) -> None:
         began = time.monotonic()
-        passes = [Pass(plan=plan, pin=version, prompts=self._prompts) for plan in plans(self._config)]
+        passes = [
+            Pass(plan=plan, pin=version, prompts=self._prompts, lines=self._lines) for plan in plans(self._config)
+        ]
         for each in passes:
             self._buffer.send(*each.begin())
         self._collect(passes, began + self._config.eval.deadline_s)
@@ -197,7 +202,9 @@ class Evaluator:
             for asked, told in zip(self._benchmarks, described, strict=True)
         ]
         runs = [
-            Collecting(asked, version, file, self._detokenizer)
+            Collecting(
+                asked, version, file, self._detokenizer, [self._router.line(each.extra) for each in asked.prompts]
+            )
             for asked, file in zip(self._benchmarks, files, strict=True)
         ]
         try:

@@ -65,6 +65,8 @@ class Pass:
     plan: PassPlan
     pin: PolicyVersion
     prompts: Sequence[Prompt]
+    lines: Sequence[str] = ()
+    """The line in which each prompt's completions wait for a verdict; none: the first pool grades all."""
     id: str = ""
     answers: dict[tuple[int, int], Answer] = field(default_factory=dict)
     """By problem and member."""
@@ -80,6 +82,7 @@ class Pass:
             "samples": self.plan.samples,
             "sampling": asdict(self.plan.sampling),
             "metas": [encode_meta(prompt) for prompt in self.prompts],
+            "pools": list(self.lines),
         }
         tokens = [prompt.token_ids for prompt in self.prompts]
         return header, {

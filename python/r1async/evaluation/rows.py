@@ -255,18 +255,11 @@ def _listed(value: object) -> list[Mapping[str, object]]:
     return list(value)
 
 
-def _swe(reading: _Reading) -> Problem:
-    """SWE-bench: what is asked; the whole row goes to the grader."""
-    fields = {"question": reading.text("question"), "repo": reading.text("repo")}
-    return Problem(id=reading.id, fields=fields, extra={"instance": json.dumps(dict(reading.row), default=str)})
-
-
 FORMATS: dict[str, Callable[[_Reading], Problem]] = {
     "plain": _plain,
     "choices": _choices,
     "livecodebench": _livecodebench,
     "codeforces": _codeforces,
     "ifeval": _ifeval,
-    "swe": _swe,
 }
 """How rows come, by the name that a benchmark's YAML uses."""

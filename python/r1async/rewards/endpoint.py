@@ -28,14 +28,17 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from types import TracebackType
+from typing import Self, TypeVar
 
 import aiohttp
 
+from r1async.checks_rewards import endpoint_problems
 from r1async.config import ConfigError
 from r1async.config_endpoint import EndpointConfig
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
 Chat = Sequence[Mapping[str, str]]
 """Messages with `role` and `content`."""
 
@@ -65,7 +68,7 @@ class Reply:
     tries: int
     """Requests that it took."""
     elapsed_s: float
-    """From the first request on, pauses included."""
+    """From the question on: turns, requests and pauses."""
 
 
 class EndpointError(RuntimeError):
@@ -81,43 +84,45 @@ class EndpointError(RuntimeError):
         self.refused, self.tries = refused, tries
 
 
-class _TryError(Exception):
-    """One request failed."""
+class BadAnswerError(Exception):
+    """An answer that cannot be read: the request is tried again.
+
+    Attributes:
+        refused: trying again is of no use.
+        pause_s: seconds that the server asks to wait.
+    """
 
     def __init__(self, message: str, *, refused: bool = False, pause_s: float = 0.0) -> None:
         super().__init__(message)
         self.refused, self.pause_s = refused, pause_s
 
 
-class ChatEndpoint:
-    """One server and model, inside of an event loop. Use with ``async with``.
+class JsonEndpoint:
+    """One address that takes and gives JSON, inside of an event loop. Use with ``async with``.
 
     Args:
-        settings: address, model, limits.
+        url: the whole address.
+        key: sent as a bearer token; empty: none.
+        concurrency: requests in flight at most; more wait their turn.
+        tries: requests for one answer at most.
+        request_s: seconds that one request may take.
         pause_s: before the second try, at most.
-
-    Raises:
-        ConfigError: an address, a field or a key that cannot work; the message names it.
     """
 
-    def __init__(self, settings: EndpointConfig, *, pause_s: float = FIRST_PAUSE_S) -> None:
-        if problems := endpoint_problems(settings, "endpoint"):
-            raise ConfigError("\n".join(problems))
-        self._settings, self._pause_s = settings, pause_s
-        self._url = settings.url.rstrip("/") + "/chat/completions"
-        self._body = {"model": settings.model, **_sampling(settings), **_fields(settings.body)}
-        self._headers = {"Authorization": f"Bearer {_key(settings)}"} if settings.key_env else {}
-        self._places = asyncio.Semaphore(settings.concurrency)
+    def __init__(
+        self, url: str, *, key: str, concurrency: int, tries: int, request_s: float, pause_s: float = FIRST_PAUSE_S
+    ) -> None:
+        self._url, self._tries, self._request_s, self._pause_s = url, tries, request_s, pause_s
+        self._headers = {"Authorization": f"Bearer {key}"} if key else {}
+        self._concurrency = concurrency
+        self._places = asyncio.Semaphore(concurrency)
         self._session: aiohttp.ClientSession | None = None
         self.counts: Counter[str] = Counter()
-        """`requests`, `failed_requests`, `retries`, `replies`, `failed` (chats without an answer), `prompt_tokens`,
-        `completion_tokens`, `without_usage` (replies whose tokens the server did not tell)."""
-        self.cost = 0.0
-        """Of all replies so far."""
+        """`requests`, `failed_requests`, `retries`, `answers`, `failed` (questions without an answer)."""
 
-    async def __aenter__(self) -> ChatEndpoint:
+    async def __aenter__(self) -> Self:
         # The semaphore bounds what is in flight; aiohttp's own pool of 100 would add a second, silent bound.
-        connector = aiohttp.TCPConnector(limit=self._settings.concurrency)
+        connector = aiohttp.TCPConnector(limit=self._concurrency)
         self._session = aiohttp.ClientSession(connector=connector, headers=self._headers)
         return self
 
@@ -127,32 +132,32 @@ class ChatEndpoint:
         assert self._session is not None
         await self._session.close()
 
-    async def ask(self, chat: Chat, *, deadline_s: float | None = None) -> Reply:
-        """The model's answer to `chat`, after as many tries as the settings and the deadline allow.
+    async def ask(self, body: Mapping[str, object], read: Callable[[object], T], deadline_s: float) -> tuple[T, int]:
+        """What `read` makes of the answer, and how many requests it took.
 
         Args:
-            deadline_s: instead of the settings', seconds from the first request.
+            read: raises `BadAnswerError` for an answer that makes no sense.
+            deadline_s: seconds from the first request, pauses included.
 
         Raises:
-            EndpointError: there is none.
+            EndpointError: there is none after all tries, or in time, or the server refuses the request as such.
         """
         async with self._places:
-            return await self._ask(chat, self._settings.deadline_s if deadline_s is None else deadline_s)
+            return await self._ask(json.dumps(body).encode(), read, time.monotonic() + deadline_s)
 
-    async def _ask(self, chat: Chat, deadline_s: float) -> Reply:
-        started, pause_s, most = time.monotonic(), self._pause_s, self._settings.tries
-        until = started + deadline_s
-        request = json.dumps({**self._body, "messages": list(chat)}).encode()
+    async def _ask(self, request: bytes, read: Callable[[object], T], until: float) -> tuple[T, int]:
+        pause_s = self._pause_s
         for tries in itertools.count(1):
             self.counts["requests"] += 1
             try:
-                answer = await self._post(request, min(self._settings.request_s, max(0.001, until - time.monotonic())))
-                return self._reply(answer, tries, time.monotonic() - started)
-            except _TryError as error:
-                self._log(f"{self._url}, try {tries} of {most}: {error}")
+                answer = read(await self._post(request, min(self._request_s, max(0.001, until - time.monotonic()))))
+                self.counts["answers"] += 1
+                return answer, tries
+            except BadAnswerError as error:
+                self._log(f"{self._url}, try {tries} of {self._tries}: {error}")
                 # Jitter, or all that failed together come back together.
                 wait_s = max(error.pause_s, random.uniform(0.5, 1.0) * pause_s)
-                if error.refused or tries >= most or time.monotonic() + wait_s >= until:
+                if error.refused or tries >= self._tries or time.monotonic() + wait_s >= until:
                     self.counts["failed"] += 1
                     raise EndpointError(f"{self._url}: {error}", refused=error.refused, tries=tries) from error
             self.counts["retries"] += 1
@@ -179,31 +184,88 @@ class ChatEndpoint:
                 if response.status != 200:
                     again = response.status in AGAIN or response.status >= 500
                     text = body.decode(errors="replace").strip()
-                    raise _TryError(
+                    raise BadAnswerError(
                         f"status {response.status}: {text:.300}",
                         refused=not again,
                         pause_s=min(_retry_after(response.headers.get("Retry-After")), LONGEST_PAUSE_S),
                     )
         except TimeoutError as error:
-            raise _TryError(f"no answer to a request within {seconds:.1f} s") from error
+            raise BadAnswerError(f"no answer to a request within {seconds:.1f} s") from error
         except (aiohttp.ClientError, OSError) as error:
-            raise _TryError(f"{type(error).__name__}: {error}") from error
+            raise BadAnswerError(f"{type(error).__name__}: {error}") from error
         try:
             return json.loads(body)
         except (ValueError, RecursionError) as error:
-            raise _TryError(f"the answer is no JSON: {body[:200]!r}") from error
+            raise BadAnswerError(f"the answer is no JSON: {body[:200]!r}") from error
 
-    def _reply(self, answer: object, tries: int, elapsed_s: float) -> Reply:
-        text, finish = _choice(answer)
+
+class ChatEndpoint:
+    """One chat model of one server, inside of an event loop. Use with ``async with``.
+
+    Args:
+        settings: address, model, limits.
+        pause_s: before the second try, at most.
+
+    Raises:
+        ConfigError: an address, a field or a key that cannot work; the message names it.
+    """
+
+    def __init__(self, settings: EndpointConfig, *, pause_s: float = FIRST_PAUSE_S) -> None:
+        if problems := endpoint_problems(settings, "endpoint"):
+            raise ConfigError("\n".join(problems))
+        self._settings = settings
+        self._server = JsonEndpoint(
+            settings.url.rstrip("/") + "/chat/completions",
+            key=key_of(settings.key_env, "endpoint.key_env"),
+            concurrency=settings.concurrency,
+            tries=settings.tries,
+            request_s=settings.request_s,
+            pause_s=pause_s,
+        )
+        self._body = {"model": settings.model, **_sampling(settings), **body_fields(settings.body)}
+        self._told: Counter[str] = Counter()
+        self.cost = 0.0
+        """Of all replies so far, in the currency of the prices."""
+
+    async def __aenter__(self) -> Self:
+        await self._server.__aenter__()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._server.__aexit__(kind, error, trace)
+
+    @property
+    def counts(self) -> Counter[str]:
+        """Those of `JsonEndpoint`, and `prompt_tokens`, `completion_tokens`, `without_usage` (replies whose tokens the
+        server did not tell)."""
+        return self._server.counts + self._told
+
+    async def ask(self, chat: Chat, *, deadline_s: float | None = None) -> Reply:
+        """The model's answer to `chat`, after as many tries as the settings and the deadline allow.
+
+        Args:
+            deadline_s: instead of the settings', seconds from the first request.
+
+        Raises:
+            EndpointError: there is none.
+        """
+        body = {**self._body, "messages": list(chat)}
+        started = time.monotonic()
+        deadline_s = self._settings.deadline_s if deadline_s is None else deadline_s
+        (choice, answer), tries = await self._server.ask(body, _choice_of, deadline_s)
+        return self._reply(choice, answer, tries, time.monotonic() - started)
+
+    def _reply(self, choice: tuple[str, str], answer: object, tries: int, elapsed_s: float) -> Reply:
         prompt_tokens, completion_tokens = _usage(answer, "prompt_tokens"), _usage(answer, "completion_tokens")
         prices = self._settings.prompt_price, self._settings.completion_price
         cost = ((prompt_tokens or 0) * prices[0] + (completion_tokens or 0) * prices[1]) / 1e6
-        self.counts["replies"] += 1
-        self.counts["prompt_tokens"] += prompt_tokens or 0
-        self.counts["completion_tokens"] += completion_tokens or 0
-        self.counts["without_usage"] += prompt_tokens is None or completion_tokens is None
+        self._told["prompt_tokens"] += prompt_tokens or 0
+        self._told["completion_tokens"] += completion_tokens or 0
+        self._told["without_usage"] += prompt_tokens is None or completion_tokens is None
         self.cost += cost
-        return Reply(text, finish, prompt_tokens, completion_tokens, cost, tries, elapsed_s)
+        return Reply(*choice, prompt_tokens, completion_tokens, cost, tries, elapsed_s)
 
 
 class ChatClient:
@@ -232,7 +294,7 @@ class ChatClient:
 
     @property
     def counts(self) -> Mapping[str, int]:
-        """Requests, replies, tokens so far: `ChatEndpoint.counts`."""
+        """Requests, answers, tokens so far: `ChatEndpoint.counts`."""
         return self._endpoint.counts
 
     @property
@@ -271,30 +333,15 @@ class ChatClient:
         return self._runner.run(every())
 
 
-def endpoint_problems(settings: EndpointConfig, key: str) -> list[str]:
-    """Why an endpoint cannot work, as sentences that begin with the setting.
+def key_of(variable: str, setting: str) -> str:
+    """The key that an environment variable holds; empty if none is named.
 
-    Args:
-        key: of `settings`: `reward.judge.endpoint`.
+    Raises:
+        ConfigError: the environment has no such variable.
     """
-    found = []
-    if not settings.url.startswith(("http://", "https://")):
-        found.append(f"{key}.url: must be http://HOST:PORT/v1 of an OpenAI-compatible server, got {settings.url!r}")
-    if not settings.model:
-        found.append(f"{key}.model: must name the model as the server knows it; it is empty")
-    for word in settings.body:
-        name, equals, _ = word.partition("=")
-        if not equals or not name or name in ("messages", "model", "stream"):
-            found.append(f"{key}.body: must be name=value of another field than messages, model, stream, got {word!r}")
-    if settings.deadline_s < settings.request_s:
-        found.append(f"{key}.deadline_s: {settings.deadline_s:g} is less than one request's {settings.request_s:g} s")
-    return found
-
-
-def _key(settings: EndpointConfig) -> str:
-    value = os.environ.get(settings.key_env, "").strip()
-    if not value:
-        raise ConfigError(f"endpoint.key_env: the environment has no {settings.key_env}, or it is empty")
+    value = os.environ.get(variable, "").strip() if variable else ""
+    if variable and not value:
+        raise ConfigError(f"{setting}: the environment has no {variable}, or it is empty")
     return value
 
 
@@ -307,7 +354,8 @@ def _sampling(settings: EndpointConfig) -> dict[str, object]:
     return fields
 
 
-def _fields(words: Sequence[str]) -> dict[str, object]:
+def body_fields(words: Sequence[str]) -> dict[str, object]:
+    """Further fields of a request, from name=value words."""
     fields: dict[str, object] = {}
     for word in words:
         name, _, value = word.partition("=")
@@ -323,7 +371,7 @@ async def _read(response: aiohttp.ClientResponse) -> bytes:
     async for part in response.content.iter_any():
         body += part
         if len(body) > MAX_ANSWER_BYTES:
-            raise _TryError(f"the answer has more than {MAX_ANSWER_BYTES} bytes")
+            raise BadAnswerError(f"the answer has more than {MAX_ANSWER_BYTES} bytes")
     return bytes(body)
 
 
@@ -342,14 +390,15 @@ def _retry_after(header: str | None) -> float:
     return max(0.0, (at - datetime.now(at.tzinfo or UTC)).total_seconds()) if at.tzinfo else 0.0
 
 
-def _choice(answer: object) -> tuple[str, str]:
+def _choice_of(answer: object) -> tuple[tuple[str, str], object]:
+    """Text and finish of the first choice, and the answer that it is of."""
     if isinstance(answer, dict) and isinstance(choices := answer.get("choices"), list) and choices:
         first = choices[0]
         if isinstance(first, dict) and isinstance(message := first.get("message"), dict):
             content = message.get("content")
             if content is None or isinstance(content, str):
-                return content or "", str(first.get("finish_reason") or "")
-    raise _TryError(f"the answer has no choices[0].message.content: {answer!s:.200}")
+                return (content or "", str(first.get("finish_reason") or "")), answer
+    raise BadAnswerError(f"the answer has no choices[0].message.content: {answer!s:.200}")
 
 
 def _usage(answer: object, name: str) -> int | None:

@@ -8,9 +8,6 @@ from dataclasses import dataclass, field
 
 from r1async.types import Prompt
 
-GRADER_KEY = "r1async:grader"
-"""Column of a benchmark's problems: the grader that judges them, whatever the run is rewarded for."""
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Question:
