@@ -59,16 +59,25 @@ def buffer(config: Config) -> Iterator[Router]:
 class Running:
     """A generator in a thread, and what became of it."""
 
-    def __init__(self, config: Config, engine: PlayedEngine, *, offers_evaluation: bool = True) -> None:
+    def __init__(
+        self, config: Config, engine: PlayedEngine, *, offers_evaluation: bool = True, offers_training: bool = True
+    ) -> None:
         self.inbox = Inbox()
         self.error: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, args=(config, engine, offers_evaluation))
+        self._thread = threading.Thread(target=self._run, args=(config, engine, offers_evaluation, offers_training))
         self._thread.start()
 
-    def _run(self, config: Config, engine: PlayedEngine, offers_evaluation: bool) -> None:
+    def _run(self, config: Config, engine: PlayedEngine, offers_evaluation: bool, offers_training: bool) -> None:
         try:
             make = lambda: (engine, None)  # noqa: E731
-            run(config, "generator-0", make, self.inbox, offers_evaluation=offers_evaluation)
+            run(
+                config,
+                "generator-0",
+                make,
+                self.inbox,
+                offers_evaluation=offers_evaluation,
+                offers_training=offers_training,
+            )
         except Exception as error:  # noqa: BLE001
             self.error = error  # every one of them is the test's to look at
 
