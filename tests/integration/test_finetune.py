@@ -177,7 +177,7 @@ def test_a_reward_model_learns_which_answer_is_better(tmp_path: Path, model: Pat
     loaded = AutoModelForSequenceClassification.from_pretrained(folder)
     tokenizer = load_tokenizer(folder)
     scores = [
-        loaded(torch.tensor([tokenizer.encode(f"4+4={answer}") + [2]])).logits.item()
+        loaded(torch.tensor([[*tokenizer.encode(f"4+4={answer}"), 2]])).logits.item()
         for answer in ("<answer>8</answer>", "8")
     ]
     assert scores[0] > scores[1] + 1

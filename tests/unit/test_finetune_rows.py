@@ -23,8 +23,8 @@ CHAT = (
 )
 """A question ends in =, an answer in <eos> and then a ; that nobody has to write."""
 MARKED = (
-    "{% for m in messages %}{% if m['role'] == 'assistant' %}{% generation %}{{ m['content'] }}<eos>{% endgeneration %};"
-    "{% else %}<bos>{{ m['content'] }}={% endif %}{% endfor %}"
+    "{% for m in messages %}{% if m['role'] == 'assistant' %}{% generation %}{{ m['content'] }}<eos>"
+    "{% endgeneration %};{% else %}<bos>{{ m['content'] }}={% endif %}{% endfor %}"
 )
 FORGETFUL = (
     "{% for m in messages %}{{ m['content'] if loop.last or m['role'] == 'user' else '?' }}"
@@ -142,7 +142,7 @@ def test_arrow_data_gives_the_same_rows_as_jsonl(tmp_path, form):
 
 def test_arrow_data_without_the_columns_names_those_it_has(tmp_path):
     Dataset.from_list([{"question": "x"}]).to_parquet(tmp_path / "a.parquet")
-    with pytest.raises(ConfigError, match="it has the columns question; rows must have data.messages_key"):
+    with pytest.raises(ConfigError, match=r"it has the columns question; rows must have data\.messages_key"):
         sft_rows(SftDataConfig(), str(tmp_path / "a.parquet"), "data.path")
 
 

@@ -38,6 +38,8 @@ from r1async.wire import Message
 log = logging.getLogger(__name__)
 
 ROLE = "sampler"
+REQUESTS_AHEAD = 8
+"""Requests that `sample.ahead` is divided into."""
 MAX_REQUESTS = 60
 """The buffer runs 64 evaluations of one evaluator at a time."""
 
@@ -208,7 +210,7 @@ class Sampler:
 
     def _runs(self) -> Iterator[list[tuple[int, Prompt]]]:
         """Prompts that are left, in requests of neighbours: the number of a completion says what its noise is."""
-        size = max(1, self._ahead // (MAX_REQUESTS * self._plan.samples))
+        size = max(1, self._ahead // (REQUESTS_AHEAD * self._plan.samples))
         run: list[tuple[int, Prompt]] = []
         for number in range(self._asked.total):
             prompt = None if number in self._done else self._asked.prompt(number)
