@@ -43,6 +43,7 @@ DEFAULTS: dict[str, Any] = {
     "lease_s": 60.0,
     "group_deadline_s": 700.0,
     "scoring_deadline_s": 20.0,
+    "slow_pools": [],
     "score_retries": 1,
     "max_attempts": 3,
     "max_tokens": 64,

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
 
-from r1async.checks import COUNT, MAYBE, POSITIVE, SHARE, Range, ranges_broken
+from r1async.checks import ranges_broken
 from r1async.config import MonitorConfig
+from r1async.ranges import COUNT, MAYBE, POSITIVE, SHARE, Range
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

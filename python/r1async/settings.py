@@ -19,7 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from r1async.checks import out_of_range, problems, reward_problems
-from r1async.config import Config, ConfigError, RewardConfig
+from r1async.config import Config, ConfigError, RewardConfig, ScorerConfig
 
 Tree = dict[str, object]
 C = TypeVar("C")
@@ -51,8 +51,8 @@ def load_as(
 
 def load_reward(
     path: Path | None, overrides: Sequence[str] = (), weights: Mapping[str, float] | None = None
-) -> tuple[RewardConfig, int]:
-    """A checked reward without a run, and the address space of a worker in MB.
+) -> tuple[RewardConfig, ScorerConfig]:
+    """A checked reward without a run, and the pools that grade it.
 
     Args:
         path: YAML of a run's settings, or of what is under `reward` in them.
@@ -74,7 +74,7 @@ def load_reward(
     found = [line for line in out_of_range(config) if line.startswith(("reward.", "scorer.", "sampling."))]
     if found := found or reward_problems(config):
         raise ConfigError("\n".join(found))
-    return config.resolved_reward, config.scorer.worker_memory_mb
+    return config.resolved_reward, config.scorer
 
 
 def to_yaml(config: object) -> str:

@@ -65,6 +65,8 @@ class Pass:
     plan: PassPlan
     pin: PolicyVersion
     prompts: Sequence[Prompt]
+    lines: Sequence[str] = ()
+    """The line in which each prompt's completions wait for a verdict; none: the first pool grades all."""
     id: str = ""
     answers: dict[tuple[int, int], Answer] = field(default_factory=dict)
     """By problem and member."""
@@ -84,6 +86,7 @@ class Pass:
             "samples": self.plan.samples,
             "sampling": asdict(self.plan.sampling),
             "metas": [encode_meta(prompt) for prompt in self.prompts],
+            "pools": list(self.lines),
         }
         if first is not None:
             header["first"] = first

@@ -72,10 +72,12 @@ pub struct GeneratorReady<'a> {
 }
 
 /// A scorer's free room.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ScorerReady {
-    /// Verdicts it can take on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ScorerReady<'a> {
+    /// Verdicts of the first pool that it can take on.
     pub free: i64,
+    /// The same of other pools, by their names.
+    pub pools: Vec<(&'a str, i64)>,
     /// Leases received on this connection.
     pub leases_seen: i64,
 }
@@ -166,6 +168,8 @@ pub struct Evaluate<'a> {
     pub prompt_tokens: Cow<'a, [i32]>,
     /// Where each prompt lies in them.
     pub prompts: Vec<std::ops::Range<usize>>,
+    /// The name of the pool that grades each prompt's completions; empty: the first grades all.
+    pub pools: Vec<&'a str>,
 }
 
 /// A fault that a client noticed.
@@ -199,7 +203,7 @@ pub enum Message<'a> {
     /// Room for rollouts.
     GeneratorReady(GeneratorReady<'a>),
     /// Room for verdicts.
-    ScorerReady(ScorerReady),
+    ScorerReady(ScorerReady<'a>),
     /// New tokens.
     Chunks(Chunks<'a>),
     /// Unfinished leases handed back.
@@ -336,7 +340,18 @@ fn scorer_ready<'a>(fields: &Fields<'_, 'a>) -> Result<Message<'a>, MessageError
         fields.get("free")?.count()?,
         fields.get("leases_seen")?.count()?,
     );
-    Ok(Message::ScorerReady(ScorerReady { free, leases_seen }))
+    let pools = match fields.given("pools") {
+        Some(pools) => pools.each(|item| {
+            let [name, free] = item.tuple("[pool, free]")?;
+            Ok((name.name()?, free.count()?))
+        })?,
+        None => Vec::new(),
+    };
+    Ok(Message::ScorerReady(ScorerReady {
+        free,
+        pools,
+        leases_seen,
+    }))
 }
 
 fn chunks<'a>(fields: &Fields<'_, 'a>) -> Result<Message<'a>, MessageError> {
@@ -420,6 +435,13 @@ fn evaluate<'a>(fields: &Fields<'_, 'a>) -> Result<Message<'a>, MessageError> {
         prompts.push(begin..end);
     }
     fields.length_is("prompt_tokens", prompt_tokens.len(), end)?;
+    let pools = match fields.given("pools") {
+        Some(pools) => pools.each(|name| name.name())?,
+        None => Vec::new(),
+    };
+    if !pools.is_empty() {
+        fields.length_is("pools", pools.len(), prompts.len())?;
+    }
     let pin = fields.get("pin")?;
     let [epoch, number] = pin.tuple("[epoch, version]")?;
     Ok(Message::Evaluate(Evaluate {
@@ -434,6 +456,7 @@ fn evaluate<'a>(fields: &Fields<'_, 'a>) -> Result<Message<'a>, MessageError> {
         metas,
         prompt_tokens,
         prompts,
+        pools,
     }))
 }
 

@@ -22,6 +22,7 @@ fn request(id: &str, pin: u64, prompts: u64, samples: usize) -> EvaluationReques
             ordinal,
             tokens: vec![9],
             meta: Vec::new(),
+            pool: 0,
         })
         .collect();
     EvaluationRequest {
