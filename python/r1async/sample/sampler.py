@@ -116,6 +116,7 @@ class Sampler:
         self._flushed_at = time.monotonic()
         self._stats = {"completions": 0.0, "tokens": 0.0, "prompts_done": float(len(self._done))}
         self._pin = PolicyVersion(0, 0)
+        self._began_at = time.time()
         self._first_at, self._last_at = 0.0, 0.0
         """Unix times of this life's first and last completions."""
 
@@ -176,9 +177,8 @@ class Sampler:
             return
         with self._timeline.busy("write"):
             self._parts.write(self._rows)
-        self._writer.write(
-            "life", {**self._stats, "rows": len(self._rows), "first_at": self._first_at, "last_at": self._last_at}
-        )
+        times = {"began_at": self._began_at, "first_at": self._first_at, "last_at": self._last_at}
+        self._writer.write("life", {**self._stats, "rows": len(self._rows), **times})
         self._rows = []
 
     def _publish(self) -> None:
