@@ -12,8 +12,10 @@ __all__ = [
     "Buffer",
     "JournalBatches",
     "JournalEvents",
+    "Receiver",
     "Settings",
     "advantages",
+    "crc32c",
     "group_statistics",
     "journal_audit",
     "parse_logprobs_json",
@@ -84,6 +86,22 @@ class Settings:
     ) -> Settings: ...
 
 @final
+class Receiver:
+    """An open ROUTER of pyzmq, read without Python."""
+
+    def __new__(cls, module: str | PathLike[str], socket: int) -> Receiver:
+        """For `Buffer.receive`.
+
+        Args:
+            module: file of pyzmq's extension module, which is linked with the libzmq that the socket belongs to.
+            socket: `zmq.Socket.underlying`. It must stay open while this is used, by one thread at a time.
+
+        Raises:
+            OSError: the module hides libzmq's calls, as one does that was built with libzmq inside.
+            ValueError: no address.
+        """
+
+@final
 class Buffer:
     """The buffer of one run. Nothing a message says raises; it is answered by an error message and counted.
 
@@ -136,6 +154,17 @@ class Buffer:
         meanwhile.
 
         Raises:
+            ValueError: a socket that is neither.
+        """
+    def receive(self, socket: Literal["rollouts", "batches"], receiver: Receiver, now: float, at_most: int) -> int:
+        """Reads messages that have come and files them like `handle`, without the GIL; one of several frames counts as
+        empty.
+
+        Returns:
+            How many there were, at most `at_most`.
+
+        Raises:
+            OSError: libzmq refused: the socket was closed, or its context ended.
             ValueError: a socket that is neither.
         """
     def tick(self, now: float) -> None:
@@ -301,6 +330,9 @@ def weights_decode(
     Raises:
         ValueError: bytes that no encoder made for this tensor; the text says what. `data` is then neither version.
     """
+
+def crc32c(data: NDArray[np.uint8]) -> int:
+    """CRC-32C (Castagnoli, as iSCSI and ext4 have it) of some bytes; the GIL is released."""
 
 def weights_hashes(data: NDArray[np.uint8], layout: list[tuple[str, int, int]], threads: int) -> list[str]:
     """xxh3-128 of every tensor's bytes, in hexadecimal.

@@ -6,6 +6,7 @@ Every function takes a Config and returns sentences; only `missing_files` looks 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -114,7 +115,7 @@ RANGES: dict[str, Range] = {
     "learner.restarts": MAYBE,
     "learner.batch_deadline_s": SECONDS,
     "weights.publish_every": COUNT,
-    "weights.chunk_bytes": Range(2**10, 2**30),
+    "weights.chunk_bytes": Range(4 * 2**20, 32 * 2**20),
     "weights.window": Range(0, 1024),
     "weights.threads": Range(1, 256),
     "weights.deadline_s": SECONDS,
@@ -162,9 +163,9 @@ RANGES: dict[str, Range] = {
 }
 
 
-def value_of(config: Config, key: str) -> object:
+def value_of(config: object, key: str) -> object:
     """The setting with this full key."""
-    node: object = config
+    node = config
     for name in key.split("."):
         node = getattr(node, name)
     return node
@@ -186,14 +187,20 @@ def problems(config: Config) -> list[str]:
     ]
 
 
-def out_of_range(config: Config) -> list[str]:
+def ranges_broken(config: object, ranges: Mapping[str, Range]) -> list[str]:
+    """Numbers among the settings that are not in their range."""
     found = []
-    for key, allowed in RANGES.items():
+    for key, allowed in ranges.items():
         value = value_of(config, key)
         numbers = value if isinstance(value, tuple) else (value,)
         for number in numbers:
             if isinstance(number, int | float) and not allowed.holds(number):
                 found.append(f"{key}: must be {allowed}, got {number}")
+    return found
+
+
+def out_of_range(config: Config) -> list[str]:
+    found = ranges_broken(config, RANGES)
     for key, weights in _weights(config):
         found += [
             f"{key}.{part}: must be a finite number, got {weight}"
@@ -218,6 +225,10 @@ def _source_problems(config: Config) -> list[str]:
         found.append(f"name: must be a folder name such as demo or sweeps/demo, got {config.name!r}")
     if config.data.task == "file" and not config.data.path:
         found.append("data.path: data.task=file needs a JSONL or parquet file or a data set folder; set data.path=FILE")
+    if config.data.task == "swe" and not config.data.path:
+        found.append("data.path: data.task=swe needs a JSONL file of instances; set data.path=FILE")
+    if config.data.slow_path and (config.data.task != "chain-mod" or not config.data.slow_share):
+        found.append("data.slow_path: takes the place of problems of data.task=chain-mod; set data.slow_share above 0")
     if config.cold_start.enabled and config.data.task != "chain-mod":
         found.append("cold_start.enabled: only data.task=chain-mod has demonstrations; set model.path=DIR")
     if config.cold_start.enabled and config.model.path:
@@ -243,6 +254,8 @@ def reward_problems(config: Config) -> list[str]:
             f"reward.overlong_cache: {reward.overlong_cache} tokens are more than the maximum of {reward.overlong_max} "
             "(reward.overlong_max, or sampling.max_tokens)"
         )
+    if "swe" in reward.parts and not reward.swe.instances:
+        found.append("reward.swe.instances: the part swe needs a JSONL file of instances")
     if reward.code.url and not reward.code.url.startswith(("http://", "https://")):
         found.append(f"reward.code.url: must begin with http:// or https://, got {reward.code.url!r}")
     return found
@@ -255,10 +268,13 @@ def missing_files(config: Config) -> list[str]:
     if model and not Path(model, "config.json").is_file():
         what = "has no config.json; a Hugging Face model folder has one" if Path(model).is_dir() else "no such folder"
         found.append(f"model.path: {model}: {what}")
-    if config.data.task == "file":
-        for key, path in (("data.path", config.data.path), ("data.eval_path", config.data.eval_path)):
-            if path and not Path(path).exists():
-                found.append(f"{key}: {path}: no such file or folder")
+    data, instances = config.data, config.reward.swe.instances
+    named = {"data.path": data.path, "data.eval_path": data.eval_path} if data.task != "chain-mod" else {}
+    named["data.slow_path"] = data.slow_path
+    named["reward.swe.instances"] = instances if "swe" in config.reward.parts else ""
+    found += [
+        f"{key}: {path}: no such file or folder" for key, path in named.items() if path and not Path(path).exists()
+    ]
     keys = config.security.keys
     if keys and not Path(keys).is_dir():
         found.append(f"security.keys: {keys}: no such folder; `r1async keys --out {keys}` makes it")

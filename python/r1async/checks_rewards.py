@@ -40,6 +40,15 @@ RANGES: dict[str, Range] = {
     **{f"reward.judge.endpoint.{name}": allowed for name, allowed in ENDPOINT.items()},
     **{f"reward.{part}.{name}": each for part in ("helpfulness", "harmlessness") for name, each in MODEL.items()},
     "scorer.alarm_rate": SHARE,
+    "reward.swe.timeout_s": Range(0, 86400, above=True),
+    "reward.swe.memory_mib": Range(16, 2**20),
+    "reward.swe.files_mib": Range(16, 2**20),
+    "reward.swe.processes": Range(1, 32768),
+    "reward.swe.controls": Range(0, 1000),
+    "reward.swe.control_passing": Range(0, 100_000),
+    "reward.swe.gold_runs": Range(1, 1000),
+    "reward.swe.max_patch_kib": Range(1, 2**20),
+    "reward.swe.deadline_s": SECONDS,
 }
 POOL = {
     "workers": Range(0, 1024),

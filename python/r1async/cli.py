@@ -13,6 +13,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from r1async.checks import implications, missing_engines, missing_files
@@ -20,8 +21,10 @@ from r1async.config import Config, ConfigError, load_config
 from r1async.disk import EXIT_CODE as DISK_FULL
 from r1async.disk import is_full
 from r1async.engines import kinds
+from r1async.finetune import command as finetune
 from r1async.inbox import Stopped
 from r1async.settings import to_yaml
+from r1async.swe import command as swe
 
 EXIT_CODES = """exit codes:
   0    done
@@ -195,6 +198,8 @@ def _parser() -> argparse.ArgumentParser:
     fetch.add_argument("--out", type=Path, default=Path("models/smollm2-135m"), metavar="DIR", help="its folder")
     _simulate_command(commands)
     _grade_command(commands)
+    swe.add(commands, _positive)
+    finetune.register(partial(_command, commands))
     commands.add_parser("bench", help="measure: `r1async bench --help`")
     _add_history(commands)
     return parser

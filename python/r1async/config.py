@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from r1async.config_rewards import DomainConfig, JudgeConfig, PoolConfig, RewardModelConfig
+from r1async.config_swe import SweConfig
 from r1async.reward_pools import lines_of, pools_of
 
 
@@ -33,8 +34,9 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DataConfig:
-    task: Literal["chain-mod", "file"] = "file"
-    """chain-mod: the embedded arithmetic task. file: prompts and answers from `data.path`."""
+    task: Literal["chain-mod", "file", "swe"] = "file"
+    """chain-mod: the embedded arithmetic task. file: prompts and answers from `data.path`. swe: `data.path` has
+    software-engineering instances, each asked in one shot with the files that matter; their source is `swe`."""
     path: str = ""
     """JSONL or parquet file, or a directory saved by `datasets`, for task=file."""
     eval_path: str = ""
@@ -53,6 +55,8 @@ class DataConfig:
     """Shuffle the rows by `seed`; false keeps the file's order."""
     slow_share: float = 0.0
     """Share of chain-mod's problems that belong to the source `slow` (a file names its rows' in a column `source`)."""
+    slow_path: str = ""
+    """Rows that take the place of chain-mod's slow problems, in the form of `data.path`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -185,9 +189,9 @@ class CodeConfig:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RewardConfig:
     weights: dict[str, float] = field(default_factory=lambda: {"accuracy": 1.0, "format": 0.2})
-    """Parts that add up to the reward: accuracy, format, code, language, judge, helpfulness, harmlessness, overlong,
-    repetition, or `module:function` of your own; each is logged. Penalties are parts from -1 to 0: their weights are
-    above 0 too."""
+    """Parts that add up to the reward: accuracy, format, code, swe, language, judge, helpfulness, harmlessness,
+    overlong, repetition, or `module:function` of your own; each is logged. Penalties are parts from -1 to 0: their
+    weights are above 0 too."""
     domains: dict[str, DomainConfig] = field(default_factory=dict)
     """Rewards of their own for rows by domain; rows of other domains, and of none, have `weights`."""
     domain_key: str = "domain"
@@ -196,6 +200,7 @@ class RewardConfig:
     helpfulness: RewardModelConfig = field(default_factory=RewardModelConfig)
     harmlessness: RewardModelConfig = field(default_factory=RewardModelConfig)
     code: CodeConfig = field(default_factory=CodeConfig)
+    swe: SweConfig = field(default_factory=SweConfig)
     format: Literal["r1_zero", "think", "special_token"] = "r1_zero"
     """r1_zero: <think>…</think><answer>…</answer> and nothing else. think: <think>…</think> and a non-empty rest.
     special_token: DeepSeek-R1's |special_token|<reasoning>|special_token|<summary>."""
@@ -418,7 +423,8 @@ class WeightsConfig:
     publish_every: int = 1
     """Optimizer steps between two publications; max_staleness=0 needs 1."""
     chunk_bytes: int = 8 * 2**20
-    """Bytes of one chunk of a package: what is asked for, checked and asked for again at a time."""
+    """Bytes of one chunk of a package: what is asked for, checked and asked for again at a time. 4 MiB for slow lines,
+    32 MiB for 100 Gbit/s."""
     window: int = 16
     """Versions back from the newest from which a receiver gets a delta; 0: every version travels whole."""
     medium: Literal["zmq", "directory"] = "zmq"
@@ -623,7 +629,12 @@ class Config:
     @property
     def resolved_reward(self) -> RewardConfig:
         """reward, with what it takes from other tables."""
-        return replace(self.reward, overlong_max=self.reward.overlong_max or self.sampling.max_tokens)
+        instances = self.reward.swe.instances or (self.data.path if self.data.task == "swe" else "")
+        return replace(
+            self.reward,
+            overlong_max=self.reward.overlong_max or self.sampling.max_tokens,
+            swe=replace(self.reward.swe, instances=instances),
+        )
 
     @property
     def correction(self) -> str:

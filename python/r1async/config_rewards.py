@@ -11,6 +11,7 @@ POOL_OF = {
     "accuracy": "rules",
     "format": "rules",
     "code": "code",
+    "swe": "swe",
     "language": "rules",
     "overlong": "rules",
     "repetition": "rules",

@@ -39,7 +39,7 @@ class Pool:
     asking: Asking
     """one: a worker grades one rollout at a time. many: it waits for several answers. batch: it computes several."""
     at_once: int
-    """Rollouts that one worker has at a time, where `asking` is not `one`."""
+    """Rollouts that one worker is given at a time; where `asking` is `one`, it has the next ones when all are done."""
     timeout_is: Literal["zero", "abstain"]
     weights: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     """By domain: the parts that this pool grades, with their weights."""
@@ -149,9 +149,12 @@ def _asking(name: str, weights: Mapping[str, Mapping[str, float]], reward: Rewar
         if all(model.url for model in models):
             return "many", min((model.concurrency for model in models), default=1)
         return "batch", LOCAL_BATCH
-    return "one", 1
+    # One of seconds or minutes shall not keep others waiting that another worker could take.
+    return "one", PIPE_BATCH if name == FIRST else 1
 
 
+PIPE_BATCH = 64
+"""Rollouts given to a worker at once: enough to make the pipe cheap, few enough not to queue behind a slow one."""
 LOCAL_BATCH = 64
 """Rollouts given to a worker with a classifier at a time; it divides them by tokens."""
 
@@ -159,6 +162,8 @@ LOCAL_BATCH = 64
 def _own_time_s(name: str, weights: Mapping[str, Mapping[str, float]], reward: RewardConfig) -> float:
     if name == "code":
         return reward.code.deadline_s + reward.code.compile_s
+    if name == "swe":
+        return reward.swe.deadline_s
     if name == "judge":
         return reward.judge.endpoint.deadline_s + TRAVEL_S
     if name == "reward_model":

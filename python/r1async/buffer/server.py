@@ -26,7 +26,7 @@ from r1async.keys import Gate, server_keys
 from r1async.monitor.metrics import MetricsWriter, run_started
 from r1async.monitor.timeline import Timeline
 from r1async.reward_pools import Router, lines_of, pools_of
-from r1async.sockets import bind, router
+from r1async.sockets import bind, receiver, router
 from r1async.tasks import PromptError, PromptSource
 from r1async.tasks.meta import encode_meta
 from r1async.wire import Frame, unpack
@@ -113,6 +113,7 @@ class Server:
             self._context.destroy(linger=0)
             self._close_pipe()
             raise
+        self._receivers = {name: receiver(socket) for name, socket in self._sockets.items()}
         self._outboxes: dict[Socket, Outbox] = {
             name: Outbox(socket, config.buffer.outbox) for name, socket in self._sockets.items()
         }
@@ -214,6 +215,13 @@ class Server:
         return count
 
     def _receive(self, name: Socket, socket: zmq.Socket) -> int:
+        receiver, outbox = self._receivers[name], self._outboxes[name]
+        if receiver is None or not outbox.empty:
+            return self._receive_in_python(name, socket)
+        return self._buffer.receive(name, receiver, self._now(), BURST)
+
+    def _receive_in_python(self, name: Socket, socket: zmq.Socket) -> int:
+        """One message at a time: who says something is sent first what waits for it."""
         outbox, file = self._outboxes[name], self._buffer.handle
         for count in range(BURST):
             try:

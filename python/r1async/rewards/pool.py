@@ -30,8 +30,6 @@ log = logging.getLogger(__name__)
 
 START_DEADLINE_S = 120.0
 """For a worker's imports; a custom reward may bring a large library."""
-MAX_BATCH = 64
-"""Rollouts given to a worker at once: enough to make the pipe cheap, few enough not to queue behind a slow one."""
 MAX_FAILED_STARTS = 3
 JOIN_S = 2.0
 """What a worker's thread gets to notice that its process was killed."""
@@ -124,7 +122,7 @@ class _Worker:
         if not self.ready:
             return 0
         if self.pool.asking == "one":
-            return 0 if self.jobs else MAX_BATCH
+            return 0 if self.jobs else self.pool.at_once
         return self.pool.at_once - len(self.jobs)
 
     @property

@@ -147,7 +147,7 @@ def _write_package(folder: Path, kind: str, package: Package) -> None:
     manifest = package.manifest
     for index in range(manifest.num_chunks):
         _write(folder / f"{kind}.{index:08d}", package.chunk(index).tobytes())
-    _write(folder / f"{kind}.manifest", pack(manifest.header(), {"chunk_hashes": manifest.chunk_hashes}))
+    _write(folder / f"{kind}.manifest", pack(manifest.header(), {"chunk_crcs": manifest.chunk_crcs}))
 
 
 def _remove(folder: Path) -> None:

@@ -7,7 +7,7 @@ digest = publisher.publish(PolicyVersion(1, 0), tensors)
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -19,9 +19,9 @@ from r1async.types import PolicyVersion
 from r1async.weights.acks import Ack
 from r1async.weights.directory import DirectoryWriter
 from r1async.weights.figures import PushFigures
-from r1async.weights.manifest import Snapshot, take_snapshot
+from r1async.weights.manifest import Snapshot, TensorEntry, take_snapshot
 from r1async.weights.medium import SendingMedium
-from r1async.weights.package import Package, encode
+from r1async.weights.package import Encoded, Package, assemble, decode, encode
 from r1async.weights.store import VersionStore
 from r1async.weights.zmq_sender import ZmqSender
 
@@ -88,14 +88,47 @@ class Publisher:
         before, delta = self._store.newest(), None
         if before is not None and self._window and snapshot.has_tensors_of(before):
             delta = encode(snapshot, before, run=self._run, chunk_bytes=self._chunk_bytes, threads=self._threads)
+        self._serve(snapshot, delta, begun, retain=retain)
+        return snapshot.hash
+
+    def publish_encoded(
+        self,
+        version: PolicyVersion,
+        entries: Sequence[TensorEntry],
+        encoded: Sequence[Encoded],
+        *,
+        delta: bool,
+        begun: float,
+        retain: bool = False,
+    ) -> str:
+        """`publish` of tensors that learner ranks have encoded, each its rows (`shards.py`).
+
+        Args:
+            version: as for `publish`.
+            entries: with the hashes that must come out.
+            encoded: of each.
+            delta: they are what changed since the newest version; else each is by itself.
+            begun: when the first rank began, as `time.monotonic` has it.
+            retain: as for `publish`.
+
+        Raises:
+            ValueError: a version that is not newer.
+            PackageError: the bytes do not lead to the hashes.
+        """
+        before = self._store.newest() if delta else None
+        package = assemble(self._run, version, before and before.base, entries, encoded, self._chunk_bytes)
+        snapshot = decode(package, before, None, threads=self._threads)
+        self._serve(snapshot, package if delta else None, begun, retain=retain)
+        return snapshot.hash
+
+    def _serve(self, snapshot: Snapshot, delta: Package | None, begun: float, *, retain: bool) -> None:
         self._store.add(snapshot, time.monotonic(), delta)
         if retain:
-            self._store.retain(version, time.monotonic())
+            self._store.retain(snapshot.version, time.monotonic())
         if self._directory is not None:
             self._directory.add(snapshot, delta, retain=retain)
         self._push.published(snapshot, delta, time.monotonic() - begun)
         self._medium.announce()
-        return snapshot.hash
 
     def retain(self, version: PolicyVersion) -> bool:
         """Keeps a version as `publish` does with `retain`; False if it is gone already."""

@@ -337,7 +337,7 @@ class ZmqSender:
 
     def _send_manifest(self, peer: bytes, package: Package, *, pinned: bool) -> bool:
         header = {**package.manifest.header(), "pinned": pinned}
-        return self._send_frame(peer, pack(header, {"chunk_hashes": package.manifest.chunk_hashes}))
+        return self._send_frame(peer, pack(header, {"chunk_crcs": package.manifest.chunk_crcs}))
 
     def _send_missing(self, peer: bytes, version: PolicyVersion, pinned: bool) -> None:
         newest = self._store.newest()

@@ -14,6 +14,7 @@ use r1async_core::service::{Outgoing, Service, Socket};
 use r1async_journal::{Durability, Identity, Journal, JournalError, Options, Recovery};
 
 use crate::figures::to_python;
+use crate::libzmq::{Libzmq, drain};
 use crate::settings::Settings;
 
 /// The buffer of one run. Nothing a message says raises; it is answered by an error message and counted.
@@ -27,6 +28,28 @@ struct Kept {
     recovery: Option<Recovery>,
     /// What the journal did not take yet: nothing is sent before it has.
     unwritten: Pending,
+}
+
+/// An open ROUTER of pyzmq, and the libzmq it belongs to.
+#[pyclass(module = "r1async._core", frozen)]
+pub struct Receiver {
+    zmq: Libzmq,
+    socket: usize,
+}
+
+#[pymethods]
+impl Receiver {
+    /// `module`: the file of pyzmq's extension; `socket`: the address of the socket, which stays open as long as this
+    /// is used and is used by one thread at a time.
+    #[new]
+    fn new(module: PathBuf, socket: usize) -> PyResult<Self> {
+        if socket == 0 {
+            return Err(wrong("socket must be the address of an open one, got 0"));
+        }
+        let zmq = Libzmq::of_module(&module)
+            .map_err(|error| PyOSError::new_err(format!("{}: {error}", module.display())))?;
+        Ok(Self { zmq, socket })
+    }
 }
 
 /// Bytes from which copying a frame costs more than an array around it.
@@ -243,6 +266,31 @@ impl Buffer {
             self.locked(|service| service.handle(socket, peer, bytes, now));
         }
         Ok(())
+    }
+
+    /// Reads and files at most `at_most` messages of a ROUTER of pyzmq; how many there were.
+    #[expect(unsafe_code, reason = "a socket of pyzmq is known by its address")]
+    fn receive(
+        &self,
+        py: Python<'_>,
+        socket: &str,
+        receiver: &Receiver,
+        now: f64,
+        at_most: usize,
+    ) -> PyResult<usize> {
+        let (socket, now) = (socket_named(socket)?, time(now)?);
+        let at = receiver.socket;
+        py.detach(|| {
+            self.locked(|service| {
+                // SAFETY: who made the receiver has promised it.
+                unsafe {
+                    drain(&receiver.zmq, at as *mut _, at_most, |peer, frame| {
+                        service.handle(socket, peer, frame, now);
+                    })
+                }
+            })
+        })
+        .map_err(|error| PyOSError::new_err(error.to_string()))
     }
 
     /// Lets deadlines pass; call it at `next_deadline()`, earlier does no harm.
