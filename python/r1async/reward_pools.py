@@ -149,8 +149,8 @@ def _asking(name: str, weights: Mapping[str, Mapping[str, float]], reward: Rewar
         if all(model.url for model in models):
             return "many", min((model.concurrency for model in models), default=1)
         return "batch", LOCAL_BATCH
-    # One of minutes shall not keep others waiting that another worker could take.
-    return "one", 1 if name == "swe" else PIPE_BATCH
+    # One of seconds or minutes shall not keep others waiting that another worker could take.
+    return "one", PIPE_BATCH if name == FIRST else 1
 
 
 PIPE_BATCH = 64
