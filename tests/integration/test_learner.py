@@ -11,16 +11,18 @@ import pytest
 import torch
 from r1async.config import Config, ConfigError, load_config
 from r1async.generator.engines import make_engine
-from r1async.inbox import DeadlineExceeded
+from r1async.inbox import DeadlineExceeded, Inbox
 from r1async.learner.checkpoint import checkpoints, read_marker, save_checkpoint
 from r1async.learner.core import LearnerCore
 from r1async.learner.distributed import Ranks
 from r1async.learner.learner import Learner
 from r1async.learner.link import LearnerError
 from r1async.learner.loss import resolve_loss
-from r1async.models.loading import ModelError, load_model
+from r1async.models.loading import ModelError, load_model, state_tensors
 from r1async.monitor.metrics import read_metrics
 from r1async.types import Batch
+from r1async.weights.receiver import Receiver, WeightsReady
+from torch import Tensor
 
 from tests.fake_buffer import FakeBuffer
 from tests.learner_batches import make_batch, take
@@ -245,7 +247,9 @@ def test_two_ranks_train_as_one_and_one_goes_on_from_their_checkpoint(run_root: 
         FakeBuffer(endpoint, shares, steps=STEPS) as buffer,
         learner_process(two, 0, meeting) as first,
         learner_process(two, 1, meeting) as second,
+        Receiver(two.endpoint("weights"), inbox := Inbox(), run=two.name, name="engine", deadline_s=60.0) as receiver,
     ):
+        served = receive_until(receiver, inbox, STEPS)
         buffer.wait_for("finish", deadline_s=200)
         for process in (first, second):
             process.terminate()
@@ -263,6 +267,10 @@ def test_two_ranks_train_as_one_and_one_goes_on_from_their_checkpoint(run_root: 
     assert exported.config.architectures == ["Qwen2ForCausalLM"]
     for own, other in zip(core.model.parameters(), exported.parameters(), strict=True):
         torch.testing.assert_close(own.detach(), other.detach(), atol=1e-5, rtol=0)
+    # Each rank has published its rows, and nobody gathered them: put together they are the model that was gathered.
+    assert served.keys() == state_tensors(exported).keys()
+    for name, tensor in state_tensors(exported).items():
+        assert torch.equal(served[name], tensor), name
 
     folder = config.run_dir / "checkpoints"
     assert (read_marker(folder / "step-000004").world, read_marker(folder / "step-000004").reference) == (2, True)
@@ -270,6 +278,18 @@ def test_two_ranks_train_as_one_and_one_goes_on_from_their_checkpoint(run_root: 
     with FakeBuffer(endpoint, whole, steps=STEPS, seen=1, end=True):
         run_here(config)
     assert [line["loss"] for line in steps_of(config)[STEPS:]] == pytest.approx(expected[4:], abs=1e-5)
+
+
+def receive_until(receiver: Receiver, inbox: Inbox, number: int) -> dict[str, Tensor]:
+    """Every version that comes, until this one; all but the first as deltas."""
+    while True:
+        ready = inbox.get(f"version {number}", 200.0, lambda item: isinstance(item, WeightsReady))
+        assert isinstance(ready, WeightsReady)
+        receiver.installed(ready)
+        if ready.version.number == number:
+            assert receiver.stats()["snapshots"] == 1
+            assert receiver.stats()["packages_refused"] == 0
+            return {name: tensor.clone() for name, tensor in ready.tensors.items()}
 
 
 def _loss_ages(batch: Batch) -> np.ndarray:

@@ -280,7 +280,7 @@ class FakePublisher:
 
     def send_manifest(self) -> None:
         header = {**self.package.manifest.header(), "pinned": False}
-        self.send(header, {"chunk_hashes": self.package.manifest.chunk_hashes})
+        self.send(header, {"chunk_crcs": self.package.manifest.chunk_crcs})
 
     def send_chunk(self, index: int, change: Callable[[np.ndarray], np.ndarray] = lambda data: data) -> None:
         header = {"t": "chunk", "version": list(self.package.manifest.version), "pinned": False, "index": index}

@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from r1async import _core
 from r1async.inbox import Inbox
 from r1async.types import PolicyVersion
-from r1async.weights.manifest import chunk_hash, take_snapshot
+from r1async.weights.manifest import take_snapshot
 from r1async.weights.package import Package, encode
 from r1async.weights.publisher import Publisher
 from r1async.weights.receiver import Receiver, WeightsReady
@@ -206,7 +207,7 @@ def damaged(number: int) -> Package:
     )  # fmt: skip
     data = good.data.copy()
     data[-1] ^= 1
-    return Package(dataclasses.replace(good.manifest, chunk_hashes=np.array([chunk_hash(data)], np.int64)), data)
+    return Package(dataclasses.replace(good.manifest, chunk_crcs=np.array([_core.crc32c(data)], np.int64)), data)
 
 
 def serve(fake: FakePublisher, package: Package) -> None:
@@ -250,7 +251,7 @@ def test_a_version_that_is_never_right_is_asked_for_at_deadlines_only(endpoint: 
     good = whole(0)
     data = good.data.copy()
     data[len(data) // 2] ^= 1
-    bad = Package(dataclasses.replace(good.manifest, chunk_hashes=np.array([chunk_hash(data)], np.int64)), data)
+    bad = Package(dataclasses.replace(good.manifest, chunk_crcs=np.array([_core.crc32c(data)], np.int64)), data)
     with FakePublisher(endpoint, bad) as fake, receiver(endpoint, inbox, deadline_s=0.5) as there:
         for _ in range(2):
             assert fake.want().type == "want"

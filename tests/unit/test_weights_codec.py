@@ -56,6 +56,12 @@ def test_merged_deltas_lead_from_the_first_base_to_the_last_version() -> None:
     assert np.array_equal(shadow, three)
 
 
+def test_a_checksum_is_the_standards() -> None:
+    """RFC 3720, B.4, and the check value of CRC-32C."""
+    assert _core.crc32c(np.frombuffer(b"123456789", np.uint8)) == 0xE3069283
+    assert _core.crc32c(np.zeros(32, np.uint8)) == 0x8A9136AA
+
+
 def test_a_snapshot_needs_no_base() -> None:
     new = version(1)
     new[:4000].view(np.uint16)[:] = 0x3C00 + np.arange(2000) % 256  # exponents alike, as in trained weights

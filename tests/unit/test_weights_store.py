@@ -174,14 +174,14 @@ def test_only_deltas_that_follow_each_other_merge() -> None:
 
 
 def sent(manifest: Manifest) -> Message:
-    return unpack(pack(manifest.header(), {"chunk_hashes": manifest.chunk_hashes}))
+    return unpack(pack(manifest.header(), {"chunk_crcs": manifest.chunk_crcs}))
 
 
 def test_a_manifest_comes_back_as_it_was_sent() -> None:
     for package in (encoded(taken(1), taken(0)), encoded(taken(1), None)):
         manifest = Manifest.from_message(sent(package.manifest))
         assert manifest.header() == package.manifest.header()
-        assert np.array_equal(manifest.chunk_hashes, package.manifest.chunk_hashes)
+        assert np.array_equal(manifest.chunk_crcs, package.manifest.chunk_crcs)
         assert 0 < manifest.density <= 1
 
 
@@ -194,10 +194,12 @@ def test_a_manifest_comes_back_as_it_was_sent() -> None:
         ("hash", "0" * 32, "has not the hash of what it lists"),
         ("total_bytes", 7, "of 7"),
         ("chunk_bytes", 0, "lacks a field"),
-        ("chunk_bytes", 1, "chunk hashes for"),
+        ("chunk_bytes", 1, "checksums for"),
         ("tensors", [], "names no tensor"),
-        ("tensors", [["w", "bfloat16", [2], "h", "zip", 1]], "a tensor must be"),
-        ("tensors", [["w", "bfloat16", [2], "h", "raw", 5]], "of 4 bytes is encoded in 5"),
+        ("tensors", [["w", "bfloat16", [2], 0, "h", "zip", 1]], "a tensor must be"),
+        ("tensors", [["w", "bfloat16", [2], 0, "h", "raw", 5]], "of 4 bytes is encoded in 5"),
+        ("tensors", [["w", "bfloat16", [2], 1, "h", "raw", 4]], "do not follow those before them"),
+        ("tensors", [["w", "bfloat16", [2], 0, "h", "raw", 4]] * 2, "two tensors of a manifest have one name"),
         ("version", [-1, 0], "a version must be"),
     ],
 )

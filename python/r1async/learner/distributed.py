@@ -20,6 +20,9 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
+from r1async.models.loading import state_tensors
+from r1async.weights.manifest import Rows
+
 
 @dataclass(frozen=True, slots=True)
 class Ranks:
@@ -28,6 +31,8 @@ class Ranks:
     rank: int = 0
     world: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    publishing: dist.ProcessGroup | None = None
+    """For the publishing threads alone, of CPU tensors; None with one rank."""
 
     @property
     def first(self) -> bool:
@@ -89,10 +94,13 @@ def join_ranks(rank: int, world: int, *, local_rank: int, timeout_s: float) -> R
     device = torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    if world > 1:
-        backend = "nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, rank=rank, world_size=world, timeout=timedelta(seconds=timeout_s))
-    return Ranks(rank, world, device)
+    if world == 1:
+        return Ranks(rank, world, device)
+    backend, timeout = "nccl" if device.type == "cuda" else "gloo", timedelta(seconds=timeout_s)
+    dist.init_process_group(backend, rank=rank, world_size=world, timeout=timeout)
+    publishing = dist.new_group(timeout=timeout, backend="gloo")
+    assert isinstance(publishing, dist.ProcessGroup)
+    return Ranks(rank, world, device, publishing)
 
 
 def leave_ranks(ranks: Ranks) -> None:
@@ -118,6 +126,27 @@ def _layers(model: PreTrainedModel) -> list[nn.Module]:
     """The repeated blocks: the classes that transformers itself never splits over devices."""
     names = set(model._no_split_modules or ())
     return [module for module in model.modules() if type(module).__name__ in names]
+
+
+def held_rows(model: PreTrainedModel, ranks: Ranks) -> list[Rows]:
+    """A copy of this rank's rows of every tensor, in the order of the state dict; no rank waits for another.
+
+    What is not sharded is rank 0's to tell. FSDP2 deals out rows in equal runs, of which the last ones may be short.
+    """
+    found = []
+    for name, tensor in state_tensors(model).items():
+        if not isinstance(tensor, DTensor):
+            if ranks.first:
+                found.append(Rows(name, tensor.clone()))
+            continue
+        if [placement.is_shard(0) for placement in tensor.placements] != [True]:
+            raise ValueError(f"tensor {name!r} is placed {tensor.placements}; ranks publish rows")
+        run = -(-tensor.shape[0] // ranks.world)
+        first, local = ranks.rank * run, tensor.to_local()
+        assert len(local) == max(0, min(run, tensor.shape[0] - first)), (name, local.shape)
+        if len(local) or ranks.first:
+            found.append(Rows(name, local.clone(), first))
+    return found
 
 
 def whole(tensor: Tensor) -> Tensor:

@@ -13,14 +13,13 @@ from types import TracebackType
 from typing import Self
 
 import torch
-from torch import Tensor
 
 from r1async.config import Config, ConfigError
 from r1async.inbox import Inbox, Stopped, stop_on_signals
 from r1async.keys import server_keys
 from r1async.learner.checkpoint import load_checkpoint, newest_checkpoint, prune, save_checkpoint
 from r1async.learner.core import LearnerCore
-from r1async.learner.distributed import Ranks, join_ranks, leave_ranks, whole_tensors
+from r1async.learner.distributed import Ranks, held_rows, join_ranks, leave_ranks, whole_tensors
 from r1async.learner.link import End, Link, connect_first
 from r1async.learner.loss import resolve_loss
 from r1async.learner.publishing import PublishThread
@@ -38,6 +37,7 @@ from r1async.monitor.metrics import MetricsWriter, TensorBoard, run_started
 from r1async.monitor.timeline import Timeline
 from r1async.types import Batch, PolicyVersion
 from r1async.weights.publisher import Publisher
+from r1async.weights.shards import rank_publisher
 
 log = logging.getLogger(__name__)
 
@@ -157,11 +157,9 @@ class Learner:
                 chunk_bytes=config.weights.chunk_bytes, deadline_s=config.weights.deadline_s,
                 window=config.weights.window, threads=config.weights.threads,
                 directory=config.weights_directory, keys=server_keys(config, "weights"),
+                direct=None if config.direct_medium is None else config.weights.direct_address,
             )  # fmt: skip
             self.link = connect_first(config, step=self.saved_steps, stats=self._stats, inbox=self.inbox)
-            self.publishing = PublishThread(
-                self.publisher, self.link.published, self.inbox.fail, deadline_s=config.weights.deadline_s
-            )
             epoch = self.link.epoch
         (epoch,) = self.ranks.from_first([epoch])
         if self.link is None:
@@ -169,7 +167,17 @@ class Learner:
                 self.config, self.inbox, rank=self.ranks.rank, epoch=epoch, step=self.saved_steps, stats=self._stats
             )
             self.link.connect()
+        self.publishing = self._make_publishing(self.link)
         return self.link
+
+    def _make_publishing(self, link: Link) -> PublishThread:
+        weights = self.config.weights
+        publisher = rank_publisher(
+            self.publisher, self.ranks.publishing, self.ranks.rank, self.ranks.world,
+            dtype=self.config.model.dtype, threads=weights.threads, deltas=weights.window > 0,
+        )  # fmt: skip
+        report = link.published if self.ranks.first else None
+        return PublishThread(publisher, report, self.inbox.fail, deadline_s=weights.deadline_s)
 
     def _next_batch(self, link: Link) -> Batch | End:
         """This rank's share, or the same end on every rank: a rank that goes on alone would hang in a collective."""
@@ -204,21 +212,14 @@ class Learner:
         self._write(batch.step, metrics)
 
     def _publish(self, link: Link) -> None:
-        """Hand the weights to the publishing thread; collective."""
+        """Hand this rank's weights to its publishing thread."""
         with self.timeline.busy("publish"):
-            tensors = self._weights()
+            assert self.publishing is not None
             version = PolicyVersion(link.epoch, self.core.version)
-            if self.publishing is not None:
-                self.publishing.publish(version, tensors, retain=self._evaluated(version.number))
+            rows = held_rows(self.core.model, self.ranks)
+            self.publishing.publish(version, rows, retain=self._evaluated(version.number))
             self.core.published()
         self._published = version.number
-
-    def _weights(self) -> dict[str, Tensor]:
-        """A copy of the whole weights, which further steps do not change; collective."""
-        tensors = state_tensors(self.core.model)
-        if self.ranks.world > 1:
-            return whole_tensors(tensors)
-        return {name: tensor.clone() for name, tensor in tensors.items()}
 
     def _evaluated(self, version: int) -> bool:
         """Evaluations pin the start, every `eval.every` versions, and the end; these are kept until released."""

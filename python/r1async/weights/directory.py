@@ -147,7 +147,7 @@ def _write_package(folder: Path, kind: str, package: Package) -> None:
     manifest = package.manifest
     for index in range(manifest.num_chunks):
         _write(folder / f"{kind}.{index:08d}", package.chunk(index).tobytes())
-    _write(folder / f"{kind}.manifest", pack(manifest.header(), {"chunk_hashes": manifest.chunk_hashes}))
+    _write(folder / f"{kind}.manifest", pack(manifest.header(), {"chunk_crcs": manifest.chunk_crcs}))
 
 
 def _remove(folder: Path) -> None:
@@ -209,6 +209,9 @@ class DirectoryReceiver:
 
     def acknowledge(self, ack: Ack) -> None:
         self._order(lambda: self._acknowledge(ack))
+
+    def direct(self, asked: Mapping[str, object]) -> None:
+        raise AssertionError("nobody at the other end of a folder could send anything")
 
     def release(self, version: PolicyVersion) -> None:
         """Nothing: how long a folder stays is the learner's to say, and the evaluator tells it by the socket."""

@@ -2,14 +2,16 @@
 
 A `Snapshot` is a version: all tensors one after the other in one host buffer, cast to the dtype that is served, with
 xxh3-128 of each and of the whole. A `Package` is a version as bytes for somebody: each tensor by itself or as what
-changed since a base that he has (`_core.weights_encode`), cut into chunks. Its `Manifest` names base and result.
+changed since a base that he has (`_core.weights_encode`), cut into chunks. Its `Manifest` names base and result. Of a
+tensor that several learner ranks hold each rank's rows are an entry; they lie without a gap, so that it is whole again.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -47,13 +49,15 @@ Layout = list[tuple[str, int, int]]
 
 @dataclass(frozen=True, slots=True)
 class TensorEntry:
-    """A tensor of a version."""
+    """A tensor of a version, or the rows of one that a learner rank holds."""
 
     name: str
     dtype: str
     shape: tuple[int, ...]
     hash: str
     """xxh3-128 of its bytes, in hexadecimal."""
+    first_row: int = 0
+    """Index of its first row in the whole tensor."""
 
     @property
     def num_values(self) -> int:
@@ -62,6 +66,15 @@ class TensorEntry:
     @property
     def num_bytes(self) -> int:
         return self.num_values * DTYPES[self.dtype].itemsize
+
+    def goes_on(self, before: TensorEntry | None) -> bool:
+        """Whether its rows are those after `before`'s."""
+        return (
+            before is not None
+            and len(self.shape) > 0
+            and (self.name, self.dtype, self.shape[1:]) == (before.name, before.dtype, before.shape[1:])
+            and self.first_row == before.first_row + before.shape[0]
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,8 +107,8 @@ class Manifest:
     hash: str
     """Of the version, see `version_hash`."""
     chunk_bytes: int
-    chunk_hashes: NDArray[np.int64]
-    """xxh3-64 of each chunk, the bits of the unsigned number."""
+    chunk_crcs: NDArray[np.int64]
+    """crc32c of each chunk: what the line did to it shows at once, and costs one chunk."""
 
     @property
     def total_bytes(self) -> int:
@@ -125,15 +138,15 @@ class Manifest:
         return places
 
     def header(self) -> dict[str, object]:
-        """As a message's header; `chunk_hashes` is the one column beside it."""
+        """As a message's header; `chunk_crcs` is the one column beside it."""
         return {
             "t": "manifest",
             "run": self.run,
             "version": list(self.version),
             "base": None if self.base is None else [list(self.base.version), self.base.hash],
             "tensors": [
-                [tensor.name, tensor.dtype, list(tensor.shape), tensor.hash, part.codec, part.num_bytes]
-                for tensor, part in zip(self.tensors, self.parts, strict=True)
+                [each.name, each.dtype, list(each.shape), each.first_row, each.hash, part.codec, part.num_bytes]
+                for each, part in zip(self.tensors, self.parts, strict=True)
             ],
             "changed": self.changed,
             "total_bytes": self.total_bytes,
@@ -160,7 +173,7 @@ class Manifest:
                 pass
             case _:
                 raise WireError(f"a manifest lacks a field or has one of another type: {sorted(message.header)}")
-        hashes = message.columns.get("chunk_hashes")
+        crcs = message.columns.get("chunk_crcs")
         entries = [_entry(item) for item in tensors]
         manifest = cls(
             run=run,
@@ -171,7 +184,7 @@ class Manifest:
             changed=changed,
             hash=digest,
             chunk_bytes=chunk_bytes,
-            chunk_hashes=np.empty(0, np.int64) if hashes is None else hashes,
+            chunk_crcs=np.empty(0, np.int64) if crcs is None else crcs,
         )
         _check(manifest, total_bytes)
         return manifest
@@ -207,17 +220,18 @@ def read_base(value: object) -> Base | None:
 
 def _entry(item: object) -> tuple[TensorEntry, Part]:
     match item:
-        case [str(name), str(dtype), list(shape), str(digest), str(codec), int(num_bytes)] if (
+        case [str(name), str(dtype), list(shape), int(first_row), str(digest), str(codec), int(num_bytes)] if (
             dtype in DTYPES and codec in CODECS
         ):
             if all(isinstance(size, int) and size >= 0 for size in shape):
-                return TensorEntry(name, dtype, tuple(shape), digest), Part(codec, num_bytes)
-    raise WireError(f"a tensor must be [name, dtype, shape, hash, codec, bytes], got {item!r:.160}")
+                return TensorEntry(name, dtype, tuple(shape), digest, first_row), Part(codec, num_bytes)
+    raise WireError(f"a tensor must be [name, dtype, shape, first row, hash, codec, bytes], got {item!r:.160}")
 
 
 def _check(manifest: Manifest, total_bytes: int) -> None:
     if not manifest.tensors:
         raise WireError("a manifest names no tensor")
+    _check_rows(manifest.tensors)
     for tensor, part in zip(manifest.tensors, manifest.parts, strict=True):
         if not 0 <= part.num_bytes <= tensor.num_bytes:
             raise WireError(f"tensor {tensor.name!r} of {tensor.num_bytes} bytes is encoded in {part.num_bytes}")
@@ -225,10 +239,8 @@ def _check(manifest: Manifest, total_bytes: int) -> None:
             raise WireError(f"tensor {tensor.name!r} is encoded as {part.codec}, and the manifest names no base")
     if manifest.total_bytes != total_bytes:
         raise WireError(f"tensors end at byte {manifest.total_bytes} of {total_bytes}")
-    if len({tensor.name for tensor in manifest.tensors}) != len(manifest.tensors):
-        raise WireError("two tensors of a manifest have one name")
-    if manifest.chunk_hashes.dtype != np.int64 or len(manifest.chunk_hashes) != manifest.num_chunks:
-        raise WireError(f"{len(manifest.chunk_hashes)} chunk hashes for {manifest.num_chunks} chunks")
+    if manifest.chunk_crcs.dtype != np.int64 or len(manifest.chunk_crcs) != manifest.num_chunks:
+        raise WireError(f"{len(manifest.chunk_crcs)} checksums for {manifest.num_chunks} chunks")
     if manifest.hash != version_hash(manifest.tensors):
         raise WireError(f"the manifest of version {manifest.version} has not the hash of what it lists")
     if manifest.base is not None and manifest.base.version == manifest.version:
@@ -239,26 +251,33 @@ def _check(manifest: Manifest, total_bytes: int) -> None:
         raise WireError(f"a version of {num_bytes} bytes; this machine has {memory}")
 
 
+def _check_rows(tensors: Sequence[TensorEntry]) -> None:
+    names = set()
+    for before, tensor in itertools.pairwise([None, *tensors]):
+        assert tensor is not None
+        if tensor.first_row == 0:
+            if tensor.name in names:
+                raise WireError("two tensors of a manifest have one name")
+            names.add(tensor.name)
+        elif not tensor.goes_on(before):
+            raise WireError(f"rows {tensor.first_row} and on of tensor {tensor.name!r} do not follow those before them")
+
+
 def layout_of(tensors: Iterable[TensorEntry]) -> tuple[Layout, int]:
     """Where tensors lie in a snapshot's buffer, and its bytes."""
-    layout, end = [], 0
+    layout, end, before = [], 0, None
     for tensor in tensors:
-        start = end + -end % ALIGNMENT
+        start = end if tensor.goes_on(before) else end + -end % ALIGNMENT
+        before = tensor
         layout.append((tensor.dtype, start, tensor.num_bytes))
         end = start + tensor.num_bytes
     return layout, end
 
 
 def version_hash(tensors: Iterable[TensorEntry]) -> str:
-    """xxh3-128 over name, dtype, shape and hash of every tensor, in order: what a version's weights are."""
-    lines = (f"{each.name}\0{each.dtype}\0{list(each.shape)}\0{each.hash}\n" for each in tensors)
+    """xxh3-128 over name, dtype, shape, first row and hash of every tensor, in order: what a version's weights are."""
+    lines = (f"{each.name}\0{each.dtype}\0{list(each.shape)}\0{each.first_row}\0{each.hash}\n" for each in tensors)
     return xxhash.xxh3_128_hexdigest("".join(lines).encode())
-
-
-def chunk_hash(data: NDArray[np.uint8]) -> int:
-    """xxh3-64 as a signed number: the wire has no unsigned one of that width."""
-    digest = xxhash.xxh3_64_intdigest(data.data)
-    return digest - 2**64 if digest >= 2**63 else digest
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,16 +301,20 @@ class Snapshot:
         return _kinds(self.entries) == _kinds(theirs)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Views of the bytes, by name."""
+        """Views of the bytes, by name, each of the whole tensor."""
         flat = torch.from_numpy(self.data)
-        return {
-            entry.name: _view(flat, entry, start)
-            for entry, (_, start, _) in zip(self.entries, self.layout, strict=True)
-        }
+        found: dict[str, Tensor] = {}
+        placed = zip(self.entries, (start for _, start, _ in self.layout), strict=True)
+        for name, group in itertools.groupby(placed, lambda each: each[0].name):
+            (first, start), *rest = group
+            rows = [entry.shape[0] for entry, _ in rest]
+            shape = (first.shape[0] + sum(rows), *first.shape[1:]) if rows else first.shape
+            found[name] = _view(flat, TensorEntry(name, first.dtype, shape, ""), start)
+        return found
 
 
-def _kinds(entries: Iterable[TensorEntry]) -> list[tuple[str, str, tuple[int, ...]]]:
-    return [(entry.name, entry.dtype, entry.shape) for entry in entries]
+def _kinds(entries: Iterable[TensorEntry]) -> list[tuple[str, str, tuple[int, ...], int]]:
+    return [(entry.name, entry.dtype, entry.shape, entry.first_row) for entry in entries]
 
 
 def snapshot_of(
@@ -299,10 +322,20 @@ def snapshot_of(
 ) -> Snapshot:
     """A version of tensors whose hashes are known; those of `entries` do not matter."""
     named = tuple(
-        TensorEntry(each.name, each.dtype, each.shape, digest) for each, digest in zip(entries, hashes, strict=True)
+        TensorEntry(each.name, each.dtype, each.shape, digest, each.first_row)
+        for each, digest in zip(entries, hashes, strict=True)
     )
     layout, _ = layout_of(named)
     return Snapshot(version, named, data, version_hash(named), layout)
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """What one learner rank holds of a tensor: rows from `first_row` on; all of it, where nothing is sharded."""
+
+    name: str
+    tensor: Tensor
+    first_row: int = 0
 
 
 def take_snapshot(version: PolicyVersion, tensors: Mapping[str, Tensor], *, dtype: str, threads: int = 1) -> Snapshot:
@@ -313,16 +346,25 @@ def take_snapshot(version: PolicyVersion, tensors: Mapping[str, Tensor], *, dtyp
     """
     if not tensors:
         raise ValueError(f"version {version} has no tensors to publish")
+    return take_rows(version, [Rows(name, tensor) for name, tensor in tensors.items()], dtype=dtype, threads=threads)
+
+
+def take_rows(version: PolicyVersion, rows: Sequence[Rows], *, dtype: str, threads: int = 1) -> Snapshot:
+    """`take_snapshot` of what one rank holds, in its order.
+
+    Raises:
+        ValueError: a tensor of a dtype that has no name here.
+    """
     entries = []
-    for name, tensor in tensors.items():
-        kind = dtype if tensor.is_floating_point() else _NAMES.get(tensor.dtype)
+    for each in rows:
+        kind = dtype if each.tensor.is_floating_point() else _NAMES.get(each.tensor.dtype)
         if kind is None:
-            raise ValueError(f"tensor {name!r} is {tensor.dtype}; can be published: {sorted(DTYPES)}")
-        entries.append(TensorEntry(name, kind, tuple(tensor.shape), ""))
+            raise ValueError(f"tensor {each.name!r} is {each.tensor.dtype}; can be published: {sorted(DTYPES)}")
+        entries.append(TensorEntry(each.name, kind, tuple(each.tensor.shape), "", each.first_row))
     layout, num_bytes = layout_of(entries)
     flat = torch.zeros(num_bytes, dtype=torch.uint8)
-    for entry, (_, start, _), tensor in zip(entries, layout, tensors.values(), strict=True):
-        _view(flat, entry, start).copy_(tensor.detach())
+    for entry, (_, start, _), each in zip(entries, layout, rows, strict=True):
+        _view(flat, entry, start).copy_(each.tensor.detach())
     data = flat.numpy()
     return snapshot_of(version, entries, data, _core.weights_hashes(data, layout, threads))
 

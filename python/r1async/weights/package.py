@@ -16,7 +16,6 @@ from r1async.weights.manifest import (
     Part,
     Snapshot,
     TensorEntry,
-    chunk_hash,
     layout_of,
     snapshot_of,
     version_hash,
@@ -28,6 +27,10 @@ WORTH = 0.5
 
 class PackageError(ValueError):
     """A package that does not lead to the version it names: from another base, or to other bytes."""
+
+
+Encoded = tuple[str, NDArray[np.uint8], int]
+"""Codec, payload, and values that changed, of a tensor."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +49,7 @@ def encode(snapshot: Snapshot, base: Snapshot | None, *, run: str, chunk_bytes: 
     if base is not None and not snapshot.has_tensors_of(base):
         base = None
     encoded = _core.weights_encode(snapshot.data, None if base is None else base.data, snapshot.layout, threads)
-    return _package(run, snapshot.version, None if base is None else base.base, snapshot.entries, encoded, chunk_bytes)
+    return assemble(run, snapshot.version, base and base.base, snapshot.entries, encoded, chunk_bytes)
 
 
 def merge(first: Package, second: Package, *, threads: int) -> Package:
@@ -62,14 +65,14 @@ def merge(first: Package, second: Package, *, threads: int) -> Package:
         raise PackageError(f"a delta from {two.base.version} does not follow version {one.version}")
     layout, _ = layout_of(two.tensors)
     encoded = _core.weights_merge(layout, one.places(), first.data, two.places(), second.data, threads)
-    return _package(two.run, two.version, one.base, two.tensors, encoded, two.chunk_bytes)
+    return assemble(two.run, two.version, one.base, two.tensors, encoded, two.chunk_bytes)
 
 
 def decode(package: Package, base: Snapshot | None, shadow: NDArray[np.uint8] | None, *, threads: int) -> Snapshot:
     """The version, every tensor's hash verified. `base` is only read.
 
     Args:
-        package: its chunks have the manifest's hashes.
+        package: its chunks have the manifest's checksums.
         base: what we have.
         shadow: a buffer that may be overwritten, of any size; None: a new one is made.
         threads: that decode at most.
@@ -98,14 +101,15 @@ def decode(package: Package, base: Snapshot | None, shadow: NDArray[np.uint8] | 
     return snapshot_of(manifest.version, manifest.tensors, shadow, hashes)
 
 
-def _package(
+def assemble(
     run: str,
     version: PolicyVersion,
     base: Base | None,
     tensors: Sequence[TensorEntry],
-    encoded: Sequence[tuple[str, NDArray[np.uint8], int]],
+    encoded: Sequence[Encoded],
     chunk_bytes: int,
 ) -> Package:
+    """A package of tensors that are encoded."""
     data = np.concatenate([payload for _, payload, _ in encoded])
     starts = range(0, len(data), chunk_bytes)
     manifest = Manifest(
@@ -117,6 +121,6 @@ def _package(
         changed=sum(changed for _, _, changed in encoded),
         hash=version_hash(tensors),
         chunk_bytes=chunk_bytes,
-        chunk_hashes=np.array([chunk_hash(data[start : start + chunk_bytes]) for start in starts], np.int64),
+        chunk_crcs=np.array([_core.crc32c(data[start : start + chunk_bytes]) for start in starts], np.int64),
     )
     return Package(manifest, data)

@@ -7,7 +7,7 @@ digest = publisher.publish(PolicyVersion(1, 0), tensors)
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -17,11 +17,12 @@ from torch import Tensor
 from r1async.keys import ServerKeys
 from r1async.types import PolicyVersion
 from r1async.weights.acks import Ack
+from r1async.weights.direct_sender import DirectSender
 from r1async.weights.directory import DirectoryWriter
 from r1async.weights.figures import PushFigures
-from r1async.weights.manifest import Snapshot, take_snapshot
+from r1async.weights.manifest import Snapshot, TensorEntry, take_snapshot
 from r1async.weights.medium import SendingMedium
-from r1async.weights.package import Package, encode
+from r1async.weights.package import Encoded, Package, assemble, decode, encode
 from r1async.weights.store import VersionStore
 from r1async.weights.zmq_sender import ZmqSender
 
@@ -39,6 +40,7 @@ class Publisher:
         threads: that hash and encode a version at most.
         deadline_s: a version that is being read is kept this long after the reader's last question.
         directory: each version is also written into this folder of all runs; None: none is.
+        direct: address of this machine where engines meet the learner to be sent versions themselves; None: nobody is.
         keys: of the socket, and who is let in; None where it needs none.
     """
 
@@ -53,6 +55,7 @@ class Publisher:
         window: int = 16,
         threads: int = 1,
         directory: Path | None = None,
+        direct: str | None = None,
         keys: ServerKeys | None = None,
     ) -> None:
         self._run = run
@@ -67,7 +70,8 @@ class Publisher:
         self._directory = (
             None if directory is None else DirectoryWriter(directory, run, window, self._whole, self._store.versions)
         )
-        self._medium: SendingMedium = ZmqSender(endpoint, self._store, run=run, keys=keys)
+        self._direct = None if direct is None else DirectSender(self._store, address=direct, timeout_s=deadline_s)
+        self._medium: SendingMedium = ZmqSender(endpoint, self._store, run=run, keys=keys, direct=self._direct)
 
     def publish(self, version: PolicyVersion, tensors: Mapping[str, Tensor], *, retain: bool = False) -> str:
         """Copies and encodes the tensors and returns, whatever receivers do; they are served while the learner goes on.
@@ -88,14 +92,47 @@ class Publisher:
         before, delta = self._store.newest(), None
         if before is not None and self._window and snapshot.has_tensors_of(before):
             delta = encode(snapshot, before, run=self._run, chunk_bytes=self._chunk_bytes, threads=self._threads)
+        self._serve(snapshot, delta, begun, retain=retain)
+        return snapshot.hash
+
+    def publish_encoded(
+        self,
+        version: PolicyVersion,
+        entries: Sequence[TensorEntry],
+        encoded: Sequence[Encoded],
+        *,
+        delta: bool,
+        begun: float,
+        retain: bool = False,
+    ) -> str:
+        """`publish` of tensors that learner ranks have encoded, each its rows (`shards.py`).
+
+        Args:
+            version: as for `publish`.
+            entries: with the hashes that must come out.
+            encoded: of each.
+            delta: they are what changed since the newest version; else each is by itself.
+            begun: when the first rank began, as `time.monotonic` has it.
+            retain: as for `publish`.
+
+        Raises:
+            ValueError: a version that is not newer.
+            PackageError: the bytes do not lead to the hashes.
+        """
+        before = self._store.newest() if delta else None
+        package = assemble(self._run, version, before and before.base, entries, encoded, self._chunk_bytes)
+        snapshot = decode(package, before, None, threads=self._threads)
+        self._serve(snapshot, package if delta else None, begun, retain=retain)
+        return snapshot.hash
+
+    def _serve(self, snapshot: Snapshot, delta: Package | None, begun: float, *, retain: bool) -> None:
         self._store.add(snapshot, time.monotonic(), delta)
         if retain:
-            self._store.retain(version, time.monotonic())
+            self._store.retain(snapshot.version, time.monotonic())
         if self._directory is not None:
             self._directory.add(snapshot, delta, retain=retain)
         self._push.published(snapshot, delta, time.monotonic() - begun)
         self._medium.announce()
-        return snapshot.hash
 
     def retain(self, version: PolicyVersion) -> bool:
         """Keeps a version as `publish` does with `retain`; False if it is gone already."""
@@ -129,6 +166,8 @@ class Publisher:
 
     def close(self) -> None:
         self._medium.close()
+        if self._direct is not None:
+            self._direct.close()
 
     def __enter__(self) -> Self:
         return self

@@ -6,7 +6,8 @@ from collections import deque
 
 import numpy as np
 
-from r1async.weights.manifest import Manifest, chunk_hash
+from r1async import _core
+from r1async.weights.manifest import Manifest
 from r1async.weights.package import Package
 from r1async.wire import WireError
 
@@ -31,7 +32,7 @@ class Transfer:
     def __init__(self, manifest: Manifest, window: int = WINDOW) -> None:
         self.manifest = manifest
         self.corrupted = 0
-        """Chunks that arrived with another hash than the manifest's."""
+        """Chunks that arrived with another checksum than the manifest's."""
         self._data = np.empty(manifest.total_bytes, np.uint8)
         self._window = window
         self._ask = deque(range(manifest.num_chunks))
@@ -48,7 +49,7 @@ class Transfer:
         return indexes
 
     def add(self, index: object, data: np.ndarray | None) -> None:
-        """Takes a chunk; one with a wrong hash is asked for again, one that was not asked for is passed over.
+        """Takes a chunk; one with a wrong checksum is asked for again, one that was not asked for is passed over.
 
         Raises:
             TransferError: too many were corrupted.
@@ -61,7 +62,7 @@ class Transfer:
             return
         self._under_way.remove(index)
         place = self.manifest.chunk(index)
-        if len(data) != place.stop - place.start or chunk_hash(data) != self.manifest.chunk_hashes[index]:
+        if len(data) != place.stop - place.start or _core.crc32c(data) != self.manifest.chunk_crcs[index]:
             self.corrupted += 1
             if self.corrupted > MAX_CORRUPTED:
                 raise TransferError(f"{self.corrupted} chunks of version {self.manifest.version} arrived corrupted")

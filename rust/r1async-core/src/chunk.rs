@@ -286,7 +286,7 @@ impl Ledger {
             self.timers.clear(at, Timer::Rollout(member));
         }
         let tokens = rollout.tokens.len() as u64;
-        let id = group.rollout_id(member.index);
+        let (id, pool) = (group.rollout_id(member.index), group.prompt.pool);
         self.leases.mark_sent(lease, &mut self.timers);
         if !member.group.is_evaluation() {
             self.tell(|| Event::Finished {
@@ -295,7 +295,7 @@ impl Ledger {
                 tokens,
             });
         }
-        self.unscored.insert(place, member);
+        self.unscored.insert((pool, place), member);
         self.news.scoring = true;
         self.news.rollouts = true;
         if self.settings.drop_truncated && finish == Finish::Length && !member.group.is_evaluation()

@@ -81,8 +81,8 @@ pub struct Ledger {
     pub(crate) filling: Option<StepBatch>,
     /// Members of open groups that wait for a generator, oldest group first.
     pub(crate) waiting: BTreeSet<Member>,
-    /// Finished rollouts that wait for a scorer, in the order in which they finished.
-    pub(crate) unscored: BTreeMap<u64, Member>,
+    /// Finished rollouts that wait for a scorer: pool by pool, in the order in which they finished.
+    pub(crate) unscored: BTreeMap<(usize, u64), Member>,
     pub(crate) finished_so_far: u64,
     pub(crate) leases: Leases,
     pub(crate) timers: Timers,
@@ -311,7 +311,7 @@ impl Ledger {
                 self.news.rollouts = true;
             }
             State::Unscored(place) => {
-                self.unscored.remove(&place);
+                self.unscored.remove(&(group.prompt.pool, place));
             }
             State::Ended(_) => {}
         }

@@ -304,6 +304,7 @@ mod tests {
                 ordinal: 0,
                 tokens: Vec::new(),
                 meta: Vec::new(),
+                pool: 0,
             }),
             Purpose::Training { retries: 0 },
         );

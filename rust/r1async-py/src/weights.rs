@@ -156,6 +156,13 @@ fn hex(hash: u128) -> String {
     format!("{hash:032x}")
 }
 
+/// CRC-32C (Castagnoli) of some bytes.
+#[pyfunction]
+pub fn crc32c(py: Python<'_>, data: PyReadonlyArray1<'_, u8>) -> PyResult<u32> {
+    let data = data.as_slice()?;
+    Ok(py.detach(|| r1async_weights::crc32c(data)))
+}
+
 /// xxh3-128 of every tensor's bytes.
 #[pyfunction]
 pub fn weights_hashes<'py>(

@@ -28,6 +28,8 @@ mod scratch;
 mod sparse;
 mod tensor;
 
+pub use crc32c::crc32c;
+
 pub use baseline::{entropy_bound, index_value, xor_zstd, xor_zstd_decode};
 pub use element::Dtype;
 pub use error::CodecError;
