@@ -16,12 +16,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from r1async.answers import extract_answer
-from r1async.config import RewardConfig
+from r1async.config import RewardConfig, ScorerConfig
 from r1async.inbox import DeadlineExceeded, Inbox
 from r1async.rewards.format import in_format
 from r1async.rewards.language import consistency
 from r1async.rewards.math import Equivalence, grade
-from r1async.rewards.pool import Job, Report, WorkerPool
+from r1async.rewards.pool import Job, Report
+from r1async.rewards.pools import Pools
 from r1async.rewards.words import repetition
 from r1async.tasks.meta import Question, encode_meta
 
@@ -95,7 +96,7 @@ class Driver:
 
     def __init__(self, reward: RewardConfig, workers: int) -> None:
         self.inbox = Inbox()
-        self.pool = WorkerPool(reward, workers=workers, memory_mb=4096, inbox=self.inbox)
+        self.pool = Pools(reward, ScorerConfig(workers=workers), self.inbox)
         self.pool.start()
         while not self.pool.ready:
             self.step()

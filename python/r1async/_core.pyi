@@ -12,6 +12,7 @@ __all__ = [
     "Buffer",
     "JournalBatches",
     "JournalEvents",
+    "Receiver",
     "Settings",
     "advantages",
     "crc32c",
@@ -70,6 +71,7 @@ class Settings:
         group_deadline_s: float,
         scoring_deadline_s: float,
         score_retries: int,
+        slow_pools: list[tuple[str, float, int]],
         max_attempts: int,
         max_tokens: int,
         temperature: float,
@@ -82,6 +84,22 @@ class Settings:
         filtered_batches: int,
         generators_grade: bool,
     ) -> Settings: ...
+
+@final
+class Receiver:
+    """An open ROUTER of pyzmq, read without Python."""
+
+    def __new__(cls, module: str | PathLike[str], socket: int) -> Receiver:
+        """For `Buffer.receive`.
+
+        Args:
+            module: file of pyzmq's extension module, which is linked with the libzmq that the socket belongs to.
+            socket: `zmq.Socket.underlying`. It must stay open while this is used, by one thread at a time.
+
+        Raises:
+            OSError: the module hides libzmq's calls, as one does that was built with libzmq inside.
+            ValueError: no address.
+        """
 
 @final
 class Buffer:
@@ -138,6 +156,17 @@ class Buffer:
         Raises:
             ValueError: a socket that is neither.
         """
+    def receive(self, socket: Literal["rollouts", "batches"], receiver: Receiver, now: float, at_most: int) -> int:
+        """Reads messages that have come and files them like `handle`, without the GIL; one of several frames counts as
+        empty.
+
+        Returns:
+            How many there were, at most `at_most`.
+
+        Raises:
+            OSError: libzmq refused: the socket was closed, or its context ended.
+            ValueError: a socket that is neither.
+        """
     def tick(self, now: float) -> None:
         """Lets deadlines pass; call it at `next_deadline()`, earlier does no harm."""
     def outgoing(self) -> list[tuple[str, bytes, bytes | memoryview]]:
@@ -153,14 +182,17 @@ class Buffer:
         """When `tick` has something to do next; None: not before another message."""
     def wanted_prompts(self) -> list[int]:
         """Ordinals to admit now, in order; each is named until it is admitted, rejected or past the end."""
-    def admit(self, ordinal: int, token_ids: NDArray[np.int32], meta: bytes, now: float, source: int = 0) -> None:
+    def admit(
+        self, ordinal: int, token_ids: NDArray[np.int32], meta: bytes, now: float, source: int = 0, pool: int = 0
+    ) -> None:
         """Opens a group for a prompt that was wanted. `meta` is what a scorer needs to know of it.
 
         Args:
             source: 0 for the main sources, or one above the place of its window in the settings.
+            pool: 0 for the first scoring pool, or one above its place in `slow_pools`.
 
         Raises:
-            ValueError: the ordinal is not wanted, the prompt has no tokens, or there is no such source.
+            ValueError: the ordinal is not wanted, the prompt has no tokens, or there is no such source or pool.
         """
     def reject_prompt(self, ordinal: int, reason: str) -> None:
         """Counts a wanted prompt that cannot be used (`invalid`), and goes on to the next."""

@@ -6,48 +6,24 @@ Every function takes a Config and returns sentences; only `missing_files` looks 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
 from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from r1async.config import REWARD_PARTS, TARGET_LANGUAGES, DirectMedium
+from r1async.checks_rewards import RANGES as REWARD_RANGES
+from r1async.checks_rewards import pools_out_of_range, reward_problems_of_parts
+from r1async.config import TARGET_LANGUAGES, DirectMedium
 from r1async.engines import ENGINES, kinds, python_for
+from r1async.ranges import COUNT, MAYBE, POSITIVE, SECONDS, SHARE, Range
+from r1async.reward_pools import lines_of, pools_of, weights_of
 
 if TYPE_CHECKING:
     from r1async.config import Config
 
 
-@dataclass(frozen=True, slots=True)
-class Range:
-    """Numbers from `low` to `high`; `above` leaves `low` itself out."""
-
-    low: float
-    high: float = math.inf
-    above: bool = False
-
-    def holds(self, value: float) -> bool:
-        return math.isfinite(value) and (value > self.low if self.above else value >= self.low) and value <= self.high
-
-    def __str__(self) -> str:
-        if self.high == math.inf:
-            return f"above {_number(self.low)}" if self.above else f"at least {_number(self.low)}"
-        if self.above:
-            return f"above {_number(self.low)} and at most {_number(self.high)}"
-        return f"{_number(self.low)} to {_number(self.high)}"
-
-
-def _number(value: float) -> str:
-    return str(int(value)) if float(value).is_integer() else f"{value:g}"
-
-
-COUNT = Range(1, 1_000_000)
-MAYBE = Range(0, 1_000_000_000)
-SECONDS = Range(0, 30 * 86400, above=True)
-SHARE = Range(0, 1)
 MAX_STALENESS = 1_000_000
-POSITIVE = Range(0, above=True)
 
 RANGES: dict[str, Range] = {
     "seed": Range(0, 2**31 - 1),
@@ -85,6 +61,7 @@ RANGES: dict[str, Range] = {
     "reward.code.processes": Range(1, 32768),
     "reward.code.tolerance": Range(0, 0.1),
     "reward.code.url_tries": Range(1, 100),
+    **REWARD_RANGES,
     "reward.deadline_s": SECONDS,
     "reward.retries": Range(0, 100),
     "reward.overlong_cache": COUNT,
@@ -154,6 +131,20 @@ RANGES: dict[str, Range] = {
     "progress.role_s": SECONDS,
     "progress.quarantine_after": Range(1, 1000),
     "progress.filtered_batches": COUNT,
+    "sample.prompts": MAYBE,
+    "sample.samples": Range(1, 65536),
+    "sample.temperature": Range(0, 10, above=True),
+    "sample.top_p": Range(0, 1, above=True),
+    "sample.ahead": MAYBE,
+    "sample.part_rows": COUNT,
+    "sample.part_s": SECONDS,
+    "sample.ratio": POSITIVE,
+    "sample.reasoning": MAYBE,
+    "sample.keep.min_language": SHARE,
+    "sample.keep.max_paragraph_chars": MAYBE,
+    "sample.keep.per_prompt": COUNT,
+    "sample.decontaminate.ngram": Range(2, 1000),
+    "sample.decontaminate.short": Range(1, 1000),
     "simulate.hours": Range(0, 24 * 366),
     "simulate.warmup_steps": Range(-1, 10_000_000),
     "simulate.tokens_per_unit": Range(0, 1_000_000),
@@ -186,9 +177,9 @@ RANGES: dict[str, Range] = {
 }
 
 
-def value_of(config: Config, key: str) -> object:
+def value_of(config: object, key: str) -> object:
     """The setting with this full key."""
-    node: object = config
+    node = config
     for name in key.split("."):
         node = getattr(node, name)
     return node
@@ -210,20 +201,35 @@ def problems(config: Config) -> list[str]:
     ]
 
 
-def out_of_range(config: Config) -> list[str]:
+def ranges_broken(config: object, ranges: Mapping[str, Range]) -> list[str]:
+    """Numbers among the settings that are not in their range."""
     found = []
-    for key, allowed in RANGES.items():
+    for key, allowed in ranges.items():
         value = value_of(config, key)
         numbers = value if isinstance(value, tuple) else (value,)
         for number in numbers:
             if isinstance(number, int | float) and not allowed.holds(number):
                 found.append(f"{key}: must be {allowed}, got {number}")
-    found += [
-        f"reward.weights.{part}: must be a finite number, got {weight}"
-        for part, weight in config.reward.weights.items()
-        if not math.isfinite(weight)
-    ]
     return found
+
+
+def out_of_range(config: Config) -> list[str]:
+    found = ranges_broken(config, RANGES)
+    for key, weights in _weights(config):
+        found += [
+            f"{key}.{part}: must be a finite number, got {weight}"
+            for part, weight in weights.items()
+            if not math.isfinite(weight)
+        ]
+    return [*found, *pools_out_of_range(config)]
+
+
+def _weights(config: Config) -> list[tuple[str, dict[str, float]]]:
+    domains = config.reward.domains.items()
+    return [
+        ("reward.weights", config.reward.weights),
+        *((f"reward.domains.{name}.weights", domain.weights) for name, domain in domains),
+    ]
 
 
 def _source_problems(config: Config) -> list[str]:
@@ -233,6 +239,10 @@ def _source_problems(config: Config) -> list[str]:
         found.append(f"name: must be a folder name such as demo or sweeps/demo, got {config.name!r}")
     if config.data.task == "file" and not config.data.path:
         found.append("data.path: data.task=file needs a JSONL or parquet file or a data set folder; set data.path=FILE")
+    if config.data.task == "swe" and not config.data.path:
+        found.append("data.path: data.task=swe needs a JSONL file of instances; set data.path=FILE")
+    if config.data.slow_path and (config.data.task != "chain-mod" or not config.data.slow_share):
+        found.append("data.slow_path: takes the place of problems of data.task=chain-mod; set data.slow_share above 0")
     if config.cold_start.enabled and config.data.task != "chain-mod":
         found.append("cold_start.enabled: only data.task=chain-mod has demonstrations; set model.path=DIR")
     if config.cold_start.enabled and config.model.path:
@@ -246,24 +256,20 @@ def _source_problems(config: Config) -> list[str]:
 
 def reward_problems(config: Config) -> list[str]:
     """Why the reward cannot work, whatever else is configured."""
-    reward, found = config.resolved_reward, []
-    if not reward.weights:
-        found.append("reward.weights: must name at least one part, as in {accuracy: 1.0}")
-    for part in reward.weights:
-        module, colon, function = part.partition(":")
-        if part not in REWARD_PARTS and not (colon and module and function):
-            found.append(f"reward.weights.{part}: must be {', '.join(REWARD_PARTS)}, or module:function of your own")
+    reward, found = config.resolved_reward, reward_problems_of_parts(config)
     if reward.format == "special_token" and not reward.special_token.strip():
         found.append("reward.special_token: must not be blank for reward.format=special_token")
-    if "language" in reward.weights and reward.target_language not in TARGET_LANGUAGES:
+    if "language" in reward.parts and reward.target_language not in TARGET_LANGUAGES:
         found.append(
             f"reward.target_language: must be one of {', '.join(TARGET_LANGUAGES)}, got {reward.target_language!r}"
         )
-    if "overlong" in reward.weights and reward.overlong_cache > reward.overlong_max:
+    if "overlong" in reward.parts and reward.overlong_cache > reward.overlong_max:
         found.append(
             f"reward.overlong_cache: {reward.overlong_cache} tokens are more than the maximum of {reward.overlong_max} "
             "(reward.overlong_max, or sampling.max_tokens)"
         )
+    if "swe" in reward.parts and not reward.swe.instances:
+        found.append("reward.swe.instances: the part swe needs a JSONL file of instances")
     if reward.code.url and not reward.code.url.startswith(("http://", "https://")):
         found.append(f"reward.code.url: must begin with http:// or https://, got {reward.code.url!r}")
     return found
@@ -276,10 +282,13 @@ def missing_files(config: Config) -> list[str]:
     if model and not Path(model, "config.json").is_file():
         what = "has no config.json; a Hugging Face model folder has one" if Path(model).is_dir() else "no such folder"
         found.append(f"model.path: {model}: {what}")
-    if config.data.task == "file":
-        for key, path in (("data.path", config.data.path), ("data.eval_path", config.data.eval_path)):
-            if path and not Path(path).exists():
-                found.append(f"{key}: {path}: no such file or folder")
+    data, instances = config.data, config.reward.swe.instances
+    named = {"data.path": data.path, "data.eval_path": data.eval_path} if data.task != "chain-mod" else {}
+    named["data.slow_path"] = data.slow_path
+    named["reward.swe.instances"] = instances if "swe" in config.reward.parts else ""
+    found += [
+        f"{key}: {path}: no such file or folder" for key, path in named.items() if path and not Path(path).exists()
+    ]
     keys = config.security.keys
     if keys and not Path(keys).is_dir():
         found.append(f"security.keys: {keys}: no such folder; `r1async keys --out {keys}` makes it")
@@ -320,8 +329,8 @@ def _group_problems(config: Config) -> list[str]:
     if group.group_deadline_s and group.group_deadline_s < needed:
         found.append(
             f"group.group_deadline_s: {group.group_deadline_s:g} s is shorter than a rollout and its verdict may take: "
-            f"rollout_deadline_s {group.rollout_deadline_s:g} + one verdict {config.reward.verdict_deadline_s:g} x "
-            f"(retries {config.reward.retries} + 1) = {needed:g} s; 0 sets it from these"
+            f"rollout_deadline_s {group.rollout_deadline_s:g} + one verdict, all its tries, "
+            f"{config.scoring_deadline_s:g} = {needed:g} s; 0 sets it from these"
         )
     if group.lease_s > group.rollout_deadline_s:
         found.append(
@@ -579,15 +588,16 @@ def warnings(config: Config) -> list[str]:
             f"generator.slots: all {config.generator.count * config.generator.slots} slots hold less than one group of "
             f"{config.group.group_size}; its rollouts will age behind one another"
         )
-    if "accuracy" not in config.reward.weights:
+    if "accuracy" not in config.reward.parts:
         found.append(
             "reward.weights has no accuracy: evaluation knows no accuracy, pass@k or cons@k then; "
             "a weight of 0 measures accuracy without rewarding it"
         )
-    if config.progress.limit_s < config.reward.verdict_deadline_s:
+    slowest = max(pool.deadline_s for pool in pools_of(config.reward, config.scorer).values())
+    if config.progress.limit_s < slowest:
         found.append(
             f"progress.limit_s={config.progress.limit_s:g}: one verdict may take "
-            f"{config.reward.verdict_deadline_s:g} s (reward.deadline_s, reward.code), "
+            f"{slowest:g} s (reward.deadline_s, reward.code, scorer.pools), "
             "so a healthy run may say that nothing moved"
         )
     return found
@@ -620,8 +630,29 @@ def implications(config: Config) -> list[str]:
         f"{full_speed_needs(config):.1f}; here e + 1 = {e + 1}",
         f"correction: {config.correction}; group deadline: {config.group_deadline_s:g} s; "
         f"fewest scored members: {config.min_group_size} of {size}",
+        *_reward_lines(config),
         *(f"warning: {each}" for each in warnings(config)),
     ]
+
+
+def _reward_lines(config: Config) -> list[str]:
+    """What adds up to each domain's reward, and which workers grade it."""
+    pools, shown = pools_of(config.reward, config.scorer), []
+    for domain, weights in weights_of(config.reward).items():
+        parts = " + ".join(f"{weight:g} {part}" for part, weight in weights.items())
+        others = "reward of other domains" if config.reward.domains else "reward"
+        name = f"reward of domain {domain}" if domain else others
+        shown.append(f"{name}: {parts}")
+    lines = lines_of(pools)
+    for pool in pools.values():
+        if pool.weights:
+            at_once = f", each with {pool.at_once} rollouts at a time" if pool.asking != "one" else ""
+            shown.append(
+                f"pool {pool.name}: {config.scorer.count} x {pool.workers} worker(s){at_once}; one verdict "
+                f"{pool.deadline_s:g} s, {pool.retries} retries"
+                + (f"; queue {pool.queue}" if pool.name in lines else "; its rollouts wait in a slower pool's queue")
+            )
+    return shown
 
 
 def _staleness_lines(config: Config) -> list[str]:

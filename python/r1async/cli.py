@@ -13,6 +13,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from r1async.checks import implications, missing_engines, missing_files
@@ -20,8 +21,11 @@ from r1async.config import Config, ConfigError, load_config
 from r1async.disk import EXIT_CODE as DISK_FULL
 from r1async.disk import is_full
 from r1async.engines import kinds
+from r1async.finetune import command as finetune
 from r1async.inbox import Stopped
+from r1async.sample import command as sample
 from r1async.settings import to_yaml
+from r1async.swe import command as swe
 
 EXIT_CODES = """exit codes:
   0    done
@@ -195,6 +199,9 @@ def _parser() -> argparse.ArgumentParser:
     fetch.add_argument("--out", type=Path, default=Path("models/smollm2-135m"), metavar="DIR", help="its folder")
     _simulate_command(commands)
     _grade_command(commands)
+    swe.add(commands, _positive)
+    finetune.register(partial(_command, commands))
+    sample.register(partial(_command, commands), partial(_role, needs_model=False))
     commands.add_parser("bench", help="measure: `r1async bench --help`")
     _add_history(commands)
     return parser
@@ -276,8 +283,8 @@ def _machines(text: str) -> int:
 
 
 def _index(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"must be a whole number from 0, got {text!r}")
+    if not text.isdecimal() or int(text) >= 2**63:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 0, below 2^63, got {text:.40}")
     return int(text)
 
 

@@ -8,10 +8,15 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
+
+from r1async.config_rewards import DomainConfig, JudgeConfig, PoolConfig, RewardModelConfig
+from r1async.config_sample import SampleConfig
+from r1async.config_swe import SweConfig
+from r1async.reward_pools import lines_of, pools_of
 
 DirectMedium = Literal["nccl", "ipc", "sparse_nccl"]
 
@@ -32,8 +37,9 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DataConfig:
-    task: Literal["chain-mod", "file"] = "file"
-    """chain-mod: the embedded arithmetic task. file: prompts and answers from `data.path`."""
+    task: Literal["chain-mod", "file", "swe"] = "file"
+    """chain-mod: the embedded arithmetic task. file: prompts and answers from `data.path`. swe: `data.path` has
+    software-engineering instances, each asked in one shot with the files that matter; their source is `swe`."""
     path: str = ""
     """JSONL or parquet file, or a directory saved by `datasets`, for task=file."""
     eval_path: str = ""
@@ -52,6 +58,8 @@ class DataConfig:
     """Shuffle the rows by `seed`; false keeps the file's order."""
     slow_share: float = 0.0
     """Share of chain-mod's problems that belong to the source `slow` (a file names its rows' in a column `source`)."""
+    slow_path: str = ""
+    """Rows that take the place of chain-mod's slow problems, in the form of `data.path`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -139,8 +147,6 @@ class GeneratorConfig:
     """Times `r1async run` starts a generator again after it died."""
 
 
-REWARD_PARTS = ("accuracy", "format", "code", "language", "overlong", "repetition")
-"""Parts of a reward that come with r1async."""
 TARGET_LANGUAGES = ("en", "zh", "ja", "ko", "fr", "de", "es", "ru", "ar", "hi")
 """Of the part `language`, ISO 639-1."""
 
@@ -186,9 +192,18 @@ class CodeConfig:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RewardConfig:
     weights: dict[str, float] = field(default_factory=lambda: {"accuracy": 1.0, "format": 0.2})
-    """Parts that add up to the reward: accuracy, format, code, language, overlong, repetition, or `module:function` of
-    your own; each is logged. Penalties are parts from -1 to 0: their weights are above 0 too."""
+    """Parts that add up to the reward: accuracy, format, code, swe, language, judge, helpfulness, harmlessness,
+    overlong, repetition, or `module:function` of your own; each is logged. Penalties are parts from -1 to 0: their
+    weights are above 0 too."""
+    domains: dict[str, DomainConfig] = field(default_factory=dict)
+    """Rewards of their own for rows by domain; rows of other domains, and of none, have `weights`."""
+    domain_key: str = "domain"
+    """Column that names a row's domain."""
+    judge: JudgeConfig = field(default_factory=JudgeConfig)
+    helpfulness: RewardModelConfig = field(default_factory=RewardModelConfig)
+    harmlessness: RewardModelConfig = field(default_factory=RewardModelConfig)
     code: CodeConfig = field(default_factory=CodeConfig)
+    swe: SweConfig = field(default_factory=SweConfig)
     format: Literal["r1_zero", "think", "special_token"] = "r1_zero"
     """r1_zero: <think>…</think><answer>…</answer> and nothing else. think: <think>…</think> and a non-empty rest.
     special_token: DeepSeek-R1's |special_token|<reasoning>|special_token|<summary>."""
@@ -215,7 +230,7 @@ class RewardConfig:
     equivalence: Literal["symbolic", "exact"] = "symbolic"
     """exact: answers equal as written or as exact numbers. symbolic: where that fails, math-verify decides."""
     deadline_s: float = 10.0
-    """Seconds one verdict may take; then the worker process is killed and replaced."""
+    """Seconds one verdict may take; then the worker process is killed and replaced. `scorer.pools` may say more."""
     retries: int = 1
     """Times a verdict that hit the grader's own deadline or lost its worker is tried on another worker."""
     timeout_is: Literal["zero", "abstain"] = "zero"
@@ -223,10 +238,18 @@ class RewardConfig:
     from_generators: bool = False
     """Generators may send rewards along with what they finish (an environment knows its own); scorers do the rest."""
 
+    def prefilled(self, extra: Mapping[str, str]) -> bool:
+        """Whether a row's prompt ends inside the thought. It says so itself: true, false, or the tag it ends in."""
+        told = extra.get("prefilled_open_tag")
+        return self.think_prefilled if told is None else told.strip().lower() not in ("", "false", "null", "none", "0")
+
     @property
-    def verdict_deadline_s(self) -> float:
-        """Seconds after which a worker that is busy with one rollout is killed: programs have time of their own."""
-        return self.deadline_s + (self.code.deadline_s + self.code.compile_s if "code" in self.weights else 0.0)
+    def parts(self) -> dict[str, float]:
+        """Every part of any domain's reward, with the weight of the first that has it."""
+        found = dict(self.weights)
+        for domain in self.domains.values():
+            found = {**domain.weights, **found}
+        return found
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -234,9 +257,16 @@ class ScorerConfig:
     count: int = 1
     """Scorer processes that `r1async run` starts."""
     workers: int = 1
-    """Worker processes of one scorer; each grades one rollout at a time."""
+    """Worker processes of one scorer in each pool; each grades one rollout at a time."""
     queue: int = 256
-    """Rollouts one scorer holds at most (its credits)."""
+    """Rollouts of each pool that one scorer holds at most (its credits)."""
+    pools: dict[str, PoolConfig] = field(default_factory=dict)
+    """What differs for the workers of a pool: rules, code, judge, reward_model, or one of your own for functions."""
+    serve: tuple[str, ...] = ()
+    """Pools whose rollouts this scorer takes; empty: all. A rollout is of the slowest pool that its reward needs."""
+    alarm_rate: float = 0.1
+    """Share of a pool's last 200 verdicts that graders owe (infra_error, ungradable, nan, …) above which the run says
+    so; 1: never."""
     worker_memory_mb: int = 4096
     """Address space of one worker; what needs more fails there instead of taking the machine down. 0: unlimited."""
     restarts: int = 3
@@ -579,6 +609,7 @@ class Config:
     monitor: MonitorConfig = field(default_factory=MonitorConfig)
     progress: ProgressConfig = field(default_factory=ProgressConfig)
     simulate: SimulateConfig = field(default_factory=SimulateConfig)
+    sample: SampleConfig = field(default_factory=SampleConfig)
 
     @property
     def run_dir(self) -> Path:
@@ -599,13 +630,18 @@ class Config:
 
     @property
     def scoring_deadline_s(self) -> float:
-        """The longest a verdict can take: every try runs into its deadline."""
-        return self.reward.verdict_deadline_s * (self.reward.retries + 1)
+        """The longest a verdict can take: every try runs into its deadline, in the slowest pool."""
+        return max(line.deadline_s for line in lines_of(pools_of(self.reward, self.scorer)).values())
 
     @property
     def resolved_reward(self) -> RewardConfig:
         """reward, with what it takes from other tables."""
-        return replace(self.reward, overlong_max=self.reward.overlong_max or self.sampling.max_tokens)
+        instances = self.reward.swe.instances or (self.data.path if self.data.task == "swe" else "")
+        return replace(
+            self.reward,
+            overlong_max=self.reward.overlong_max or self.sampling.max_tokens,
+            swe=replace(self.reward.swe, instances=instances),
+        )
 
     @property
     def correction(self) -> str:
@@ -659,8 +695,9 @@ def journal_dir(run_dir: Path) -> Path:
 
 
 def has_journal(run_dir: Path) -> bool:
-    """Whether a life of the run has begun a journal in its folder."""
-    return (journal_dir(run_dir) / "events").is_file()
+    """Whether a life of the run has begun a journal in its folder; if parts of it are gone, opening it says which."""
+    folder = journal_dir(run_dir)
+    return any(any(folder.glob(name)) for name in ("events", "payload-*", "snapshot-*"))
 
 
 def ipc_dir(run_dir: Path) -> Path:

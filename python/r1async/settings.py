@@ -8,29 +8,42 @@ keys (`reward.weights`) is replaced by a file or by `reward.weights={accuracy: 1
 from __future__ import annotations
 
 import types
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Literal, Union, get_args, get_origin, get_type_hints
+from typing import Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from r1async.checks import out_of_range, problems, reward_problems
-from r1async.config import Config, ConfigError, RewardConfig
+from r1async.config import Config, ConfigError, RewardConfig, ScorerConfig
 
 Tree = dict[str, object]
+C = TypeVar("C")
 
 
 def load(path: str | Path | None, overrides: Sequence[str] = ()) -> Config:
     """See `r1async.config.load_config`."""
+    return load_as(Config, problems, path, overrides)
+
+
+def load_as(
+    root: type[C], problems_of: Callable[[C], list[str]], path: str | Path | None, overrides: Sequence[str] = ()
+) -> C:
+    """The same for the settings of any command.
+
+    Args:
+        root: the dataclass of all its settings.
+        problems_of: sentences about what cannot work; empty if all can.
+    """
     tree = {} if path is None else read_tree(Path(path))
     for override in overrides:
-        _apply_override(tree, override)
-    config = _to_config(tree)
-    found = problems(config)
+        _apply_override(tree, override, root)
+    config = _to_config(tree, root)
+    found = problems_of(config)
     if found:
         raise ConfigError("\n".join(found))
     return config
@@ -38,8 +51,8 @@ def load(path: str | Path | None, overrides: Sequence[str] = ()) -> Config:
 
 def load_reward(
     path: Path | None, overrides: Sequence[str] = (), weights: Mapping[str, float] | None = None
-) -> tuple[RewardConfig, int]:
-    """A checked reward without a run, and the address space of a worker in MB.
+) -> tuple[RewardConfig, ScorerConfig]:
+    """A checked reward without a run, and the pools that grade it.
 
     Args:
         path: YAML of a run's settings, or of what is under `reward` in them.
@@ -57,15 +70,15 @@ def load_reward(
     reward = _table(tree, "reward", "reward")
     if weights is not None:
         reward.setdefault("weights", dict(weights))
-    config = _to_config(tree)
+    config = _to_config(tree, Config)
     found = [line for line in out_of_range(config) if line.startswith(("reward.", "scorer.", "sampling."))]
     if found := found or reward_problems(config):
         raise ConfigError("\n".join(found))
-    return config.resolved_reward, config.scorer.worker_memory_mb
+    return config.resolved_reward, config.scorer
 
 
-def to_yaml(config: Config) -> str:
-    """Every setting, resolved; `load` reads it back to an equal Config."""
+def to_yaml(config: object) -> str:
+    """Every setting, resolved; `load` reads it back to an equal object."""
     return OmegaConf.to_yaml(OmegaConf.structured(config), resolve=True)
 
 
@@ -75,7 +88,7 @@ def field_types(cls: type) -> dict[str, object]:
     return {each.name: hints[each.name] for each in fields(cls)}
 
 
-def all_fields() -> Iterator[tuple[str, object]]:
+def all_fields(root: type = Config) -> Iterator[tuple[str, object]]:
     """Full key and type of every setting that is not itself a table."""
 
     def walk(cls: type, prefix: str) -> Iterator[tuple[str, object]]:
@@ -85,7 +98,7 @@ def all_fields() -> Iterator[tuple[str, object]]:
             else:
                 yield prefix + name, hint
 
-    return walk(Config, "")
+    return walk(root, "")
 
 
 def read_tree(path: Path) -> Tree:
@@ -107,7 +120,7 @@ def _plain(loaded: DictConfig) -> Tree:
     return {str(key): value for key, value in container.items()}
 
 
-def _apply_override(tree: Tree, override: str) -> None:
+def _apply_override(tree: Tree, override: str, root: type = Config) -> None:
     key, equals, text = override.partition("=")
     key = key.strip()
     if not equals or not key:
@@ -118,10 +131,10 @@ def _apply_override(tree: Tree, override: str) -> None:
         raise ConfigError(f"{key}: value {text!r} is not YAML: {error}") from error
     if value is None and not text.strip():
         value = ""
-    cls: type = Config
+    cls = root
     names = key.split(".")
     for depth, name in enumerate(names):
-        hint = _known(cls, name, ".".join(names[:depth]))
+        hint = _known(cls, name, ".".join(names[:depth]), root)
         if isinstance(hint, type) and is_dataclass(hint) and depth + 1 < len(names):
             tree = _table(tree, name, ".".join(names[: depth + 1]))
             cls = hint
@@ -150,7 +163,7 @@ def _extend(tree: Tree, cls: type, name: str, key: str, entry: str, value: objec
     _table(tree, name, key.removesuffix(f".{entry}"))[entry] = value
 
 
-def _known(cls: type, name: str, prefix: str) -> object:
+def _known(cls: type, name: str, prefix: str, root: type) -> object:
     """The type of the setting, or an error with the nearest name."""
     known = field_types(cls)
     if name in known:
@@ -158,24 +171,24 @@ def _known(cls: type, name: str, prefix: str) -> object:
     key = f"{prefix}.{name}" if prefix else name
     near = get_close_matches(name, known, n=1, cutoff=0.6)
     here = [f"{prefix}.{each}" if prefix else each for each in near]
-    elsewhere = [full for full, _ in all_fields() if full.rpartition(".")[2] == name]
-    close = get_close_matches(key, [full for full, _ in all_fields()], n=1, cutoff=0.6)
+    elsewhere = [full for full, _ in all_fields(root) if full.rpartition(".")[2] == name]
+    close = get_close_matches(key, [full for full, _ in all_fields(root)], n=1, cutoff=0.6)
     candidates = elsewhere[:1] or here or close
     hint = f"did you mean {candidates[0]}?" if candidates else f"known here: {', '.join(known)}"
     raise ConfigError(f"{key}: unknown key; {hint}")
 
 
-def _to_config(tree: Tree) -> Config:
-    node = OmegaConf.structured(Config)
+def _to_config(tree: Tree, root: type[C]) -> C:
+    node = OmegaConf.structured(root)
     _unlock(node)
-    errors = list(_fill(node, Config, tree, ""))
+    errors = list(_fill(node, root, tree, "", root))
     if errors:
         raise ConfigError("\n".join(errors))
     try:
         config = OmegaConf.to_object(node)
     except OmegaConfBaseException as error:
         raise ConfigError(f"{error.full_key}: {_first_line(error)}") from error
-    assert isinstance(config, Config)
+    assert isinstance(config, root)
     return config
 
 
@@ -187,25 +200,25 @@ def _unlock(node: DictConfig) -> None:
             _unlock(node[name])
 
 
-def _fill(node: DictConfig, cls: type, tree: Mapping[str, object], prefix: str) -> Iterator[str]:
+def _fill(node: DictConfig, cls: type, tree: Mapping[str, object], prefix: str, root: type) -> Iterator[str]:
     """Puts the tree's values into the typed node; yields one line for each that does not fit."""
     for name, value in tree.items():
         key = f"{prefix}{name}"
         try:
-            hint = _known(cls, str(name), prefix.rstrip("."))
+            hint = _known(cls, str(name), prefix.rstrip("."), root)
         except ConfigError as error:
             yield str(error)
             continue
         if isinstance(hint, type) and is_dataclass(hint):
             if isinstance(value, dict):
-                yield from _fill(node[name], hint, value, f"{key}.")
+                yield from _fill(node[name], hint, value, f"{key}.", root)
             elif value is not None:
                 yield f"{key}: must be a table of settings, got {value!r}"
             continue
         inner = get_args(hint)[1] if get_origin(hint) is dict else None
         if isinstance(inner, type) and is_dataclass(inner) and isinstance(value, dict):
             node[str(name)] = {}
-            yield from _fill_tables(node[str(name)], inner, value, f"{key}.")
+            yield from _fill_tables(node[str(name)], inner, value, f"{key}.", root)
             continue
         if _is_choice(hint) and isinstance(value, bool):
             value = str(value).lower()  # `resume: true` is a bool to YAML
@@ -218,7 +231,7 @@ def _fill(node: DictConfig, cls: type, tree: Mapping[str, object], prefix: str) 
             yield f"{where}: must be {wanted}, got {'null' if got is None else repr(got)}"
 
 
-def _fill_tables(node: DictConfig, cls: type, tree: Mapping[str, object], prefix: str) -> Iterator[str]:
+def _fill_tables(node: DictConfig, cls: type, tree: Mapping[str, object], prefix: str, root: type) -> Iterator[str]:
     """The same for a table of the user's own names, each a table of settings."""
     for name, value in tree.items():
         if not isinstance(value, dict):
@@ -226,7 +239,7 @@ def _fill_tables(node: DictConfig, cls: type, tree: Mapping[str, object], prefix
             continue
         table = OmegaConf.structured(cls)
         OmegaConf.set_readonly(table, False)
-        yield from _fill(table, cls, value, f"{prefix}{name}.")
+        yield from _fill(table, cls, value, f"{prefix}{name}.", root)
         node[str(name)] = table
 
 

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import logging
+import sys
+
 import zmq
 
+from r1async._core import Receiver
 from r1async.config import ConfigError
+
+log = logging.getLogger(__name__)
 
 
 def bind(socket: zmq.Socket, endpoint: str, setting: str) -> None:
@@ -29,3 +35,14 @@ def router(context: zmq.Context, *, max_message_bytes: int, sndhwm: int) -> zmq.
     socket.maxmsgsize = max_message_bytes
     socket.sndhwm = sndhwm
     return socket
+
+
+def receiver(socket: zmq.Socket) -> Receiver | None:
+    """The socket for `_core.Buffer.receive`; None: this build of pyzmq hides its libzmq, so Python must receive."""
+    module = sys.modules[zmq.backend.Socket.__module__].__file__
+    assert module is not None
+    try:
+        return Receiver(module, socket.underlying)
+    except OSError as error:
+        log.warning("messages are received in Python, which costs more CPU: %s", error)
+        return None

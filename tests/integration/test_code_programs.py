@@ -8,12 +8,14 @@ import time
 from collections.abc import Iterator, Mapping
 
 import pytest
-from r1async.config import CodeConfig, ConfigError, RewardConfig
+from r1async.config import CodeConfig, ConfigError, RewardConfig, ScorerConfig
 from r1async.inbox import DeadlineExceeded, Inbox
+from r1async.reward_pools import pools_of
 from r1async.rewards.code import CodeGrader, close_graders, grade_code
 from r1async.rewards.compose import Grader
 from r1async.rewards.languages import LANGUAGES
-from r1async.rewards.pool import Job, Report, WorkerPool
+from r1async.rewards.pool import Job, Report
+from r1async.rewards.pools import Pools
 from r1async.rewards.sandbox import LayersMissingError, Sandbox
 from r1async.tasks.meta import Question, encode_meta
 from r1async.types import Completion, Verdict
@@ -175,9 +177,9 @@ def test_machine_that_cannot_isolate_is_refused_with_the_setting(monkeypatch: py
 def test_workers_of_a_scorer_grade_programs(isolated: None):
     inbox = Inbox()
     settings = RewardConfig(weights={"code": 1.0}, code=PATIENT)
-    assert settings.verdict_deadline_s == 310.0
+    assert pools_of(settings, ScorerConfig())["code"].deadline_s == 310.0
     # Less address space than node reserves: programs have limits of their own.
-    pool = WorkerPool(settings, workers=2, memory_mb=2048, inbox=inbox)
+    pool = Pools(settings, ScorerConfig(workers=2, worker_memory_mb=2048), inbox)
     verdicts: dict[int, Verdict] = {}
     try:
         pool.start()

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import psutil
 import pytest
-from r1async.config import ConfigError, RewardConfig
+from r1async.config import ConfigError, RewardConfig, ScorerConfig
 from r1async.inbox import DeadlineExceeded, Inbox
-from r1async.rewards.pool import Job, PoolError, Report, WorkerPool
+from r1async.rewards.pool import Job, PoolError, Report, _Worker
+from r1async.rewards.pools import Pools
 from r1async.tasks.meta import Question, encode_meta
 from r1async.types import Verdict
 
@@ -64,11 +65,16 @@ class Driver:
 
     def __init__(self, settings: RewardConfig, workers: int = 1, memory_mb: int = 4096) -> None:
         self.inbox = Inbox()
-        self.pool = WorkerPool(settings, workers=workers, memory_mb=memory_mb, inbox=self.inbox)
+        scorer = ScorerConfig(workers=workers, worker_memory_mb=memory_mb)
+        self.pool = Pools(settings, scorer, self.inbox)
         self.verdicts: dict[int, Verdict] = {}
         self.settled_at: dict[int, float] = {}
         self.pool.start()
         self.until(lambda: self.pool.ready)
+
+    @property
+    def workers(self) -> list[_Worker]:
+        return self.pool._pools["rules"]._workers
 
     def submit(self, *texts: str, answer: str = "5") -> None:
         meta = encode_meta(Question(text="?", answer=answer))
@@ -150,7 +156,7 @@ def test_hung_grader_is_killed_and_the_next_rollouts_are_graded(drive):
 
 def test_hung_grader_is_due_at_its_deadline_and_dead_once_that_has_passed(drive, tmp_path: Path):
     driver = drive("hang_in_c", deadline_s=600.0, retries=0)
-    (worker,) = driver.pool._workers
+    (worker,) = driver.workers
     driver.submit("hang")
     while not (tmp_path / "mark").exists():
         os.sched_yield()
@@ -208,7 +214,7 @@ def test_idle_worker_that_was_killed_is_replaced_and_nobody_is_blamed(drive):
     driver = drive(retries=0)
     process = driver.processes[0]
     process.send_signal(signal.SIGKILL)
-    driver.pool._workers[0].process.wait(10)
+    driver.workers[0].process.wait(10)
     assert [v.total for v in driver.grade("<answer>5</answer>")] == [1.0]
 
 
@@ -266,15 +272,15 @@ def test_broken_meta_abstains(drive):
 def test_workers_end_when_the_scorer_is_killed(tmp_path: Path):
     code = """
         import time
-        from r1async.config import RewardConfig
+        from r1async.config import RewardConfig, ScorerConfig
         from r1async.inbox import Inbox
-        from r1async.rewards.pool import WorkerPool
+        from r1async.rewards.pools import Pools
         inbox = Inbox()
-        pool = WorkerPool(RewardConfig(equivalence="exact"), workers=1, memory_mb=0, inbox=inbox)
+        pool = Pools(RewardConfig(equivalence="exact"), ScorerConfig(worker_memory_mb=0), inbox)
         pool.start()
         while not pool.ready:
             pool.handle(inbox.get("ready", 60))
-        print(pool._workers[0].process.pid, flush=True)
+        print(pool._pools["rules"]._workers[0].process.pid, flush=True)
         time.sleep(600)
     """
     import subprocess

@@ -2,13 +2,14 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 from r1async.client import Connected
 from r1async.inbox import Stopped
 from r1async.monitor.timeline import Timeline
+from r1async.reward_pools import Line
 from r1async.rewards.pool import Job, Report, Settled
 from r1async.rewards.scorer import Scorer
 from r1async.types import Verdict
@@ -44,6 +45,9 @@ class Inbox:
 class Pool:
     """Grades all it has at a report."""
 
+    figures: ClassVar[dict[str, Any]] = {}
+    lines: ClassVar[dict[str, Line]] = {"rules": Line("rules", 10.0, 1, 4)}
+
     def __init__(self) -> None:
         self.jobs: list[Job] = []
 
@@ -55,6 +59,9 @@ class Pool:
         return [Settled(job.key, Verdict(total=float(job.num_tokens), parts={}, status="ok")) for job in jobs]
 
     def take_faults(self) -> list[object]:
+        return []
+
+    def take_alarms(self) -> list[object]:
         return []
 
     @property
@@ -93,7 +100,7 @@ def run(*batches: list[object]) -> Scorer:
     detokenizer: Any = Detokenizer()
     pool: Any = Pool()
     inbox: Any = Inbox(*batches)
-    scorer = Scorer(detokenizer, pool, inbox, Timeline("scorer"), queue=4, deadline_s=10.0)
+    scorer = Scorer(detokenizer, pool, inbox, Timeline("scorer"))
     with pytest.raises(Stopped):
         scorer.run()
     return scorer

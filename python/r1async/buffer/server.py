@@ -25,7 +25,8 @@ from r1async.inbox import stop_on_signals
 from r1async.keys import Gate, server_keys
 from r1async.monitor.metrics import MetricsWriter, run_started
 from r1async.monitor.timeline import Timeline
-from r1async.sockets import bind, router
+from r1async.reward_pools import Router, lines_of, pools_of
+from r1async.sockets import bind, receiver, router
 from r1async.tasks import PromptError, PromptSource
 from r1async.tasks.meta import encode_meta
 from r1async.wire import Frame, unpack
@@ -84,7 +85,8 @@ class Server:
         self._config = config
         self._source = source
         self._sources = {name: place for place, name in enumerate(config.staleness.windows, start=1)}
-        """Those with a window of their own; all others are main sources."""
+        """Those with a window of their own, named after a source or after a scoring pool; all others are main."""
+        self._router = Router(config)
         self._buffer = open_buffer(config, source.fingerprint)
         self._clock_start = self._buffer.now() - time.monotonic()
         self._committed = self._buffer.committed_steps()
@@ -111,6 +113,7 @@ class Server:
             self._context.destroy(linger=0)
             self._close_pipe()
             raise
+        self._receivers = {name: receiver(socket) for name, socket in self._sockets.items()}
         self._outboxes: dict[Socket, Outbox] = {
             name: Outbox(socket, config.buffer.outbox) for name, socket in self._sockets.items()
         }
@@ -212,6 +215,13 @@ class Server:
         return count
 
     def _receive(self, name: Socket, socket: zmq.Socket) -> int:
+        receiver, outbox = self._receivers[name], self._outboxes[name]
+        if receiver is None or not outbox.empty:
+            return self._receive_in_python(name, socket)
+        return self._buffer.receive(name, receiver, self._now(), BURST)
+
+    def _receive_in_python(self, name: Socket, socket: zmq.Socket) -> int:
+        """One message at a time: who says something is sent first what waits for it."""
         outbox, file = self._outboxes[name], self._buffer.handle
         for count in range(BURST):
             try:
@@ -262,8 +272,10 @@ class Server:
             log.warning("prompt %d is left out: %s", ordinal, error)
             self._buffer.reject_prompt(ordinal, str(error))
             return True
-        source = self._sources.get(prompt.source, 0)
-        self._buffer.admit(ordinal, prompt.token_ids, encode_meta(prompt), now, source)
+        line = self._router.line(prompt.extra)
+        source = self._sources.get(prompt.source) or self._sources.get(line, 0)
+        pool = self._router.lines.index(line)
+        self._buffer.admit(ordinal, prompt.token_ids, encode_meta(prompt), now, source, pool)
         return True
 
     def _send(self, now: float) -> None:
@@ -356,6 +368,7 @@ def open_buffer(config: Config, data: str) -> Buffer:
 def core_settings(config: Config) -> Settings:
     """What the buffer decides by."""
     group, staleness, reward = config.group, config.staleness, config.reward
+    rules, *slow = lines_of(pools_of(reward, config.scorer)).values()
     return Settings(
         run=config.name,
         seed=config.seed,
@@ -387,8 +400,9 @@ def core_settings(config: Config) -> Settings:
         rollout_deadline_s=group.rollout_deadline_s,
         lease_s=group.lease_s,
         group_deadline_s=config.group_deadline_s,
-        scoring_deadline_s=config.scoring_deadline_s,
-        score_retries=reward.retries,
+        scoring_deadline_s=rules.deadline_s,
+        score_retries=rules.retries,
+        slow_pools=[(line.name, line.deadline_s, line.retries) for line in slow],
         max_attempts=group.max_attempts,
         max_tokens=config.sampling.max_tokens,
         temperature=config.sampling.temperature,

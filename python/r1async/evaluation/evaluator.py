@@ -22,6 +22,7 @@ from r1async.inbox import DeadlineExceeded, Inbox, Stopped, stop_on_signals
 from r1async.keys import client_keys
 from r1async.monitor.metrics import MetricsWriter, read_metrics, run_started
 from r1async.monitor.timeline import Timeline
+from r1async.reward_pools import Router
 from r1async.tasks.source import open_source
 from r1async.tasks.tokenizer import Detokenizer
 from r1async.types import PolicyVersion, Prompt
@@ -73,6 +74,8 @@ class Evaluator:
     ) -> None:
         self._config = config
         self._prompts = prompts
+        router = Router(config)
+        self._lines = [router.line(prompt.extra) for prompt in prompts]
         self._detokenizer = detokenizer
         self._inbox = inbox
         self._timeline = timeline
@@ -154,7 +157,9 @@ class Evaluator:
         """
         began = time.monotonic()
         digest = self._keep(version)
-        passes = [Pass(plan=plan, pin=version, prompts=self._prompts) for plan in plans(self._config)]
+        passes = [
+            Pass(plan=plan, pin=version, prompts=self._prompts, lines=self._lines) for plan in plans(self._config)
+        ]
         for each in passes:
             self._buffer.send(*each.begin())
         self._collect(passes, began + self._config.eval.deadline_s)

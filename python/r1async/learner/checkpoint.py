@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -29,13 +30,30 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from transformers import PreTrainedModel
 
 from r1async.disk import full_error, is_full
-from r1async.learner.core import LearnerCore
+from r1async.learner.distributed import Ranks
+from r1async.learner.frozen import FrozenCopy
 from r1async.models.loading import state_tensors
 
 MARKER = "checkpoint.json"
 FORMAT = 1
 VOLATILE = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache", "architectures")
 """Entries of a model's config that may differ between runs of one model."""
+
+
+class Trained(Protocol):
+    """What a checkpoint is of: a `LearnerCore`, or a `finetune.core.Finetuner`."""
+
+    version: int
+    """Optimizer steps done."""
+
+    @property
+    def model(self) -> PreTrainedModel: ...
+    @property
+    def optimizer(self) -> torch.optim.Optimizer: ...
+    @property
+    def reference(self) -> FrozenCopy | None: ...
+    @property
+    def ranks(self) -> Ranks: ...
 
 
 class CheckpointError(ValueError):
@@ -97,7 +115,7 @@ def read_marker(path: Path) -> Marker:
     return marker
 
 
-def save_checkpoint(folder: Path, core: LearnerCore, epoch: int) -> Path:
+def save_checkpoint(folder: Path, core: Trained, epoch: int) -> Path:
     """Writes the checkpoint of the core's version; collective. It exists, whole, when this returns."""
     name, digest = model_identity(core.model)
     target = folder / f"step-{core.version:06d}"
@@ -131,7 +149,7 @@ def save_checkpoint(folder: Path, core: LearnerCore, epoch: int) -> Path:
     return target
 
 
-def load_checkpoint(path: Path, core: LearnerCore) -> Marker:
+def load_checkpoint(path: Path, core: Trained) -> Marker:
     """Restores the core from a checkpoint; collective.
 
     Raises:
@@ -191,17 +209,19 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-def _alone(core: LearnerCore) -> bool:
+def _alone(core: Trained) -> bool:
     return core.ranks.world == 1
 
 
-def _random_key(core: LearnerCore) -> str:
+def _random_key(core: Trained) -> str:
     return f"random.{core.ranks.rank}"
 
 
-def _tensors(core: LearnerCore, *, random: bool = True) -> dict[str, Tensor]:
+def _tensors(core: Trained, *, random: bool = True) -> dict[str, Tensor]:
     """Everything a checkpoint holds, by name, sharing the core's memory."""
-    tensors = {f"model.{name}": tensor for name, tensor in state_tensors(core.model).items()}
+    # What is frozen is in the model's own directory already.
+    frozen = {name for name, parameter in core.model.named_parameters() if not parameter.requires_grad}
+    tensors = {f"model.{name}": t for name, t in state_tensors(core.model).items() if name not in frozen}
     if core.reference is not None:
         tensors |= {f"reference.{name}": tensor for name, tensor in state_tensors(core.reference.model).items()}
     tensors |= _optimizer_tensors(core)
@@ -210,7 +230,7 @@ def _tensors(core: LearnerCore, *, random: bool = True) -> dict[str, Tensor]:
     return tensors
 
 
-def _optimizer_tensors(core: LearnerCore) -> dict[str, Tensor]:
+def _optimizer_tensors(core: Trained) -> dict[str, Tensor]:
     """AdamW's moments and step counts by parameter; made, as zeros, where no step has been taken yet."""
     tensors = {}
     for name, parameter in core.model.named_parameters():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import tempfile
@@ -20,6 +21,7 @@ def export_model(
     *,
     tensors: Mapping[str, Tensor] | None = None,
     dtype: torch.dtype | None = None,
+    beside: Mapping[str, Mapping[str, object]] | None = None,
 ) -> Path:
     """Writes config, weights and tokenizer beside ``directory``, then renames them into place.
 
@@ -27,6 +29,7 @@ def export_model(
         directory: replaced if it exists; its parent is made if it does not.
         tensors: weights to write instead of the model's own (gathered from shards), by state-dict name.
         dtype: of the weights written; None keeps theirs.
+        beside: JSON files to write into the directory, by name.
 
     Returns:
         The directory.
@@ -41,6 +44,8 @@ def export_model(
             staging, state_dict={name: tensor.to(dtype or tensor.dtype) for name, tensor in state.items()}
         )
         tokenizer.save_pretrained(staging)
+        for name, content in (beside or {}).items():
+            (staging / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         for file in staging.iterdir():
             _fsync(file)
         _fsync(staging)

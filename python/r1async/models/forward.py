@@ -61,7 +61,7 @@ def packed_logprobs(
     lens = _checked_lens(token_ids_T, cu_seqlens, prompt_lens, temperature)
     causal_lm = _causal_lm(model)
     if layout == "auto":
-        layout = "packed" if _has_varlen_attention(causal_lm) else "padded"
+        layout = "packed" if has_varlen_attention(causal_lm) else "padded"
     device = token_ids_T.device
     lens = lens.to(device)
     starts = cu_seqlens[:-1].to(device)
@@ -128,7 +128,7 @@ def _causal_lm(model: nn.Module) -> PreTrainedModel:
     return inner
 
 
-def _has_varlen_attention(model: PreTrainedModel) -> bool:
+def has_varlen_attention(model: PreTrainedModel) -> bool:
     return str(model.config._attn_implementation).startswith("flash_attention")
 
 
@@ -140,7 +140,7 @@ def _packed_inputs(
         "input_ids": token_ids_T.long().unsqueeze(0),
         "position_ids": position_T.unsqueeze(0),
     }
-    if _has_varlen_attention(model):
+    if has_varlen_attention(model):
         bounds, longest = cu_seqlens.to(torch.int32), int(lens.max())
         inputs |= {"cu_seq_lens_q": bounds, "cu_seq_lens_k": bounds, "max_length_q": longest, "max_length_k": longest}
     return inputs

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
     AutoTokenizer,
     GenerationConfig,
     PreTrainedConfig,
@@ -88,6 +89,44 @@ def load_model(
     # With output_loading_info it is a pair, which the annotations of transformers leave out.
     model, info = cast(tuple[PreTrainedModel, Mapping[str, Iterable]], loaded)
     _refuse_if_not_filled(path, info)
+    nn.Module.to(model, device)
+    return model
+
+
+def load_scorer(
+    path: str | Path,
+    *,
+    pad: int,
+    seed: int,
+    attention: Literal["auto", "sdpa", "flash_attention_2", "eager"] = "auto",
+    device: str | torch.device = "cpu",
+) -> PreTrainedModel:
+    """The model in ``path`` with a head of one number, ready to train: the base of a causal LM gets a new head.
+
+    Args:
+        pad: token that pads; such a model reads its number at the last token that is none.
+        seed: of a new head.
+
+    Raises:
+        ModelError: no checkpoint there, one whose weights do not fill the base, or no such model of its kind.
+    """
+    config = load_config(path)
+    config.num_labels, config.pad_token_id = 1, pad
+    torch.manual_seed(seed)
+    try:
+        loaded = AutoModelForSequenceClassification.from_pretrained(
+            path,
+            config=config,
+            ignore_mismatched_sizes=True,
+            dtype=torch.float32,
+            attn_implementation=_attention(attention, torch.device(device)),
+            output_loading_info=True,
+        )
+    except ValueError as error:
+        raise ModelError(f"{path}: transformers has no sequence classifier of {config.model_type}: {error}") from error
+    model, info = cast(tuple[PreTrainedModel, Mapping[str, Iterable]], loaded)
+    new = {f"{name}.weight" for name in ("score", "classifier")}
+    _refuse_if_not_filled(path, {**info, "missing_keys": [each for each in info["missing_keys"] if each not in new]})
     nn.Module.to(model, device)
     return model
 

@@ -260,6 +260,21 @@ def smoothed(values: Sequence[float], window: int = 9) -> np.ndarray:
     return np.convolve(array, kernel, "same") / np.convolve(np.ones_like(array), kernel, "same")
 
 
+def line_chart(
+    name: str, title: str, caption: str, curves: Mapping[str, tuple[Sequence[int], Sequence[float]]], *, ylabel: str
+) -> Chart | None:
+    """Curves over optimizer steps; None if there are none."""
+    curves = {label: curve for label, curve in curves.items() if curve[0]}
+    if not curves:
+        return None
+    with mpl.rc_context(_STYLE):
+        figure, axes = _axes(xlabel="step", ylabel=ylabel)
+        for colour, (label, (steps, values)) in zip(SERIES, curves.items(), strict=False):
+            _smooth_line(axes, steps, values, label=label, colour=colour)
+        _legend(axes)
+        return _chart(name, title, caption, figure)
+
+
 def _axes(*, xlabel: str, ylabel: str) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(5.6, 3.2))
     axes = figure.add_subplot()

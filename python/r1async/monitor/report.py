@@ -9,6 +9,7 @@ from pathlib import Path
 
 from r1async.files import write_atomic
 from r1async.monitor.charts import Chart, charts, styled
+from r1async.monitor.pools import PoolFigures, cost, seconds, statuses
 from r1async.monitor.rundata import Record, RunData, load_run
 from r1async.monitor.summary import audit_line, duration, percent, summarize, waste_line
 
@@ -27,21 +28,27 @@ def render(run: RunData, wall_s: float | None = None) -> str:
     """The page."""
     summary = summarize(run, wall_s)
     drawn = styled(charts, run)
-    name = escape(str(summary["name"]))
-    style = files("r1async.monitor").joinpath("report.css").read_text(encoding="utf-8")
     sections = [
-        _section("", _figures(drawn)) if drawn else "",
-        _section("Completions before and after", samples_table(run.evaluations)),
-        _section("Where every rollout and token went", audit_table(run.audit)),
-        _section("Settings", _settings(run.config)),
+        section("", figures(drawn)) if drawn else "",
+        section("Completions before and after", samples_table(run.evaluations)),
+        section("Verdicts by pool", pools_table(summary["pools"])),
+        section("Where every rollout and token went", audit_table(run.audit)),
+        section("Settings", settings_table(run.config)),
     ]
+    return page(str(summary["name"]), _subtitle(run, summary), f"{_tiles(summary)}\n{''.join(sections)}")
+
+
+def page(name: str, subtitle: str, main: str) -> str:
+    """A page that needs nothing else; `subtitle` and `main` are HTML."""
+    name = escape(name)
+    style = files("r1async.monitor").joinpath("report.css").read_text(encoding="utf-8")
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         '<meta name="color-scheme" content="light dark">\n'
         f'<link rel="icon" href="data:,">\n<title>{name} · r1async</title>\n<style>\n{style}</style>\n</head>\n<body>\n'
-        f"<header><h1>{name}</h1><p>{_subtitle(run, summary)}</p></header>\n"
-        f"<main>\n{_tiles(summary)}\n{''.join(sections)}</main>\n</body>\n</html>\n"
+        f"<header><h1>{name}</h1><p>{subtitle}</p></header>\n"
+        f"<main>\n{main}</main>\n</body>\n</html>\n"
     )
 
 
@@ -71,7 +78,12 @@ def _tiles(summary: Record) -> str:
         *([("prefix coverage", percent(waste["prefix_coverage"]), waste_line(waste))] if waste else []),
         ("audit", _balance(audit), "in = trained + dropped + live"),
     ]
-    return '<div class="tiles">' + "".join(_tile(*tile) for tile in tiles) + "</div>"
+    return tile_row(tiles)
+
+
+def tile_row(tiles: Sequence[tuple[str, str, str]]) -> str:
+    """The figures one looks at first: label, value, note."""
+    return '<div class="tiles">' + "".join(_tile(*each) for each in tiles) + "</div>"
 
 
 def _tile(label: str, value: str, note: str) -> str:
@@ -100,14 +112,14 @@ def _change(before: Record, after: Record, name: str) -> str:
     return f'<span class="from">{percent(start)} →</span> {percent(end)}'
 
 
-def _section(title: str, body: str) -> str:
+def section(title: str, body: str) -> str:
     if not body:
         return ""
     heading = f"<h2>{title}</h2>" if title else ""
     return f"<section>{heading}{body}</section>\n"
 
 
-def _figures(drawn: Sequence[Chart]) -> str:
+def figures(drawn: Sequence[Chart]) -> str:
     cells = [
         f'<figure id="{chart.name}"{" class=wide" if chart.wide else ""}><h3>{chart.title}</h3>{chart.svg}'
         f"<figcaption>{escape(chart.caption)}</figcaption></figure>"
@@ -150,6 +162,20 @@ def _completion(sample: Record | None) -> str:
     return f'<td><code>{escape(sample["completion"])}</code><div class="note">{note}</div></td>'
 
 
+def pools_table(pools: Mapping[str, Record]) -> str:
+    """What each pool of workers gave, how long it took, and which rollouts took longest."""
+    if not pools:
+        return ""
+    head = "".join(f"<th>{name}</th>" for name in ("pool", "verdicts", "p50", "p99", "statuses", "slowest", "cost"))
+    rows = []
+    for name, record in pools.items():
+        pool = PoolFigures.of(record)
+        slow = ", ".join(f"rollout {rollout} {seconds(took)}" for rollout, took in pool.slowest)
+        cells = [name, f"{pool.verdicts:,}", seconds(pool.p50_s), seconds(pool.p99_s), statuses(pool), slow, cost(pool)]
+        rows.append("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in cells) + "</tr>")
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+
+
 def audit_table(audit: Mapping[str, object] | None) -> str:
     """The ledger's accounts: what came in is what was trained, dropped for a reason, or is still live."""
     if not audit:
@@ -182,7 +208,7 @@ def _number(value: object) -> str:
     return f"{value:,}" if isinstance(value, int | float) else escape(str(value))
 
 
-def _settings(config: Mapping[str, object]) -> str:
+def settings_table(config: Mapping[str, object]) -> str:
     rows = "".join(
         f"<tr><td>{escape(key)}</td><td><code>{escape(value)}</code></td></tr>" for key, value in flat(config)
     )

@@ -15,13 +15,15 @@ import logging
 import math
 import numbers
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
 from functools import lru_cache
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from r1async.answers import extract_answer, last_boxed
-from r1async.config import REWARD_PARTS, CodeConfig, ConfigError, RewardConfig
+from r1async.config import CodeConfig, ConfigError, RewardConfig
+from r1async.config_rewards import REWARD_PARTS
+from r1async.reward_pools import OTHERS, weights_of
 from r1async.rewards.code import CodeGrader
 from r1async.rewards.format import in_format, thought_of
 from r1async.rewards.math import Equivalence, grade
@@ -41,83 +43,108 @@ LOG_FIRST, LOG_EVERY = 3, 100
 """A function that fails is logged the first times in full, then once in so many: it may fail on every rollout."""
 
 
-class Part(NamedTuple):
-    name: str
-    weight: float
-    judge: Callable[[Question, Completion], Verdict]
+Judge = Callable[[Question, Completion], Verdict]
 
 
 class Grader:
-    """The configured reward.
+    """The configured reward, of those parts that need nothing but this process.
 
     Args:
         settings: what adds up to it.
         before_slow: called before anything that can take longer than microseconds.
+        weights: by domain, parts and weights; None: all of `settings`.
 
     Raises:
         ConfigError: a part that does not exist or cannot be imported; the message names it.
     """
 
-    def __init__(self, settings: RewardConfig, before_slow: Callable[[], None]) -> None:
-        self._parts = [
-            Part(name, weight, _judge(name, settings, before_slow)) for name, weight in settings.weights.items()
-        ]
+    def __init__(
+        self,
+        settings: RewardConfig,
+        before_slow: Callable[[], None],
+        weights: Mapping[str, Mapping[str, float]] | None = None,
+    ) -> None:
+        self._weights = weights_of(settings) if weights is None else weights
+        names = dict.fromkeys(name for parts in self._weights.values() for name in parts)
+        self._judges = {name: _judge(name, settings, before_slow) for name in names}
 
-    def grade(self, question: Question, completion: Completion) -> Verdict:
-        """Weighted sum of the parts; abstains with the first part that does, unless that part weighs nothing.
+    def grade(self, question: Question, completion: Completion, domain: str = OTHERS) -> Verdict:
+        """See `add_up`. Asks no further part once one abstains."""
+        weights = self._weights[domain]
+        return add_up((name, weight, self._judges[name](question, completion)) for name, weight in weights.items())
 
-        A part that is neutral (`NEUTRAL`) is left out of the sum, and the verdict abstains if nothing else is in it.
-        """
-        total, status, parts, details = 0.0, "ok", {}, []
-        neutral, known = "", False
-        for part in self._parts:
-            verdict = part.judge(question, completion)
-            for name, value in verdict.parts.items():
-                parts[f"{part.name}.{name}"] = value
-            if verdict.detail:
-                details.append(verdict.detail)
-            if verdict.total is None:
-                if verdict.status in NEUTRAL:
-                    neutral = neutral or verdict.status
-                elif part.weight:
-                    return Verdict(total=None, parts=parts, status=verdict.status, detail="; ".join(details))
-                continue
-            parts[part.name] = verdict.total
-            total += part.weight * verdict.total
-            known = True
-            status = verdict.status if status == "ok" else status
-        if not math.isfinite(total):
-            return Verdict.abstain("nan")
-        if neutral and not known:
-            return Verdict(total=None, parts=parts, status=neutral, detail="; ".join(details))
-        return Verdict(total=total, parts=parts, status=status, detail="; ".join(details))
+
+def add_up(parts: Iterable[tuple[str, float, Verdict]]) -> Verdict:
+    """Weighted sum of the parts; abstains with the first part that does, unless that part weighs nothing.
+
+    A part that is neutral (`NEUTRAL`) is left out of the sum, and the verdict abstains if nothing else is in it.
+
+    Args:
+        parts: name, weight and verdict of each.
+    """
+    total, status, named, details = 0.0, "ok", {}, []
+    neutral, known = "", False
+    for name, weight, verdict in parts:
+        for inner, value in verdict.parts.items():
+            named[f"{name}.{inner}"] = value
+        if verdict.detail:
+            details.append(verdict.detail)
+        if verdict.total is None:
+            if verdict.status in NEUTRAL:
+                neutral = neutral or verdict.status
+            elif weight:
+                return Verdict(total=None, parts=named, status=verdict.status, detail="; ".join(details))
+            continue
+        named[name] = verdict.total
+        total += weight * verdict.total
+        known = True
+        status = verdict.status if status == "ok" else status
+    if not math.isfinite(total):
+        return Verdict.abstain("nan")
+    if neutral and not known:
+        return Verdict(total=None, parts=named, status=neutral, detail="; ".join(details))
+    return Verdict(total=total, parts=named, status=status, detail="; ".join(details))
+
+
+def join(verdicts: Mapping[str, Verdict], weightless: Collection[str] = ()) -> Verdict:
+    """One verdict of those that several pools gave on the parts they grade: sums add up.
+
+    Args:
+        verdicts: by pool.
+        weightless: pools all of whose parts weigh nothing: what they do not know is left out.
+    """
+    total, status, parts, details, neutral, known = 0.0, "ok", {}, [], "", False
+    for pool, verdict in verdicts.items():
+        parts |= verdict.parts
+        details += [verdict.detail] if verdict.detail else []
+        if verdict.total is None:
+            if verdict.status in NEUTRAL:
+                neutral = neutral or verdict.status
+            elif pool not in weightless:
+                return Verdict(total=None, parts=parts, status=verdict.status, detail="; ".join(details))
+            continue
+        total, known = total + verdict.total, True
+        status = verdict.status if status == "ok" else status
+    if known and not math.isfinite(total):
+        return Verdict.abstain("nan")
+    if not known:
+        return Verdict(total=None, parts=parts, status=neutral or "abstained", detail="; ".join(details))
+    return Verdict(total=total, parts=parts, status=status, detail="; ".join(details))
 
 
 NEUTRAL = frozenset(("no_words",))
 """Statuses of a part that has nothing to judge: neither for the completion nor against it."""
 
 
-def _judge(
-    name: str, settings: RewardConfig, before_slow: Callable[[], None]
-) -> Callable[[Question, Completion], Verdict]:
-    if name == "accuracy":
-        return _accuracy(settings, Equivalence(settings.equivalence == "symbolic", before_slow))
-    if name == "format":
-        return _format(settings)
-    if name == "code":
-        return _code(settings.code, before_slow)
-    if name == "language":
-        return _language(settings, before_slow)
-    if name == "overlong":
-        return _overlong(settings)
-    if name == "repetition":
-        return _repetition(settings)
+def _judge(name: str, settings: RewardConfig, before_slow: Callable[[], None]) -> Judge:
+    if name in JUDGES:
+        return JUDGES[name](settings, before_slow)
     if ":" in name:
         return _Custom(name, import_function(name), before_slow)
     raise ConfigError(f"reward.weights.{name}: must be {', '.join(REWARD_PARTS)}, or module:function of your own")
 
 
-def _accuracy(settings: RewardConfig, equivalence: Equivalence) -> Callable[[Question, Completion], Verdict]:
+def _accuracy(settings: RewardConfig, equivalence: Equivalence) -> Judge:
     # Where they abstain the buffer keeps those it trains; what comes here is evaluated, and wrong there.
     cut_is_wrong = settings.truncated in ("wrong", "abstain")
 
@@ -141,25 +168,19 @@ def reference_of(answer: str) -> str:
     return last_boxed(answer) or answer
 
 
-def _format(settings: RewardConfig) -> Callable[[Question, Completion], Verdict]:
+def _format(settings: RewardConfig) -> Judge:
     layout, mark = settings.format, settings.special_token
 
     def judge(question: Question, completion: Completion) -> Verdict:
         # A completion that was cut has not ended its answer, whatever it looks like so far.
-        prefilled = _prefilled(question, settings)
+        prefilled = settings.prefilled(question.extra)
         good = in_format(completion.text, layout, think_prefilled=prefilled, special_token=mark)
         return Verdict(total=float(good and completion.finish == "stop"))
 
     return judge
 
 
-def _prefilled(question: Question, settings: RewardConfig) -> bool:
-    """Of a row that says so itself: true, false, or the tag that its prompt ends in."""
-    told = question.extra.get("prefilled_open_tag")
-    return settings.think_prefilled if told is None else told.strip().lower() not in ("", "false", "null", "none", "0")
-
-
-def _language(settings: RewardConfig, before_slow: Callable[[], None]) -> Callable[[Question, Completion], Verdict]:
+def _language(settings: RewardConfig, before_slow: Callable[[], None]) -> Judge:
     # Imported here, with NumPy: most rewards do without.
     from r1async.rewards.identify import identify
     from r1async.rewards.language import consistency, target_of
@@ -176,7 +197,7 @@ def _language(settings: RewardConfig, before_slow: Callable[[], None]) -> Callab
         thought = thought_of(
             completion.text,
             settings.format,
-            think_prefilled=_prefilled(question, settings),
+            think_prefilled=settings.prefilled(question.extra),
             special_token=settings.special_token,
         )
         found = consistency(thought, target, announced if settings.identify_sentences else None)
@@ -188,7 +209,7 @@ def _language(settings: RewardConfig, before_slow: Callable[[], None]) -> Callab
     return judge
 
 
-def _overlong(settings: RewardConfig) -> Callable[[Question, Completion], Verdict]:
+def _overlong(settings: RewardConfig) -> Judge:
     cache, longest = settings.overlong_cache, settings.overlong_max
 
     def judge(question: Question, completion: Completion) -> Verdict:
@@ -197,7 +218,7 @@ def _overlong(settings: RewardConfig) -> Callable[[Question, Completion], Verdic
     return judge
 
 
-def _repetition(settings: RewardConfig) -> Callable[[Question, Completion], Verdict]:
+def _repetition(settings: RewardConfig) -> Judge:
     from r1async.rewards.words import repetition
 
     def judge(question: Question, completion: Completion) -> Verdict:
@@ -206,7 +227,7 @@ def _repetition(settings: RewardConfig) -> Callable[[Question, Completion], Verd
     return judge
 
 
-def _code(settings: CodeConfig, before_slow: Callable[[], None]) -> Callable[[Question, Completion], Verdict]:
+def _code(settings: CodeConfig, before_slow: Callable[[], None]) -> Judge:
     try:
         grader = CodeGrader(settings)
     except SandboxError as error:
@@ -227,6 +248,20 @@ def _code(settings: CodeConfig, before_slow: Callable[[], None]) -> Callable[[Qu
         return replace(graded.verdict, detail=graded.detail)
 
     return judge
+
+
+JUDGES: Mapping[str, Callable[[RewardConfig, Callable[[], None]], Judge]] = {
+    "accuracy": lambda settings, before_slow: _accuracy(
+        settings, Equivalence(settings.equivalence == "symbolic", before_slow)
+    ),
+    "format": lambda settings, before_slow: _format(settings),
+    "code": lambda settings, before_slow: _code(settings.code, before_slow),
+    "language": _language,
+    "overlong": lambda settings, before_slow: _overlong(settings),
+    "repetition": lambda settings, before_slow: _repetition(settings),
+}
+"""Parts that one worker grades by itself, one rollout at a time. A new one is one entry here, and its pool in
+`config_rewards.POOL_OF`."""
 
 
 def import_function(name: str) -> RewardFunction:

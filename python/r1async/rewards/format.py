@@ -52,6 +52,20 @@ def thought_of(text: str, layout: Layout, *, think_prefilled: bool = False, spec
     return text.partition(closing)[0].replace("<think>", " ").strip()
 
 
+def summary_of(text: str, layout: Layout, *, think_prefilled: bool = False, special_token: str = SPECIAL_TOKEN) -> str:
+    """What a completion says after its thought; empty if the thought does not end.
+
+    A completion without any thought is all summary, unless its prompt began one.
+    """
+    text = text.strip()
+    opening, closing = (special_token, special_token) if layout == "special_token" else ("<think>", "</think>")
+    if not think_prefilled and not text.startswith(opening):
+        # Prose before a thought is no summary of it, and neither is what stands behind a lonely end.
+        return text if opening not in text and closing not in text else ""
+    _, _, summary = (text if think_prefilled else text.removeprefix(opening)).partition(closing)
+    return summary.strip()
+
+
 def _is_marked(text: str, prefilled: bool, mark: str) -> bool:
     if text.count(mark) != (1 if prefilled else 2) or not (prefilled or text.startswith(mark)):
         return False

@@ -14,14 +14,16 @@ import sys
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple, TextIO
 
 from r1async.answers import extract_answer
-from r1async.config import ConfigError, RewardConfig
+from r1async.config import ConfigError, RewardConfig, ScorerConfig
 from r1async.inbox import DeadlineExceeded, Inbox, Stopped, stop_on_signals
-from r1async.rewards.pool import Job, PoolError, Report, Settled, WorkerPool
+from r1async.reward_pools import weights_of
+from r1async.rewards.pool import Job, PoolError, Report, Settled
+from r1async.rewards.pools import Pools
 from r1async.settings import load_reward
 from r1async.tasks.meta import Question, encode_meta
 from r1async.types import FinishReason, Verdict
@@ -46,6 +48,17 @@ class Line(NamedTuple):
     finish: FinishReason
 
 
+@dataclass(slots=True)
+class Result:
+    """What becomes a line of OUT."""
+
+    id: object
+    verdict: Verdict | None = None
+    elapsed_s: float = 0.0
+    more: Mapping[str, object] = field(default_factory=dict)
+    """Fields of the line of IN that stand in OUT again."""
+
+
 class Kind(NamedTuple):
     """What KIND means. A new kind is one entry of `KINDS`."""
 
@@ -55,6 +68,17 @@ class Kind(NamedTuple):
     """Fields that a line must have besides `id` and `completion`."""
     same: Callable[[Line], Hashable] | None = None
     """Lines that agree in this have the same verdict; None: those that agree in all but `id`."""
+    reader: Callable[[bytes], tuple[Line, Mapping[str, object]] | Result] | None = None
+    """Reads a line of IN that has other fields, and what of it stands in OUT again; None: `parse_line`."""
+
+    per_worker: int = 8
+    """Lines that are worth a worker process."""
+
+    def read(self, line: bytes) -> tuple[Line, Mapping[str, object]] | Result:
+        if self.reader is not None:
+            return self.reader(line)
+        found = parse_line(line, self.needs)
+        return found if isinstance(found, Result) else (found, {})
 
 
 def _answer_of(line: Line) -> Hashable:
@@ -66,16 +90,8 @@ KINDS: dict[str, Kind] = {
     "format": Kind({"format": 1.0}),
     "language": Kind({"language": 1.0}),
     "code": Kind({"code": 1.0}, ("problem",)),
+    "judge": Kind({"judge": 1.0}, ("answer",)),
 }
-
-
-@dataclass(slots=True)
-class Result:
-    """What becomes a line of OUT."""
-
-    id: object
-    verdict: Verdict | None = None
-    elapsed_s: float = 0.0
 
 
 def grade_file(kind: str, source: Path, target: Path, overrides: Sequence[str], *, workers: int = 0) -> int:
@@ -88,48 +104,70 @@ def grade_file(kind: str, source: Path, target: Path, overrides: Sequence[str], 
     Raises:
         ConfigError: a kind, a setting or a file that cannot work; the message names it.
     """
-    how, reward, memory_mb = _reward_of(kind, overrides)
+    return grade_with(*_reward_of(kind, overrides), source, target, workers=workers)
+
+
+def grade_with(
+    how: Kind,
+    reward: RewardConfig,
+    scorer: ScorerConfig,
+    source: Path,
+    target: Path,
+    *,
+    workers: int = 0,
+    command: str = "grade",
+) -> int:
+    """As `grade_file`, with a reward that is there already.
+
+    Args:
+        scorer: pools and memory of the workers.
+        command: as messages name it.
+
+    Raises:
+        ConfigError: a file that cannot work; the message names it.
+    """
     if not source.exists() or source.is_dir():
         raise ConfigError(f"{source}: no such file")
     if target.resolve() == source.resolve():
         raise ConfigError(f"{target}: OUT must be another file than IN")
-    done = resume(source, target, list(reward.weights))
+    done = resume(source, target, how, list(reward.parts))
     total = sum(1 for line in source.open("rb") if line.strip()) if source.is_file() else 0
     if source.is_file() and done >= total:
-        print(f"r1async grade: {target} has all {total} verdicts", file=sys.stderr)
+        print(f"r1async {command}: {target} has all {total} verdicts", file=sys.stderr)
         return 0
     workers = workers or len(os.sched_getaffinity(0))
     if total:
-        workers = min(workers, math.ceil((total - done) / 8))
+        workers = min(workers, math.ceil((total - done) / how.per_worker))
     inbox = Inbox()
-    pool = WorkerPool(reward, workers=workers, memory_mb=memory_mb, inbox=inbox)
+    pool = Pools(reward, replace(scorer, workers=workers), inbox)
     try:
         with stop_on_signals(inbox), target.open("a", encoding="utf-8") as out:
             pool.start()
-            grading = Grading(pool, inbox, out, how, reward, Progress(total, done))
+            grading = Grading(pool, inbox, out, how, reward, Progress(total, done, command=command))
             grading.run(lines_of(source, done))
     except Stopped:
-        print(f"r1async grade: stopped; the same command goes on with {target}", file=sys.stderr)
+        print(f"r1async {command}: stopped; the same command goes on with {target}", file=sys.stderr)
         return 130
     except PoolError as error:
-        print(f"r1async grade: {error}", file=sys.stderr)
+        print(f"r1async {command}: {error}", file=sys.stderr)
         return 1
     finally:
         pool.close()
     return 0
 
 
-def _reward_of(kind: str, overrides: Sequence[str]) -> tuple[Kind, RewardConfig, int]:
+def _reward_of(kind: str, overrides: Sequence[str]) -> tuple[Kind, RewardConfig, ScorerConfig]:
     if kind in KINDS:
         how = KINDS[kind]
-        reward, memory_mb = load_reward(None, overrides, how.weights)
-        return how, reward, memory_mb
+        reward, scorer = load_reward(None, overrides, how.weights)
+        return how, reward, scorer
     path = Path(kind)
     if not path.is_file():
         raise ConfigError(f"KIND: must be {', '.join(KINDS)}, or a YAML file with a reward, got {kind!r}")
-    reward, memory_mb = load_reward(path, overrides)
-    needs = [need for part, need in (("accuracy", "answer"), ("overlong", "num_tokens")) if part in reward.weights]
-    return Kind(reward.weights, tuple(needs)), reward, memory_mb
+    reward, scorer = load_reward(path, overrides)
+    every = set.intersection(*(set(weights) for weights in weights_of(reward).values()))
+    needs = [need for part, need in (("accuracy", "answer"), ("overlong", "num_tokens")) if part in every]
+    return Kind(reward.weights, tuple(needs)), reward, scorer
 
 
 def lines_of(source: Path, skip: int = 0) -> Iterator[bytes]:
@@ -148,23 +186,23 @@ def parse_line(line: bytes, needs: Sequence[str]) -> Line | Result:
     try:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:
-        return _invalid(None, f"not JSON: {error}")
+        return invalid(None, f"not JSON: {error}")
     if not isinstance(row, dict):
-        return _invalid(None, f"must be an object, got {type(row).__name__}")
+        return invalid(None, f"must be an object, got {type(row).__name__}")
     name = row.get("id")
     completion = row.get("completion")
     if not isinstance(completion, str):
-        return _invalid(name, f"completion: must be a text, got {type(completion).__name__}")
+        return invalid(name, f"completion: must be a text, got {type(completion).__name__}")
     missing = [need for need in ("id", *needs) if row.get(need) is None]
     if missing:
-        return _invalid(name, f"{missing[0]}: is missing")
+        return invalid(name, f"{missing[0]}: is missing")
     finish, num_tokens, answer = row.get("finish", "stop"), row.get("num_tokens", 0), row.get("answer", "")
     if finish not in ("stop", "length"):
-        return _invalid(name, f"finish: must be stop or length, got {finish!r:.100}")
+        return invalid(name, f"finish: must be stop or length, got {finish!r:.100}")
     if not isinstance(num_tokens, int) or isinstance(num_tokens, bool) or num_tokens < 0:
-        return _invalid(name, f"num_tokens: must be a whole number, got {num_tokens!r:.100}")
+        return invalid(name, f"num_tokens: must be a whole number, got {num_tokens!r:.100}")
     if isinstance(answer, bool) or not isinstance(answer, str | int | float):
-        return _invalid(name, f"answer: must be a text or a number, got {type(answer).__name__}")
+        return invalid(name, f"answer: must be a text or a number, got {type(answer).__name__}")
     rest = {key: value for key, value in row.items() if key not in _OWN and value is not None}
     extra = {clean(key): clean(_as_text(value)) for key, value in rest.items()}
     question = Question(text=clean(_as_text(row.get("prompt", ""))), answer=clean(_as_text(answer)), extra=extra)
@@ -174,7 +212,8 @@ def parse_line(line: bytes, needs: Sequence[str]) -> Line | Result:
 _OWN = ("id", "completion", "finish", "num_tokens", "answer", "prompt")
 
 
-def _invalid(name: object, why: str) -> Result:
+def invalid(name: object, why: str) -> Result:
+    """What becomes of a line that cannot be read."""
     return Result(name, Verdict(total=None, status="invalid", detail=why))
 
 
@@ -198,11 +237,12 @@ def to_json(result: Result, weights: Sequence[str]) -> str:
         "parts": {**dict.fromkeys(weights), **verdict.parts},
         "elapsed_s": round(result.elapsed_s, 6),
         "detail": verdict.detail,
+        **result.more,
     }
     return json.dumps(line) + "\n"
 
 
-def resume(source: Path, target: Path, weights: Sequence[str]) -> int:
+def resume(source: Path, target: Path, how: Kind, weights: Sequence[str]) -> int:
     """Verdicts that OUT has already; a torn last line is cut off.
 
     Raises:
@@ -224,20 +264,20 @@ def resume(source: Path, target: Path, weights: Sequence[str]) -> int:
                 if file.read(1):
                     raise ConfigError(f"{target}: line {done + 1} is no verdict; move the file away to grade anew")
                 break  # torn: the machine stopped while it was written
-            _refuse_another(target, done, row, next(asked, None), weights)
+            _refuse_another(target, done, row, next(asked, None), how, weights)
             done, good = done + 1, good + len(line)
     os.truncate(target, good)
     return done
 
 
 def _refuse_another(
-    target: Path, done: int, row: Mapping[str, object], line: bytes | None, weights: Sequence[str]
+    target: Path, done: int, row: Mapping[str, object], line: bytes | None, how: Kind, weights: Sequence[str]
 ) -> None:
     parts = row.get("parts")
     name = None
     if line is not None:
-        read = parse_line(line, ())
-        name = read.id
+        read = how.read(line)
+        name = read.id if isinstance(read, Result) else read[0].id
     if line is None or row.get("id") != name:
         raise ConfigError(f"{target}: line {done + 1} is not of this input; move the file away to grade anew")
     if not isinstance(parts, dict) or not set(weights) <= set(parts):
@@ -251,6 +291,7 @@ class Progress:
     total: int
     """Lines; 0 if not known."""
     done: int
+    command: str = "grade"
     statuses: Counter[str] = field(default_factory=Counter)
     started_at: float = field(default_factory=time.monotonic)
     _told_at: float = field(default_factory=time.monotonic)
@@ -267,7 +308,7 @@ class Progress:
         rate = counted / max(now - self.started_at, 1e-9)
         of = f" of {self.total}" if self.total else ""
         statuses = ", ".join(f"{status} {number}" for status, number in self.statuses.most_common())
-        text = f"r1async grade: {self.done}{of} lines, {rate:.0f}/s; {statuses}"
+        text = f"r1async {self.command}: {self.done}{of} lines, {rate:.0f}/s; {statuses}"
         end = "\n" if last or not terminal else ""
         print(f"\r\x1b[K{text}" if terminal else text, end=end, file=sys.stderr, flush=True)
 
@@ -276,10 +317,10 @@ class Grading:
     """The loop: read ahead, have graded, write in order."""
 
     def __init__(
-        self, pool: WorkerPool, inbox: Inbox, out: TextIO, kind: Kind, reward: RewardConfig, progress: Progress
+        self, pool: Pools, inbox: Inbox, out: TextIO, kind: Kind, reward: RewardConfig, progress: Progress
     ) -> None:
         self._pool, self._inbox, self._out, self._kind = pool, inbox, out, kind
-        self._weights, self._abstains = list(reward.weights), reward.truncated == "abstain"
+        self._weights, self._abstains = list(reward.parts), reward.truncated == "abstain"
         self._progress = progress
         self._held: OrderedDict[int, Result] = OrderedDict()
         """Lines that are read and not written, in their order."""
@@ -288,7 +329,7 @@ class Grading:
         self._asked: dict[Hashable, int] = {}
         """Jobs in work, by what they are remembered as."""
         self._known: OrderedDict[Hashable, Verdict] = OrderedDict()
-        self._window = HELD_PER_WORKER * max(1, pool.num_workers)
+        self._window = HELD_PER_WORKER * max(1, pool.workers)
         self._count = 0
 
     def run(self, lines: Iterator[bytes]) -> None:
@@ -324,11 +365,12 @@ class Grading:
     def _take(self, raw: bytes) -> list[Job]:
         place = self._count
         self._count += 1
-        line = parse_line(raw, self._kind.needs)
-        if isinstance(line, Result):
-            self._held[place] = line
+        read = self._kind.read(raw)
+        if isinstance(read, Result):
+            self._held[place] = read
             return []
-        result = self._held[place] = Result(line.id)
+        line, more = read
+        result = self._held[place] = Result(line.id, more=more)
         if self._abstains and line.finish == "length":
             result.verdict = Verdict(total=None, status="truncated", detail="the completion was cut")
             return []

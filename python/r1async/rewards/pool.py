@@ -1,8 +1,8 @@
 """Worker processes that grade, each killed at a hard deadline and replaced.
 
-Everything here runs in the scorer's main thread but `_serve`, one thread per worker, which moves bytes between the
-worker's pipes and the scorer's inbox. Takes: jobs. Gives: verdicts. Waits for: nothing; the scorer waits, for
-reports in its inbox or for `next_deadline`.
+Everything here runs in the scorer's main thread but `_write` and `_read`, two threads per worker, which move bytes
+between the worker's pipes and the scorer's inbox. Takes: jobs. Gives: verdicts. Waits for: nothing; the scorer waits,
+for reports in its inbox or for `next_deadline`.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ from collections import Counter, deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from queue import SimpleQueue
-from typing import IO, NamedTuple
+from typing import NamedTuple
 
 from r1async.config import ConfigError, RewardConfig
 from r1async.inbox import Inbox
+from r1async.reward_pools import OTHERS, Pool
 from r1async.rewards.worker import WireJob, read_frame, write_frame
 from r1async.types import FinishReason, Verdict
 
@@ -29,8 +30,6 @@ log = logging.getLogger(__name__)
 
 START_DEADLINE_S = 120.0
 """For a worker's imports; a custom reward may bring a large library."""
-MAX_BATCH = 64
-"""Rollouts given to a worker at once: enough to make the pipe cheap, few enough not to queue behind a slow one."""
 MAX_FAILED_STARTS = 3
 JOIN_S = 2.0
 """What a worker's thread gets to notice that its process was killed."""
@@ -43,11 +42,15 @@ class Job:
     text: str
     num_tokens: int
     finish: FinishReason
+    domain: str = OTHERS
+    """Of its prompt, as `reward_pools.weights_of` names it."""
     tries: int = 0
     """Workers that were killed or lost over it."""
+    given_at: float = 0.0
+    """When a worker got it."""
 
     def on_wire(self) -> WireJob:
-        return self.key, self.meta, self.text, self.num_tokens, self.finish
+        return self.key, self.meta, self.text, self.num_tokens, self.finish, self.domain
 
 
 class Settled(NamedTuple):
@@ -64,6 +67,8 @@ class Fault:
     """A worker that a job took down."""
 
     key: int
+    pool: str
+    deadline_s: float
     status: str
     """`timeout` or `worker_lost`."""
     waited_s: float
@@ -91,70 +96,106 @@ class Report:
 
 
 class _Worker:
-    """One process and the thread that talks to it."""
+    """One process and the threads that talk to it."""
 
-    def __init__(self, process: subprocess.Popen[bytes], settings: Mapping[str, object], inbox: Inbox) -> None:
+    def __init__(
+        self, process: subprocess.Popen[bytes], settings: Mapping[str, object], inbox: Inbox, pool: Pool
+    ) -> None:
         self.process = process
         self.ready = False
+        self.pool = pool
         self.jobs: dict[int, Job] = {}
         """Given and not reported yet, in the order the worker takes them."""
         self.progress_at = time.monotonic()
-        """Last sign of work. Written by the thread, so that a scorer that is busy itself kills nobody for it."""
+        """Last sign of work. Written by the threads, so that a scorer that is busy itself kills nobody for it."""
         self._todo: SimpleQueue[Sequence[WireJob] | None] = SimpleQueue()
-        self.thread = threading.Thread(target=self._serve, args=(settings, inbox), daemon=True, name="grader")
-        self.thread.start()
+        self.threads = [
+            threading.Thread(target=self._write, args=(settings,), daemon=True, name="to grader"),
+            threading.Thread(target=self._read, args=(inbox,), daemon=True, name="grader"),
+        ]
+        for thread in self.threads:
+            thread.start()
+
+    @property
+    def room(self) -> int:
+        """Jobs that it may be given now. One that grades one at a time gets the next when it has done all."""
+        if not self.ready:
+            return 0
+        if self.pool.asking == "one":
+            return 0 if self.jobs else self.pool.at_once
+        return self.pool.at_once - len(self.jobs)
+
+    @property
+    def due(self) -> float:
+        """Monotonic time at which it is to be killed; infinite while it has nothing to do."""
+        if not self.ready:
+            return self.progress_at + START_DEADLINE_S
+        if not self.jobs:
+            return math.inf
+        since = self.progress_at if self.pool.asking == "one" else self.culprit.given_at
+        return since + self.pool.deadline_s
+
+    @property
+    def culprit(self) -> Job:
+        """What it is busy with: the first it has, or of several at a time the one that it has had longest."""
+        return next(iter(self.jobs.values()))
 
     def give(self, jobs: Sequence[Job]) -> None:
-        self.jobs = {job.key: job for job in jobs}
-        self.progress_at = time.monotonic()
+        now = time.monotonic()
+        for job in jobs:
+            job.given_at = now
+            self.jobs[job.key] = job
+        if self.pool.asking == "one":
+            self.progress_at = now
         self._todo.put([job.on_wire() for job in jobs])
 
     def end(self) -> None:
         self.process.kill()
         self._todo.put(None)
 
-    def _serve(self, settings: Mapping[str, object], inbox: Inbox) -> None:
+    def _write(self, settings: Mapping[str, object]) -> None:
         assert self.process.stdin is not None
+        try:
+            with self.process.stdin as stdin:
+                write_frame(stdin, settings)
+                while (batch := self._todo.get()) is not None:
+                    write_frame(stdin, batch)
+                    self.progress_at = time.monotonic()
+        except OSError:
+            pass  # the process ended; whoever reads from it tells so
+
+    def _read(self, inbox: Inbox) -> None:
         assert self.process.stdout is not None
         try:
-            with self.process.stdin as stdin, self.process.stdout as stdout:
-                self._talk(stdin, stdout, settings, inbox)
+            with self.process.stdout as stdout:
+                match read_frame(stdout):
+                    case {"failed": str(message)}:
+                        inbox.put(Report(self, failed=message))
+                    case _:
+                        inbox.put(Report(self, ready=True))
+                while True:
+                    results = read_frame(stdout)
+                    assert isinstance(results, list), "a worker that is ready writes lists of results"
+                    self.progress_at = time.monotonic()
+                    inbox.put(Report(self, results=results))
         except (EOFError, OSError):
             pass  # the process ended, by itself or by us; its status says which
+        self._todo.put(None)
         inbox.put(Report(self, ended=self.process.wait()))
-
-    def _talk(self, stdin: IO[bytes], stdout: IO[bytes], settings: Mapping[str, object], inbox: Inbox) -> None:
-        write_frame(stdin, settings)
-        match read_frame(stdout):
-            case {"failed": str(message)}:
-                inbox.put(Report(self, failed=message))
-            case _:
-                inbox.put(Report(self, ready=True))
-        while (batch := self._todo.get()) is not None:
-            write_frame(stdin, batch)
-            self.progress_at = time.monotonic()
-            left = len(batch)
-            while left:
-                results = read_frame(stdout)
-                assert isinstance(results, list), "a worker that is ready writes lists of results"
-                self.progress_at = time.monotonic()
-                left -= len(results)
-                inbox.put(Report(self, results=results))
 
 
 class WorkerPool:
-    """Hands jobs to workers and turns their reports into verdicts.
+    """Hands one pool's jobs to its workers and turns their reports into verdicts.
 
     Args:
-        settings: the reward, its deadline and its retries.
-        workers: processes.
-        memory_mb: address space of each; 0 is unlimited.
+        settings: the reward.
+        pool: its workers, their deadline and retries, and what of the reward they grade.
         inbox: gets `Report`s, to be given to `handle`.
     """
 
-    def __init__(self, settings: RewardConfig, *, workers: int, memory_mb: int, inbox: Inbox) -> None:
-        self._settings, self._num_workers, self._inbox = settings, workers, inbox
-        self._to_worker = {**asdict(settings), "memory_mb": memory_mb}
+    def __init__(self, settings: RewardConfig, pool: Pool, inbox: Inbox) -> None:
+        self._pool, self._inbox = pool, inbox
+        self._to_worker = {"reward": asdict(settings), "pool": asdict(pool)}
         self._workers: list[_Worker] = []
         self._queue: deque[Job] = deque()
         self._failed_starts = 0
@@ -164,12 +205,8 @@ class WorkerPool:
 
     def start(self) -> None:
         """Start the workers. From the main thread: they end with the thread that started them."""
-        while len(self._workers) < self._num_workers:
+        while len(self._workers) < self._pool.workers:
             self._start_one()
-
-    @property
-    def num_workers(self) -> int:
-        return self._num_workers
 
     @property
     def ready(self) -> bool:
@@ -216,7 +253,7 @@ class WorkerPool:
 
     def next_deadline(self) -> float:
         """Monotonic time at which `expire` has something to do; infinite while nobody works."""
-        return min(_due(worker, self._settings.verdict_deadline_s) for worker in self._workers)
+        return min(worker.due for worker in self._workers)
 
     def expire(self, now: float) -> list[Settled]:
         """Kill and replace workers that took too long over one rollout.
@@ -225,10 +262,9 @@ class WorkerPool:
             PoolError: a worker was not ready in time.
         """
         settled: list[Settled] = []
-        deadline_s = self._settings.verdict_deadline_s
         for worker in list(self._workers):
-            if now >= _due(worker, deadline_s):
-                settled += self._replace(worker, "timeout", f"no verdict within {deadline_s:g} s")
+            if now >= worker.due:
+                settled += self._replace(worker, "timeout", f"no verdict within {self._pool.deadline_s:g} s")
         self._dispatch()
         return settled
 
@@ -237,8 +273,8 @@ class WorkerPool:
         workers, self._workers = self._workers, []
         for worker in workers:
             worker.end()
-        for worker in workers:
-            worker.thread.join(JOIN_S)
+        for thread in [thread for worker in workers for thread in worker.threads]:
+            thread.join(JOIN_S)
 
     def _start_one(self) -> None:
         process = subprocess.Popen(
@@ -246,17 +282,17 @@ class WorkerPool:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )
-        self._workers.append(_Worker(process, self._to_worker, self._inbox))
+        self._workers.append(_Worker(process, self._to_worker, self._inbox, self._pool))
 
     def _dispatch(self) -> None:
         for worker in list(self._workers):
-            if not self._queue or not worker.ready or worker.jobs:
+            if not self._queue or not worker.room:
                 continue
-            if (status := worker.process.poll()) is not None:
+            if not worker.jobs and (status := worker.process.poll()) is not None:
                 # It died with nothing to do: no rollout is to blame.
                 self._replace(worker, "worker_lost", _describe(status))
             else:
-                size = min(MAX_BATCH, math.ceil(len(self._queue) / len(self._workers)))
+                size = min(worker.room, math.ceil(len(self._queue) / len(self._workers)))
                 worker.give([self._queue.popleft() for _ in range(size)])
 
     def _replace(self, worker: _Worker, status: str, why: str) -> list[Settled]:
@@ -271,32 +307,27 @@ class WorkerPool:
         self._start_one()
         if not worker.jobs:
             return []
+        one, now = worker.pool.asking == "one", time.monotonic()
         culprit, *innocent = worker.jobs.values()
         self._queue.extendleft(reversed(innocent))
-        return self._blame(culprit, status, why, time.monotonic() - worker.progress_at)
+        return self._blame(culprit, status, why, now - (worker.progress_at if one else culprit.given_at))
 
     def _blame(self, job: Job, status: str, why: str, waited_s: float) -> list[Settled]:
         job.tries += 1
-        again = job.tries <= self._settings.retries
-        self._faults.append(Fault(job.key, status, waited_s, again))
+        again = job.tries <= self._pool.retries
+        self._faults.append(Fault(job.key, self._pool.name, self._pool.deadline_s, status, waited_s, again))
         log.warning("grading took a worker down (%s), try %d%s", why, job.tries, ", trying again" if again else "")
         if again:
             # Last in the queue: what took one worker down shall not keep the others waiting.
             self._queue.append(job)
             return []
-        if status == "timeout" and self._settings.timeout_is == "zero":
+        if status == "timeout" and self._pool.timeout_is == "zero":
             # Zero in every part too: who reads a part (evaluation, the metrics) shall not take it for an abstention.
-            parts = dict.fromkeys(self._settings.weights, 0.0)
+            parts = dict.fromkeys(self._pool.weights[job.domain], 0.0)
             verdict = Verdict(total=0.0, parts=parts, status="timeout", detail=why)
         else:
             verdict = Verdict(total=None, status=status, detail=why)
         return [Settled(job.key, verdict, waited_s)]
-
-
-def _due(worker: _Worker, deadline_s: float) -> float:
-    if not worker.ready:
-        return worker.progress_at + START_DEADLINE_S
-    return worker.progress_at + deadline_s if worker.jobs else math.inf
 
 
 def _describe(status: int) -> str:

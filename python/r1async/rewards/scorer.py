@@ -23,7 +23,9 @@ from r1async.inbox import DeadlineExceeded, Inbox, Stopped, stop_on_signals
 from r1async.keys import client_keys
 from r1async.monitor.metrics import run_started
 from r1async.monitor.timeline import Timeline
-from r1async.rewards.pool import Job, Report, Settled, WorkerPool
+from r1async.reward_pools import FIRST
+from r1async.rewards.pool import Job, Report, Settled
+from r1async.rewards.pools import Pools, shown
 from r1async.tasks.tokenizer import Detokenizer, TokenizerError
 from r1async.types import Verdict
 from r1async.wire import Message
@@ -43,16 +45,13 @@ def main(config: Config, index: int = 0) -> None:
     name = f"scorer-{index}"
     inbox = Inbox()
     timeline = Timeline(name, config.run_dir / "metrics" / f"{name}.jsonl", started=run_started(config.run_dir))
-    pool = WorkerPool(
-        config.resolved_reward, workers=config.scorer.workers, memory_mb=config.scorer.worker_memory_mb, inbox=inbox
-    )
+    pools = Pools(config.resolved_reward, config.scorer, inbox, config.scorer.serve)
     detokenizer = _detokenizer(config.model.path, config.sampling.stop)
-    deadline_s = config.reward.verdict_deadline_s
-    scorer = Scorer(detokenizer, pool, inbox, timeline, queue=config.scorer.queue, deadline_s=deadline_s)
+    scorer = Scorer(detokenizer, pools, inbox, timeline)
     connection = None
     try:
         with stop_on_signals(inbox):
-            pool.start()
+            pools.start()
             connection = Connection(
                 config.endpoint("rollouts"),
                 greeting("scorer", name, config.name),
@@ -65,7 +64,7 @@ def main(config: Config, index: int = 0) -> None:
     except Stopped:
         log.info("%s: asked to end", name)
     finally:
-        pool.close()
+        pools.close()
         if connection is not None:
             connection.close()
         timeline.close()
@@ -84,25 +83,26 @@ class Scorer:
     def __init__(
         self,
         detokenizer: Detokenizer,
-        pool: WorkerPool,
+        pools: Pools,
         inbox: Inbox,
         timeline: Timeline,
-        *,
-        queue: int,
-        deadline_s: float,
     ) -> None:
-        self._detokenizer, self._pool, self._inbox, self._timeline = detokenizer, pool, inbox, timeline
-        self._queue = queue
-        self._deadline_s = deadline_s
+        self._detokenizer, self._pools, self._inbox, self._timeline = detokenizer, pools, inbox, timeline
         self._connection: Connection | None = None
         self._leases: dict[int, int | None] = {}
         """Lease of each job that has no verdict yet; None of one from before the session, whose verdict is dropped."""
         self._places: dict[int, tuple[int, int]] = {}
         """Group and rollout of each job."""
+        self._slow: dict[int, int] = {}
+        """Rollout of each job that a pool names as slow; those that none names any more are forgotten."""
+        self._lines: dict[int, str] = {}
+        """The line of each job, as the buffer sees it."""
+        self._held: Counter[str] = Counter()
+        """Jobs by line."""
         self._keys = count()
         self._leases_seen = 0
-        self._credits = 0
-        """Leases that the buffer may still send, as far as it knows."""
+        self._credits: dict[str, int] = {}
+        """Leases of each line that the buffer may still send, as far as it knows."""
         self._counts: Counter[str] = Counter()
 
     def run(self) -> None:
@@ -111,20 +111,23 @@ class Scorer:
             arrivals = self._wait()
             with self._timeline.busy("score"):
                 settled = [each for arrival in arrivals for each in self._take(arrival)]
-                settled += self._pool.expire(time.monotonic())
+                settled += self._pools.expire(time.monotonic())
                 self._tell_faults()
+                self._tell_alarms()
                 self._send(settled)
 
     def stats(self) -> dict[str, float]:
         """Figures for the heartbeat; called in the connection's thread."""
         statuses = {f"status:{status}": float(number) for status, number in self._counts.copy().items()}
+        counts = self._pools.counts
         return {
             **self._timeline.stats(),
             **statuses,
             "verdicts": float(sum(statuses.values())),
             "queued": float(len(self._leases)),
-            "workers_timeout": float(self._pool.counts["timeout"]),
-            "workers_lost": float(self._pool.counts["worker_lost"]),
+            "workers_timeout": float(counts["timeout"]),
+            "workers_lost": float(counts["worker_lost"]),
+            **shown(self._pools.figures, self._slow),
         }
 
     def _wait(self) -> list[object]:
@@ -132,7 +135,7 @@ class Scorer:
         name = "verdicts" if self._leases else "rollouts"
         with self._timeline.wait(name):
             try:
-                first = self._inbox.get(name, min(LOOK_S, max(0.0, self._pool.next_deadline() - time.monotonic())))
+                first = self._inbox.get(name, min(LOOK_S, max(0.0, self._pools.next_deadline() - time.monotonic())))
             except DeadlineExceeded:
                 return []
         return [first, *self._inbox.take()]
@@ -140,9 +143,9 @@ class Scorer:
     def _take(self, arrival: object) -> Sequence[Settled]:
         match arrival:
             case Report():
-                return self._pool.handle(arrival)
+                return self._pools.handle(arrival)
             case Connected(connection=connection):
-                self._connection, self._leases_seen, self._credits = connection, 0, 0
+                self._connection, self._leases_seen, self._credits = connection, 0, {}
                 # The buffer has taken its leases back, or is another one: what is being graded only takes room.
                 self._leases = dict.fromkeys(self._leases)
                 self._say_ready()
@@ -160,7 +163,8 @@ class Scorer:
         """File a `score` message's rollouts as jobs."""
         items, tokens = message.header["items"], message.columns["tokens"]
         self._leases_seen = message.header["seq"]
-        self._credits -= len(items)
+        line = message.header.get("pool", FIRST)
+        self._credits[line] = self._credits.get(line, 0) - len(items)
         ends = np.cumsum([length for *_, length, _ in items])
         completions = [tokens[end - item[4] : end] for item, end in zip(items, ends, strict=True)]
         texts = self._texts(completions, [item[5] == "stop" for item in items])
@@ -169,11 +173,13 @@ class Scorer:
             key = next(self._keys)
             self._leases[key] = lease
             self._places[key] = (group, rollout)
+            self._lines[key] = line
+            self._held[line] += 1
             if text is None:
                 settled.append(Settled(key, Verdict.abstain("error")))
             else:
                 jobs.append(Job(key, message.header["metas"][prompt], text, length, finish))
-        self._pool.submit(jobs)
+        self._pools.submit(jobs)
         return settled
 
     def _texts(self, completions: Sequence[NDArray[np.int32]], stopped: Sequence[bool]) -> list[str | None]:
@@ -189,7 +195,7 @@ class Scorer:
         return [text for completion, stop in pairs for text in self._texts([completion], [stop])]
 
     def _tell_faults(self) -> None:
-        for fault in self._pool.take_faults():
+        for fault in self._pools.take_faults():
             if self._connection is None or fault.key not in self._places:
                 continue
             group, rollout = self._places[fault.key]
@@ -197,18 +203,27 @@ class Scorer:
             self._connection.tell_incident(
                 name,
                 "tried on another worker" if fault.again else "gave the verdict that reward.timeout_is says",
-                f"busy {fault.waited_s:.1f} s on group {group} (rollout {rollout})",
-                deadline_s=self._deadline_s,
+                f"pool {fault.pool}: busy {fault.waited_s:.1f} s on group {group} (rollout {rollout})",
+                deadline_s=fault.deadline_s,
                 named_after_s=fault.waited_s,
                 groups=[group],
                 rollouts=[rollout],
             )
 
+    def _tell_alarms(self) -> None:
+        for pool, said in self._pools.take_alarms():
+            if self._connection is not None:
+                text = f"pool {pool}: {said}"
+                self._connection.tell_incident("missing_verdicts", "told", text, deadline_s=0.0, named_after_s=0.0)
+
     def _send(self, settled: Sequence[Settled]) -> None:
         if settled and self._connection is not None:
             graded = [(self._leases.pop(key), verdict) for key, verdict, _ in settled]
             for key, *_ in settled:
-                del self._places[key]
+                _, self._slow[key] = self._places.pop(key)
+                self._held[self._lines.pop(key)] -= 1
+            named = {key for figures in self._pools.figures.values() for _, key in figures.slowest}
+            self._slow = {key: rollout for key, rollout in self._slow.items() if key in named}
             items = [
                 [lease, verdict.total, dict(verdict.parts), verdict.status]
                 for lease, verdict in graded
@@ -217,11 +232,21 @@ class Scorer:
             self._counts.update("lost" if lease is None else verdict.status for lease, verdict in graded)
             if items:
                 self._connection.send({"t": "verdicts", "items": items})
-            if self._credits <= self._queue // 2:
+            if any(self._wants_more(name) for name in self._pools.lines):
                 self._say_ready()
+
+    def _wants_more(self, line: str) -> bool:
+        """Whether half of what it granted is used up, and there is room."""
+        credits = self._credits.get(line, 0)
+        return credits <= self._pools.lines[line].queue // 2 and self._room(line) > credits
+
+    def _room(self, line: str) -> int:
+        return max(0, self._pools.lines[line].queue - self._held[line])
 
     def _say_ready(self) -> None:
         """Grant the buffer as many leases as there is room for."""
         assert self._connection is not None
-        self._credits = max(0, self._queue - len(self._leases))
-        self._connection.send({"t": "ready", "free": self._credits, "leases_seen": self._leases_seen})
+        self._credits = {name: self._room(name) for name in self._pools.lines}
+        others = [[name, free] for name, free in self._credits.items() if name != FIRST]
+        free = self._credits.get(FIRST, 0)
+        self._connection.send({"t": "ready", "free": free, "pools": others, "leases_seen": self._leases_seen})

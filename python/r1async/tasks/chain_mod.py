@@ -19,6 +19,8 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from r1async.tasks import PromptError
+from r1async.tasks.file import Row, Rows
+from r1async.tasks.templates import question_text
 from r1async.tasks.tokenizer import PromptTokenizer
 from r1async.types import Prompt
 
@@ -143,10 +145,25 @@ def hf_tokenizer() -> PreTrainedTokenizerFast:
 
 
 class ChainModSource:
-    """The endless seeded stream of training problems; the held-out ones are the same in every run."""
+    """The endless seeded stream of training problems; the held-out ones are the same in every run.
 
-    def __init__(self, *, seed: int, tokenizer: PromptTokenizer, slow_share: float = 0.0) -> None:
+    Args:
+        slow_share: of problems that belong to the source `slow`.
+        slow_rows: take the place of these in the training stream; a column `source` names another source.
+        slow_digest: of the file they are from.
+    """
+
+    def __init__(
+        self,
+        *,
+        seed: int,
+        tokenizer: PromptTokenizer,
+        slow_share: float = 0.0,
+        slow_rows: Rows[Row] | None = None,
+        slow_digest: str = "",
+    ) -> None:
         self._tokenizer, self._slow_share = tokenizer, slow_share
+        self._slow_rows, self._slow_digest = slow_rows, slow_digest
         self._states = [random.Random(seed + TRAIN_SEED).getstate()]
         # Two blocks: the one being admitted and the one that groups dropped for age are asked from again.
         self._block = lru_cache(maxsize=2)(self._draw_block)
@@ -157,7 +174,7 @@ class ChainModSource:
 
     @property
     def fingerprint(self) -> str:
-        return "chain-mod"
+        return f"chain-mod, {self._slow_share:g} of {self._slow_digest}" if self._slow_digest else "chain-mod"
 
     def prompt(self, ordinal: int) -> Prompt:
         if ordinal < 0:
@@ -165,7 +182,10 @@ class ChainModSource:
         block, place = divmod(ordinal, _BLOCK)
         while len(self._states) <= block:
             self._block(len(self._states) - 1)
-        return self._as_prompt(ordinal, self._block(block)[place])
+        problem = self._block(block)[place]
+        if self._slow_rows is not None and _is_slow(problem.text, self._slow_share):
+            return self._of_row(ordinal, self._slow_rows[ordinal % len(self._slow_rows)])
+        return self._as_prompt(ordinal, problem)
 
     def held_out(self, count: int) -> Sequence[Prompt]:
         stream = problems(random.Random(EVAL_SEED), held_out=True)
@@ -179,14 +199,29 @@ class ChainModSource:
             self._states.append(rng.getstate())
         return drawn
 
-    def _as_prompt(self, ordinal: int, problem: Problem) -> Prompt:
+    def _of_row(self, ordinal: int, row: Row) -> Prompt:
+        text = question_text(row.question)
+        source = row.extra.get("source", "slow")
+        return Prompt(
+            ordinal=ordinal,
+            text=text,
+            answer=row.answer,
+            token_ids=np.asarray(self._encoded(text), dtype=np.int32),
+            extra={**row.extra, "source": source},
+            source=source,
+        )
+
+    def _encoded(self, text: str) -> list[int]:
         try:
-            ids = self._tokenizer.encode(problem.text)
+            return self._tokenizer.encode(text)
         except Exception as error:
             raise PromptError(
-                f"chain-mod prompt {problem.text!r}: the model's tokenizer cannot encode it ({error}); "
+                f"chain-mod prompt {text!r}: the model's tokenizer cannot encode it ({error}); "
                 "use a model made by the cold start, or another task"
             ) from error
+
+    def _as_prompt(self, ordinal: int, problem: Problem) -> Prompt:
+        ids = self._encoded(problem.text)
         source = "slow" if _is_slow(problem.text, self._slow_share) else ""
         return Prompt(
             ordinal=ordinal,

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
@@ -39,29 +39,38 @@ class Row(NamedTuple):
     """file:line or file:row, for messages."""
 
 
-class Rows(Protocol):
+T = TypeVar("T", covariant=True)
+Parse = Callable[[Mapping[str, Any], str], T]
+"""From a row and where it stands to what is wanted of it.
+
+Raises:
+    RowError: the row has not what it must have.
+"""
+
+
+class Rows(Protocol[T]):
     """Checked rows by index."""
 
     def __len__(self) -> int: ...
-    def __getitem__(self, index: int) -> Row: ...
+    def __getitem__(self, index: int) -> T: ...
 
 
 class RowError(ConfigError):
     """A row without what it must have; the message begins with file:line."""
 
 
-class JsonlRows:
+class JsonlRows(Generic[T]):
     """One JSON object a line. Only the lines' offsets are kept: a row is read again when it is asked for."""
 
-    def __init__(self, paths: Sequence[Path], prompt_key: str, answer_key: str) -> None:
-        self._keys = prompt_key, answer_key
+    def __init__(self, paths: Sequence[Path], parse: Parse[T]) -> None:
+        self._parse_row = parse
         self._paths = paths
         self._index = [(file, line, offset) for file, path in enumerate(paths) for line, offset in self._check(path)]
 
     def __len__(self) -> int:
         return len(self._index)
 
-    def __getitem__(self, index: int) -> Row:
+    def __getitem__(self, index: int) -> T:
         file, line, offset = self._index[index]
         with self._paths[file].open("rb") as stream:
             stream.seek(offset)
@@ -77,36 +86,35 @@ class JsonlRows:
                 offset += len(line)
         return found
 
-    def _parse(self, line: bytes, where: str) -> Row:
+    def _parse(self, line: bytes, where: str) -> T:
         try:
             row = json.loads(line)
         except ValueError as error:
             raise RowError(f"{where}: not JSON: {error}") from error
         if not isinstance(row, dict):
             raise RowError(f"{where}: a line must be a JSON object, got {type(row).__name__}")
-        return _row(row, where, *self._keys)
+        return self._parse_row(row, where)
 
 
-class ArrowRows:
-    """A `datasets.Dataset`, memory-mapped."""
+class ArrowRows(Generic[T]):
+    """A `datasets.Dataset`, memory-mapped.
 
-    def __init__(self, dataset: Dataset, name: str, prompt_key: str, answer_key: str) -> None:
-        self._dataset, self._name, self._keys = dataset, name, (prompt_key, answer_key)
-        for key in self._keys:
-            if key not in dataset.column_names:
-                raise RowError(
-                    f"{name}: no column {key!r}; it has {', '.join(dataset.column_names)}" + _key_hint(key, self._keys)
-                )
-        only = dataset.select_columns(list(self._keys))
+    Args:
+        checked: the columns that `parse` looks at; None: all. Others are not decoded while rows are checked.
+    """
+
+    def __init__(self, dataset: Dataset, name: str, parse: Parse[T], checked: Sequence[str] | None = None) -> None:
+        self._dataset, self._name, self._parse = dataset, name, parse
+        only = dataset if checked is None else dataset.select_columns(list(checked))
         for start in range(0, len(only), _CHECK_ROWS):
             for i, row in enumerate(_rows_of(only[start : start + _CHECK_ROWS])):
-                _row(row, f"{name}:{start + i}", *self._keys)
+                parse(row, f"{name}:{start + i}")
 
     def __len__(self) -> int:
         return len(self._dataset)
 
-    def __getitem__(self, index: int) -> Row:
-        return _row(self._dataset[index], f"{self._name}:{index}", *self._keys)
+    def __getitem__(self, index: int) -> T:
+        return self._parse(self._dataset[index], f"{self._name}:{index}")
 
 
 def _rows_of(batch: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]:
@@ -124,7 +132,7 @@ def _row(row: Mapping[str, Any], where: str, prompt_key: str, answer_key: str) -
     if not isinstance(answer, str | int | float):
         raise RowError(f"{where}: {answer_key!r} must be a string or a number, got {type(answer).__name__}")
     others = {key: value for key, value in row.items() if key not in (prompt_key, answer_key) and value is not None}
-    question = _question(row[prompt_key], f"{where}: {prompt_key!r}")
+    question = question_of(row[prompt_key], f"{where}: {prompt_key!r}")
     extra = {key: value if isinstance(value, str) else _as_json(value) for key, value in others.items()}
     if not isinstance(question, str):
         extra.setdefault("messages", _as_json(question))
@@ -140,17 +148,17 @@ def _key_hint(key: str, keys: tuple[str, str]) -> str:
     return f" (data.{'prompt_key' if key == keys[0] else 'answer_key'} says which column it is)"
 
 
-def _question(value: object, where: str) -> Question:
+def question_of(value: object, where: str) -> Question:
     match value:
         case str() if value.strip():
             return value
         case [_, *_]:
-            return [_message(message, f"{where}[{i}]") for i, message in enumerate(value)]
+            return [message_of(message, f"{where}[{i}]") for i, message in enumerate(value)]
         case _:
             raise RowError(f"{where} must be a non-empty string or a list of chat messages, got {value!r:.80}")
 
 
-def _message(value: object, where: str) -> Mapping[str, str]:
+def message_of(value: object, where: str) -> Mapping[str, str]:
     match value:
         case {"role": str(role), "content": str(content)}:
             return {"role": role, "content": content}
@@ -160,8 +168,8 @@ def _message(value: object, where: str) -> Mapping[str, str]:
 
 def read_rows(
     path: Path, prompt_key: str, answer_key: str, *, held_out: bool = False, setting: str = "data.path"
-) -> Rows:
-    """Rows of a file or directory, every one checked.
+) -> Rows[Row]:
+    """Prompts and answers of a file or directory, every row checked.
 
     Args:
         held_out: of a directory with several splits take `test` or `validation` instead of `train`.
@@ -170,13 +178,43 @@ def read_rows(
     Raises:
         ConfigError: no such file, an unknown kind of file, no rows, or a row without prompt or answer.
     """
+    keys = (prompt_key, answer_key)
+
+    def columns(dataset: Dataset) -> Sequence[str]:
+        for key in keys:
+            if key not in dataset.column_names:
+                raise RowError(
+                    f"{path}: no column {key!r}; it has {', '.join(dataset.column_names)}" + _key_hint(key, keys)
+                )
+        return keys
+
+    return read_any(path, lambda row, where: _row(row, where, *keys), columns, held_out=held_out, setting=setting)
+
+
+def read_any(
+    path: Path,
+    parse: Parse[T],
+    columns: Callable[[Dataset], Sequence[str] | None],
+    *,
+    held_out: bool = False,
+    setting: str = "data.path",
+) -> Rows[T]:
+    """Rows of any form of a file or directory, every one parsed once before this returns.
+
+    Args:
+        columns: those of a data set that `parse` looks at (None: all), or an error about one that is missing.
+
+    Raises:
+        ConfigError: as `read_rows`, and what `parse` says of a row.
+    """
     if not path.exists():
         raise ConfigError(f"{setting}: {path} does not exist")
     files = sorted(path.glob("*.jsonl")) if path.is_dir() else [path] if path.suffix in (".jsonl", ".json") else []
     if files:
-        rows: Rows = JsonlRows(files, prompt_key, answer_key)
+        rows: Rows[T] = JsonlRows(files, parse)
     else:
-        rows = ArrowRows(_open_arrow(path, held_out, setting), str(path), prompt_key, answer_key)
+        dataset = _open_arrow(path, held_out, setting)
+        rows = ArrowRows(dataset, str(path), parse, columns(dataset))
     if not len(rows):
         raise ConfigError(f"{setting}: {path} has no rows")
     return rows
@@ -231,9 +269,9 @@ class FileSource:
 
     def __init__(
         self,
-        rows: Rows,
+        rows: Rows[Row],
         held_out: Sequence[int] | range,
-        held_out_rows: Rows,
+        held_out_rows: Rows[Row],
         *,
         tokenizer: PromptTokenizer,
         template: Template,

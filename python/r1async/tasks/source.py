@@ -8,7 +8,8 @@ from pathlib import Path
 from r1async.config import Config, ConfigError
 from r1async.tasks import PromptError, PromptSource
 from r1async.tasks.chain_mod import ChainModSource
-from r1async.tasks.file import FileSource, digest_of, read_rows
+from r1async.tasks.file import FileSource, Rows, digest_of, read_rows
+from r1async.tasks.swe import SweRows
 from r1async.tasks.templates import Question, render
 from r1async.tasks.tokenizer import PromptTokenizer, TokenizerError, load_tokenizer
 
@@ -21,7 +22,7 @@ def open_source(config: Config, model_dir: Path) -> PromptSource:
     """
     try:
         tokenizer = load_tokenizer(model_dir)
-        source = _chain_mod(config, tokenizer) if config.data.task == "chain-mod" else _file(config, tokenizer)
+        source = _chain_mod(config, tokenizer) if config.data.task == "chain-mod" else _rows(config, tokenizer)
     except TokenizerError as error:
         raise ConfigError(f"model: {error}") from error
     return source
@@ -33,19 +34,33 @@ def _chain_mod(config: Config, tokenizer: PromptTokenizer) -> PromptSource:
         raise ConfigError(f"data.template={data.template}: task chain-mod has no words for it; set data.template=none")
     if data.epochs:
         raise ConfigError(f"data.epochs={data.epochs}: chain-mod draws new problems for ever; leave it 0, set `steps`")
-    return ChainModSource(seed=config.seed, tokenizer=tokenizer, slow_share=data.slow_share)
+    slow = Path(data.slow_path) if data.slow_path else None
+    return ChainModSource(
+        seed=config.seed,
+        tokenizer=tokenizer,
+        slow_share=data.slow_share,
+        slow_rows=read_rows(slow, data.prompt_key, data.answer_key, setting="data.slow_path") if slow else None,
+        slow_digest=digest_of(slow) if slow else "",
+    )
 
 
-def _file(config: Config, tokenizer: PromptTokenizer) -> PromptSource:
+def _open_rows(config: Config, tokenizer: PromptTokenizer, path: str, *, held_out: bool) -> Rows:
+    data = config.data
+    if data.task == "swe":
+        swe = config.reward.swe
+        return SweRows(Path(path), swe.repos, swe.cache, tokenizer, data.template, data.max_prompt_tokens)
+    setting = "data.eval_path" if held_out else "data.path"
+    return read_rows(Path(path), data.prompt_key, data.answer_key, held_out=held_out, setting=setting)
+
+
+def _rows(config: Config, tokenizer: PromptTokenizer) -> PromptSource:
     """Rows and held-out rows, which are the last of `data.path` unless `data.eval_path` names others."""
     data = config.data
     if not data.path:
         raise ConfigError("data.path: task file needs a JSONL or parquet file or a directory, got nothing")
-    rows = read_rows(Path(data.path), data.prompt_key, data.answer_key)
+    rows = _open_rows(config, tokenizer, data.path, held_out=False)
     if data.eval_path:
-        held_out_rows = read_rows(
-            Path(data.eval_path), data.prompt_key, data.answer_key, held_out=True, setting="data.eval_path"
-        )
+        held_out_rows = _open_rows(config, tokenizer, data.eval_path, held_out=True)
         held_out: Sequence[int] = range(len(held_out_rows))
     else:
         held_out_rows, held_out = rows, range(max(0, len(rows) - config.eval.prompts), len(rows))
@@ -54,7 +69,8 @@ def _file(config: Config, tokenizer: PromptTokenizer) -> PromptSource:
                 f"data.path: {data.path} has {len(rows)} rows and eval.prompts={config.eval.prompts} holds out all of"
                 " them: lower eval.prompts or set data.eval_path"
             )
-    _check_prefill(config, rows[0].question, tokenizer)
+    if data.task == "file":
+        _check_prefill(config, rows[0].question, tokenizer)
     return FileSource(
         rows,
         held_out,

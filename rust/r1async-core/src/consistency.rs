@@ -128,7 +128,7 @@ impl Ledger {
             State::Unscored(place) => {
                 tally.unscored += 1;
                 found(
-                    self.unscored.get(place) == Some(&member),
+                    self.unscored.get(&(group.prompt.pool, *place)) == Some(&member),
                     "is not at its place for a scorer",
                 )
             }

@@ -23,6 +23,8 @@ pub struct Prompt {
     /// What a grader needs to know; the ledger does not look inside.
     #[serde(with = "crate::columns")]
     pub meta: Vec<u8>,
+    /// Who grades its completions: 0 for the first pool, p for `Settings::slow_pools[p - 1]`.
+    pub pool: usize,
 }
 
 /// Why a completion ended.

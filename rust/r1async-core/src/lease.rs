@@ -257,7 +257,7 @@ impl Ledger {
                 .holder
                 .and_then(|holder| self.leases.last_verdict(holder))
                 .map_or(lease.since, |at| at.max(lease.since));
-            let until = since + self.settings.scoring_lease_s();
+            let until = since + self.settings.scoring_lease_s(self.pool_of(lease.member));
             if until > now {
                 return self.leases.renew(id, until, &mut self.timers);
             }
@@ -277,8 +277,9 @@ impl Ledger {
                 ("lost_rollout", settings.lease_s, is_last)
             }
             _ => {
-                let is_last = rollout.score_attempts + 1 > settings.score_retries;
-                ("hung_scorer", settings.scoring_lease_s(), is_last)
+                let pool = self.pool_of(lease.member);
+                let is_last = rollout.score_attempts + 1 > settings.score_retries(pool);
+                ("hung_scorer", settings.scoring_lease_s(pool), is_last)
             }
         };
         let act = if is_last { "given up" } else { "requeued" };
@@ -296,8 +297,8 @@ impl Ledger {
         let Some(lease) = self.leases.end(id, &mut self.timers) else {
             return;
         };
-        let (max_attempts, score_retries) =
-            (self.settings.max_attempts, self.settings.score_retries);
+        let max_attempts = self.settings.max_attempts;
+        let score_retries = self.settings.score_retries(self.pool_of(lease.member));
         let scoring = lease.work == Work::Score;
         let rollout = self.groups[&lease.member.group].rollout_id(lease.member.index);
         if lease.work != Work::Sent && !lease.member.group.is_evaluation() {
@@ -350,7 +351,7 @@ impl Ledger {
             }
             State::Scoring(_, place) => {
                 rollout.state = State::Unscored(place);
-                self.unscored.insert(place, member);
+                self.unscored.insert((group.prompt.pool, place), member);
                 self.news.scoring = true;
             }
             _ => unreachable!("only a rollout at work loses its lease"),

@@ -62,7 +62,7 @@ pub use prompts::AdmitError;
 pub use quarantine::{Filtered, Quarantined};
 pub use scoring::{ScoreLease, Verdict, VerdictAck};
 pub use settings::{
-    OverAge, Sampling, Settings, SettingsError, StalenessMode, Window, ZeroVariance,
+    OverAge, Sampling, ScoringPool, Settings, SettingsError, StalenessMode, Window, ZeroVariance,
 };
 pub use staleness::{StalenessHistogram, VersionRun, VersionRuns, staleness};
 pub use statistics::{Baseline, GroupStatistics, StdKind, advantages, group_statistics};

@@ -72,10 +72,12 @@ pub struct GeneratorReady<'a> {
 }
 
 /// A scorer's free room.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ScorerReady {
-    /// Verdicts it can take on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ScorerReady<'a> {
+    /// Verdicts of the first pool that it can take on.
     pub free: i64,
+    /// The same of other pools, by their names.
+    pub pools: Vec<(&'a str, i64)>,
     /// Leases received on this connection.
     pub leases_seen: i64,
 }
@@ -158,12 +160,16 @@ pub struct Evaluate<'a> {
     pub samples: usize,
     /// How they are sampled.
     pub sampling: SamplingFields,
+    /// Number of the first completion among all that the evaluator asks for; `None`: the buffer counts.
+    pub first: Option<i64>,
     /// What a scorer needs to know of each prompt.
     pub metas: Vec<&'a [u8]>,
     /// Tokens of all prompts.
     pub prompt_tokens: Cow<'a, [i32]>,
     /// Where each prompt lies in them.
     pub prompts: Vec<std::ops::Range<usize>>,
+    /// The name of the pool that grades each prompt's completions; empty: the first grades all.
+    pub pools: Vec<&'a str>,
 }
 
 /// A fault that a client noticed.
@@ -197,7 +203,7 @@ pub enum Message<'a> {
     /// Room for rollouts.
     GeneratorReady(GeneratorReady<'a>),
     /// Room for verdicts.
-    ScorerReady(ScorerReady),
+    ScorerReady(ScorerReady<'a>),
     /// New tokens.
     Chunks(Chunks<'a>),
     /// Unfinished leases handed back.
@@ -334,7 +340,18 @@ fn scorer_ready<'a>(fields: &Fields<'_, 'a>) -> Result<Message<'a>, MessageError
         fields.get("free")?.count()?,
         fields.get("leases_seen")?.count()?,
     );
-    Ok(Message::ScorerReady(ScorerReady { free, leases_seen }))
+    let pools = match fields.given("pools") {
+        Some(pools) => pools.each(|item| {
+            let [name, free] = item.tuple("[pool, free]")?;
+            Ok((name.name()?, free.count()?))
+        })?,
+        None => Vec::new(),
+    };
+    Ok(Message::ScorerReady(ScorerReady {
+        free,
+        pools,
+        leases_seen,
+    }))
 }
 
 fn chunks<'a>(fields: &Fields<'_, 'a>) -> Result<Message<'a>, MessageError> {
@@ -418,6 +435,13 @@ fn evaluate<'a>(fields: &Fields<'_, 'a>) -> Result<Message<'a>, MessageError> {
         prompts.push(begin..end);
     }
     fields.length_is("prompt_tokens", prompt_tokens.len(), end)?;
+    let pools = match fields.given("pools") {
+        Some(pools) => pools.each(|name| name.name())?,
+        None => Vec::new(),
+    };
+    if !pools.is_empty() {
+        fields.length_is("pools", pools.len(), prompts.len())?;
+    }
     let pin = fields.get("pin")?;
     let [epoch, number] = pin.tuple("[epoch, version]")?;
     Ok(Message::Evaluate(Evaluate {
@@ -425,9 +449,14 @@ fn evaluate<'a>(fields: &Fields<'_, 'a>) -> Result<Message<'a>, MessageError> {
         pin: (epoch.count()?, number.count()?),
         samples: fields.get("samples")?.in_range(1, 1 << 16, "1..65536")? as usize,
         sampling: sampling(&fields.get("sampling")?.fields()?)?,
+        first: fields
+            .given("first")
+            .map(|first| first.in_range(0, 1 << 60, "0..2^60"))
+            .transpose()?,
         metas,
         prompt_tokens,
         prompts,
+        pools,
     }))
 }
 

@@ -27,6 +27,16 @@ pub enum AdmitError {
     /// A prompt without tokens.
     #[error("prompt {0} has no tokens; reject it instead")]
     Empty(u64),
+    /// A pool that is not configured.
+    #[error(
+        "pool {got}; want below {pools}: 0 for the first one, or one above the place of a slow pool"
+    )]
+    Pool {
+        /// The pool named.
+        got: usize,
+        /// How many there are.
+        pools: usize,
+    },
     /// A source that has no window.
     #[error("source {got}; want below {sources}: 0 for the main ones, or that of a window")]
     Source {
@@ -111,6 +121,21 @@ impl Ledger {
         meta: Vec<u8>,
         source: usize,
     ) -> Result<Option<GroupId>, AdmitError> {
+        self.admit_to(ordinal, tokens, meta, source, 0)
+    }
+
+    /// The same of a prompt whose completions `pool` grades.
+    ///
+    /// # Errors
+    /// As [`Ledger::admit_from`], or there is no such pool.
+    pub fn admit_to(
+        &mut self,
+        ordinal: u64,
+        tokens: Vec<i32>,
+        meta: Vec<u8>,
+        source: usize,
+        pool: usize,
+    ) -> Result<Option<GroupId>, AdmitError> {
         if tokens.is_empty() {
             return Err(AdmitError::Empty(ordinal));
         }
@@ -120,6 +145,10 @@ impl Ledger {
                 got: source,
                 sources,
             });
+        }
+        let pools = self.settings.pools();
+        if pool >= pools {
+            return Err(AdmitError::Pool { got: pool, pools });
         }
         if self.quarantine.holds(&tokens, &meta) {
             return self
@@ -131,6 +160,7 @@ impl Ledger {
             ordinal,
             tokens,
             meta,
+            pool,
         });
         Ok(Some(self.queue_group(
             prompt,

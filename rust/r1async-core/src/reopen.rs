@@ -1,5 +1,7 @@
 //! A ledger with a history in a new life of the buffer.
 
+use std::sync::Arc;
+
 use crate::group::State;
 use crate::ids::{GroupId, Member};
 use crate::incident::Incidents;
@@ -44,6 +46,7 @@ impl Ledger {
             });
         }
         self.forget_hold();
+        self.name_pools_again(&settings);
         for lease in self.leases.all() {
             if let Some(held) = self.leases.end(lease, &mut self.timers)
                 && self.is_at_work(held.member)
@@ -69,6 +72,27 @@ impl Ledger {
             evaluated: true,
         };
         Ok(())
+    }
+
+    /// Groups keep their pool by its name; of one that is no more they are the first pool's.
+    fn name_pools_again(&mut self, settings: &Settings) {
+        let old = |pool: usize| self.settings.pool_name(pool);
+        let new = |name: &str| (0..settings.pools()).find(|&pool| settings.pool_name(pool) == name);
+        let moved: Vec<usize> = (0..self.settings.pools())
+            .map(|pool| new(old(pool)).unwrap_or(0))
+            .collect();
+        if moved.iter().copied().eq(0..moved.len()) {
+            return;
+        }
+        for group in self.groups.values_mut() {
+            let pool = moved[group.prompt.pool];
+            Arc::make_mut(&mut group.prompt).pool = pool;
+        }
+        let unscored = std::mem::take(&mut self.unscored);
+        self.unscored = unscored
+            .into_iter()
+            .map(|((pool, place), member)| ((moved[pool], place), member))
+            .collect();
     }
 
     fn is_at_work(&self, member: Member) -> bool {

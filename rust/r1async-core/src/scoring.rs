@@ -62,13 +62,26 @@ pub enum VerdictAck {
 }
 
 impl Ledger {
-    /// Lends at most `max` finished rollouts to a scorer, in the order in which they finished.
+    /// Lends at most `max` finished rollouts of the first pool to a scorer, in the order in which they finished.
     pub fn lease_scoring(&mut self, now: f64, holder: HolderId, max: usize) -> Vec<ScoreLease> {
+        self.lease_scoring_of(now, holder, 0, max)
+    }
+
+    /// The same of any pool: 0 for the first, p for `Settings::slow_pools[p - 1]`.
+    pub fn lease_scoring_of(
+        &mut self,
+        now: f64,
+        holder: HolderId,
+        pool: usize,
+        max: usize,
+    ) -> Vec<ScoreLease> {
         let mut leases = Vec::with_capacity(max.min(self.unscored.len()));
         while leases.len() < max {
-            let Some((place, member)) = self.unscored.pop_first() else {
+            let mut line = self.unscored.range((pool, 0)..=(pool, u64::MAX));
+            let Some((&(_, place), &member)) = line.next() else {
                 break;
             };
+            self.unscored.remove(&(pool, place));
             leases.push(self.lend_for_scoring(now, holder, member, place));
         }
         leases
@@ -82,7 +95,7 @@ impl Ledger {
         place: u64,
     ) -> ScoreLease {
         let id = self.leases.new_id();
-        let until = now + self.settings.scoring_lease_s();
+        let until = now + self.settings.scoring_lease_s(self.pool_of(member));
         let lease = Lease {
             holder: Some(holder),
             member,
@@ -146,6 +159,20 @@ impl Ledger {
         VerdictAck::Held
     }
 
+    /// Who grades a rollout.
+    pub(crate) fn pool_of(&self, member: Member) -> usize {
+        self.groups[&member.group].prompt.pool
+    }
+
+    /// Finished rollouts that wait for a scorer, by pool.
+    pub(crate) fn unscored_by_pool(&self) -> Vec<(&str, usize)> {
+        let of = |pool| self.unscored.range((pool, 0)..=(pool, u64::MAX)).count();
+        let pools = 0..self.settings.pools();
+        pools
+            .map(|pool| (self.settings.pool_name(pool), of(pool)))
+            .collect()
+    }
+
     /// The lease under which `holder` finished a rollout that waits for a scorer; a scorer grades every evaluation.
     fn unscored(&self, lease: LeaseId, holder: HolderId) -> Option<Lease> {
         let held = self.leases.held_by(lease, holder, Work::Sent)?;
@@ -177,8 +204,35 @@ impl Verdict {
 }
 
 impl Settings {
-    /// Seconds a scorer may bring no verdict at all.
-    pub(crate) fn scoring_lease_s(&self) -> f64 {
-        self.scoring_deadline_s + VERDICT_TRAVEL_S
+    /// Pools of workers that grade.
+    #[must_use]
+    pub fn pools(&self) -> usize {
+        self.slow_pools.len() + 1
+    }
+
+    /// The name of a pool; the first is called `rules`, whatever grades in it.
+    #[must_use]
+    pub fn pool_name(&self, pool: usize) -> &str {
+        match pool.checked_sub(1) {
+            None => "rules",
+            Some(slow) => &self.slow_pools[slow].name,
+        }
+    }
+
+    /// Seconds a scorer may bring no verdict at all on a rollout of `pool`.
+    pub(crate) fn scoring_lease_s(&self, pool: usize) -> f64 {
+        let deadline_s = match pool.checked_sub(1) {
+            None => self.scoring_deadline_s,
+            Some(slow) => self.slow_pools[slow].deadline_s,
+        };
+        deadline_s + VERDICT_TRAVEL_S
+    }
+
+    /// Scorers that a rollout of `pool` may lose before it goes unscored.
+    pub(crate) fn score_retries(&self, pool: usize) -> u32 {
+        match pool.checked_sub(1) {
+            None => self.score_retries,
+            Some(slow) => self.slow_pools[slow].retries,
+        }
     }
 }

@@ -207,7 +207,7 @@ impl Service {
             }
             Message::Incident(reported) => self.reported(holder, &reported),
             Message::GeneratorReady(ready) => self.generator_ready(holder, &ready)?,
-            Message::ScorerReady(ready) => self.scorer_ready(holder, ready)?,
+            Message::ScorerReady(ready) => self.scorer_ready(holder, &ready)?,
             Message::Chunks(chunks) => self.chunks(holder, about, &chunks),
             Message::Release(leases) => self.release(holder, &leases),
             Message::Announce(items) => self.announce(holder, &items),
@@ -317,8 +317,23 @@ impl Service {
         source: usize,
         now: f64,
     ) -> Result<(), AdmitError> {
+        self.admit_to(ordinal, tokens, meta, (source, 0), now)
+    }
+
+    /// The same of any source and scoring pool (`Ledger::admit_to`).
+    ///
+    /// # Errors
+    /// As [`Service::admit`], or there is no such source or pool.
+    pub fn admit_to(
+        &mut self,
+        ordinal: u64,
+        tokens: Vec<i32>,
+        meta: Vec<u8>,
+        (source, pool): (usize, usize),
+        now: f64,
+    ) -> Result<(), AdmitError> {
         self.at(now);
-        self.ledger.admit_from(ordinal, tokens, meta, source)?;
+        self.ledger.admit_to(ordinal, tokens, meta, source, pool)?;
         self.settle();
         Ok(())
     }

@@ -46,6 +46,17 @@ pub struct Window {
     pub share: f64,
 }
 
+/// Scorers' workers for verdicts that are slow: they have a line of their own, and deadlines.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ScoringPool {
+    /// Its name.
+    pub name: String,
+    /// Seconds a scorer may need for one verdict, all its own tries together.
+    pub deadline_s: f64,
+    /// Scorers one rollout may lose before it goes unscored.
+    pub retries: u32,
+}
+
 /// Settings that make the sampled distribution; they travel with every lease.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Sampling {
@@ -130,10 +141,12 @@ pub struct Settings {
     pub lease_s: f64,
     /// Seconds from a group's first lease to its close.
     pub group_deadline_s: f64,
-    /// Seconds a scorer may need for one verdict, all its own tries together.
+    /// Seconds a scorer may need for one verdict of the first pool, all its own tries together.
     pub scoring_deadline_s: f64,
-    /// Scorers one rollout may lose before it goes unscored.
+    /// Scorers one rollout of the first pool may lose before it goes unscored.
     pub score_retries: u32,
+    /// Pools besides the first, which rollouts wait for in lines of their own.
+    pub slow_pools: Vec<ScoringPool>,
     /// Generator leases one rollout may lose before it abstains with status `lost`.
     pub max_attempts: u32,
     /// Completion tokens of a training rollout at most.
@@ -180,6 +193,7 @@ impl Default for Settings {
             group_deadline_s: 630.0,
             scoring_deadline_s: 20.0,
             score_retries: 1,
+            slow_pools: Vec::new(),
             max_attempts: 3,
             max_tokens: 1024,
             quarantine_after: 3,
@@ -362,10 +376,32 @@ impl Settings {
                 "a number of seconds above 0",
             )?;
         }
-        let least = self.rollout_deadline_s + self.scoring_deadline_s;
+        self.validate_pools()?;
+        let slowest = self.slow_pools.iter().map(|pool| pool.deadline_s);
+        let least = self.rollout_deadline_s + slowest.fold(self.scoring_deadline_s, f64::max);
         let group = self.group_deadline_s;
-        let want = format!("at least rollout_deadline_s + scoring_deadline_s = {least}");
+        let want = format!(
+            "at least rollout_deadline_s + the slowest pool's scoring_deadline_s = {least}"
+        );
         within("group_deadline_s", group, group >= least, want)
+    }
+
+    fn validate_pools(&self) -> Result<(), SettingsError> {
+        let mut names = std::collections::BTreeSet::new();
+        for pool in &self.slow_pools {
+            let name = pool.name.as_str();
+            let fits = !name.is_empty() && name.len() <= 256 && names.insert(name);
+            within("slow_pools", name, fits, "named once each")?;
+            let seconds = pool.deadline_s;
+            let want = "of deadline_s a number of seconds above 0";
+            within(
+                "slow_pools",
+                seconds,
+                seconds.is_finite() && seconds > 0.0,
+                want,
+            )?;
+        }
+        Ok(())
     }
 
     /// How training rollouts are sampled: the whole distribution at `temperature`.

@@ -41,6 +41,8 @@ pub struct Stats {
     pub rollouts_generating: usize,
     /// Finished rollouts that wait for a scorer, evaluation included.
     pub rollouts_unscored: usize,
+    /// The same by pool.
+    pub unscored_by_pool: BTreeMap<String, usize>,
     /// Rollouts lent to scorers, evaluation included.
     pub rollouts_scoring: usize,
     /// Groups of evaluations that are not complete.
@@ -253,6 +255,11 @@ impl Ledger {
             rollouts_waiting: self.waiting.len(),
             rollouts_generating: self.leases.generating(),
             rollouts_unscored: self.unscored.len(),
+            unscored_by_pool: self
+                .unscored_by_pool()
+                .into_iter()
+                .map(|(name, count)| (name.to_owned(), count))
+                .collect(),
             rollouts_scoring: self.leases.scoring(),
             evaluation_groups: self.evaluations.open_groups(),
             steps: self.learner.stepped,

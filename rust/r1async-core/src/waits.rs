@@ -192,8 +192,22 @@ impl Ledger {
             waits.push(wait);
         }
         if !self.unscored.is_empty() {
+            let by_pool = self.unscored_by_pool();
+            let of: Vec<String> = match by_pool.as_slice() {
+                [_] => Vec::new(),
+                pools => pools
+                    .iter()
+                    .filter(|(_, count)| *count > 0)
+                    .map(|(name, count)| format!("{count} of pool {name}"))
+                    .collect(),
+            };
+            let of = if of.is_empty() {
+                String::new()
+            } else {
+                format!(" ({})", of.join(", "))
+            };
             let text = format!(
-                "scorer: {} finished rollouts wait for one",
+                "scorer: {} finished rollouts wait for one{of}",
                 self.unscored.len()
             );
             let mut wait = Wait::new("scorer", text);
@@ -340,7 +354,10 @@ impl Ledger {
             let (deadline_s, moved) = if scoring {
                 let verdict = self.leases.last_verdict(holder);
                 let moved = verdict.map_or(first.since, |at| at.max(first.since));
-                (self.settings.scoring_lease_s(), moved)
+                (
+                    self.settings.scoring_lease_s(self.pool_of(first.member)),
+                    moved,
+                )
             } else {
                 let lease_s = self.settings.lease_s;
                 (lease_s, first.until - lease_s)

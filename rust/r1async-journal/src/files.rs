@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::JournalError;
 
 /// Layout of all files.
-const FORMAT: u32 = 2;
+const FORMAT: u32 = 3;
 
 /// What a journal belongs to. A run goes on only with what it began with.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

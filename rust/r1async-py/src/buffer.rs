@@ -14,6 +14,7 @@ use r1async_core::service::{Outgoing, Service, Socket};
 use r1async_journal::{Durability, Identity, Journal, JournalError, Options, Recovery};
 
 use crate::figures::to_python;
+use crate::libzmq::{Libzmq, drain};
 use crate::settings::Settings;
 
 /// The buffer of one run. Nothing a message says raises; it is answered by an error message and counted.
@@ -27,6 +28,28 @@ struct Kept {
     recovery: Option<Recovery>,
     /// What the journal did not take yet: nothing is sent before it has.
     unwritten: Pending,
+}
+
+/// An open ROUTER of pyzmq, and the libzmq it belongs to.
+#[pyclass(module = "r1async._core", frozen)]
+pub struct Receiver {
+    zmq: Libzmq,
+    socket: usize,
+}
+
+#[pymethods]
+impl Receiver {
+    /// `module`: the file of pyzmq's extension; `socket`: the address of the socket, which stays open as long as this
+    /// is used and is used by one thread at a time.
+    #[new]
+    fn new(module: PathBuf, socket: usize) -> PyResult<Self> {
+        if socket == 0 {
+            return Err(wrong("socket must be the address of an open one, got 0"));
+        }
+        let zmq = Libzmq::of_module(&module)
+            .map_err(|error| PyOSError::new_err(format!("{}: {error}", module.display())))?;
+        Ok(Self { zmq, socket })
+    }
 }
 
 /// Bytes from which copying a frame costs more than an array around it.
@@ -179,7 +202,7 @@ impl Buffer {
         };
         let ledger = settings.ledger.clone();
         let (journal, recorded, recovery) = py
-            .detach(|| match Journal::exists(&folder) {
+            .detach(|| match Journal::exists(&folder)? {
                 true => Journal::open(&folder, identity, options, ledger)
                     .map(|(journal, recorded, recovery)| (journal, recorded, Some(recovery))),
                 false => Journal::create(&folder, identity, options, ledger)
@@ -245,6 +268,31 @@ impl Buffer {
         Ok(())
     }
 
+    /// Reads and files at most `at_most` messages of a ROUTER of pyzmq; how many there were.
+    #[expect(unsafe_code, reason = "a socket of pyzmq is known by its address")]
+    fn receive(
+        &self,
+        py: Python<'_>,
+        socket: &str,
+        receiver: &Receiver,
+        now: f64,
+        at_most: usize,
+    ) -> PyResult<usize> {
+        let (socket, now) = (socket_named(socket)?, time(now)?);
+        let at = receiver.socket;
+        py.detach(|| {
+            self.locked(|service| {
+                // SAFETY: who made the receiver has promised it.
+                unsafe {
+                    drain(&receiver.zmq, at as *mut _, at_most, |peer, frame| {
+                        service.handle(socket, peer, frame, now);
+                    })
+                }
+            })
+        })
+        .map_err(|error| PyOSError::new_err(error.to_string()))
+    }
+
     /// Lets deadlines pass; call it at `next_deadline()`, earlier does no harm.
     fn tick(&self, py: Python<'_>, now: f64) -> PyResult<()> {
         let now = time(now)?;
@@ -285,8 +333,12 @@ impl Buffer {
     }
 
     /// Opens a group for a prompt that was wanted. `meta` is what a scorer needs to know of it; `source` is 0
-    /// for the main sources, or one above the place of its window in the settings.
-    #[pyo3(signature = (ordinal, token_ids, meta, now, source=0))]
+    /// for the main sources, or one above the place of its window in the settings; `pool` likewise of `slow_pools`.
+    #[pyo3(signature = (ordinal, token_ids, meta, now, source=0, pool=0))]
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "one for each thing that is known of a prompt"
+    )]
     fn admit(
         &self,
         py: Python<'_>,
@@ -295,10 +347,11 @@ impl Buffer {
         meta: &[u8],
         now: f64,
         source: usize,
+        pool: usize,
     ) -> PyResult<()> {
         let (now, tokens) = (time(now)?, token_ids.as_array().to_vec());
         self.detached(py, |service| {
-            service.admit_from(ordinal, tokens, meta.to_vec(), source, now)
+            service.admit_to(ordinal, tokens, meta.to_vec(), (source, pool), now)
         })
         .map_err(wrong)
     }

@@ -4,6 +4,7 @@
 pub mod buffer;
 pub mod figures;
 pub mod journal;
+pub mod libzmq;
 pub mod settings;
 pub mod simulation;
 pub mod weights;
@@ -74,6 +75,7 @@ fn parse_logprobs_json<'py>(py: Python<'py>, body: &[u8], shape: &str) -> PyResu
 fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<settings::Settings>()?;
     module.add_class::<buffer::Buffer>()?;
+    module.add_class::<buffer::Receiver>()?;
     module.add_class::<journal::JournalEvents>()?;
     module.add_class::<journal::JournalBatches>()?;
     module.add_function(wrap_pyfunction!(journal::journal_audit, module)?)?;

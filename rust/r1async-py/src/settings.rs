@@ -3,7 +3,9 @@
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use r1async_core::service::ServiceSettings;
-use r1async_core::{Baseline, EngineShape, OverAge, StalenessMode, StdKind, Window, ZeroVariance};
+use r1async_core::{
+    Baseline, EngineShape, OverAge, ScoringPool, StalenessMode, StdKind, Window, ZeroVariance,
+};
 
 /// Every number the buffer decides by; times in seconds. Names and meanings are those of `r1async.config`.
 #[pyclass(module = "r1async._core", frozen)]
@@ -16,7 +18,7 @@ impl Settings {
         *, run, seed, steps, group_size, min_group_size, groups_per_step, part_groups, max_staleness, pacing, mode,
         ess_floor, close_early, windows, publish_every, over_age, retries, waste_budget, hold_deadline_s, baseline, std, eps, pass_mark, zero_variance, oversample,
         max_refills, drop_truncated, rollout_deadline_s, lease_s, group_deadline_s, scoring_deadline_s,
-        score_retries, max_attempts, max_tokens, temperature, incarnation, micro_batch_tokens, peer_deadline_s,
+        score_retries, slow_pools, max_attempts, max_tokens, temperature, incarnation, micro_batch_tokens, peer_deadline_s,
         max_message_bytes, interval_s, quarantine_after, filtered_batches, generators_grade,
     ))]
     #[expect(clippy::too_many_arguments, reason = "one keyword for each setting")]
@@ -52,6 +54,7 @@ impl Settings {
         group_deadline_s: f64,
         scoring_deadline_s: f64,
         score_retries: u32,
+        slow_pools: Vec<(String, f64, u32)>,
         max_attempts: u32,
         max_tokens: u32,
         temperature: f64,
@@ -101,6 +104,14 @@ impl Settings {
             group_deadline_s,
             scoring_deadline_s,
             score_retries,
+            slow_pools: slow_pools
+                .into_iter()
+                .map(|(name, deadline_s, retries)| ScoringPool {
+                    name,
+                    deadline_s,
+                    retries,
+                })
+                .collect(),
             max_attempts,
             max_tokens,
             quarantine_after,

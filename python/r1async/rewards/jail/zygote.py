@@ -529,7 +529,8 @@ class _First:
             if self._flags & kernel.NEWUSER:
                 _map_user(self._walls.uid, self._walls.gid, INSIDE, INSIDE)
             if not self._walls.keeps_box:
-                box = f"size={int(self._limits['box_bytes'])},nr_inodes=16384,mode=0755"
+                size = int(self._limits["box_bytes"])
+                box = f"size={size},nr_inodes={max(16384, size // 2**14)},mode=0755"
                 kernel.mount("box", root.BOX, "tmpfs", kernel.NOSUID | kernel.NODEV, box)
                 _furnish(root.BOX)
             self._own_proc()

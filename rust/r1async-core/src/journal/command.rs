@@ -40,6 +40,8 @@ pub enum Command<'a> {
         meta: usize,
         /// Where it comes from.
         source: usize,
+        /// Who grades its completions.
+        pool: usize,
     },
     /// A prompt is refused.
     Reject {
@@ -73,6 +75,8 @@ pub enum Command<'a> {
     LeaseScoring {
         /// To whom.
         holder: HolderId,
+        /// Of which pool.
+        pool: usize,
         /// How many at most.
         max: usize,
     },
@@ -178,8 +182,11 @@ pub enum Command<'a> {
         samples: usize,
         /// How they are sampled.
         sampling: Sampling,
-        /// By prompt: place, tokens, bytes of meta.
-        prompts: Vec<(u64, usize, usize)>,
+        /// By prompt: place, tokens, bytes of meta, pool.
+        prompts: Vec<(u64, usize, usize, usize)>,
+        /// Number of the first completion, where the evaluator says it.
+        #[serde(default)]
+        first: Option<u64>,
     },
     /// An evaluation is given up.
     CancelEvaluation {

@@ -21,7 +21,7 @@ use crate::scoring::{ScoreLease, Verdict, VerdictAck};
 use crate::settings::{Settings, SettingsError};
 
 /// Layout of a snapshot.
-const FORMAT: u32 = 2;
+const FORMAT: u32 = 3;
 
 /// What is to be written, in both streams, before anything is answered.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -234,19 +234,35 @@ impl Recorded {
         meta: Vec<u8>,
         source: usize,
     ) -> Result<Option<GroupId>, AdmitError> {
+        self.admit_to(ordinal, tokens, meta, source, 0)
+    }
+
+    /// See [`Ledger::admit_to`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn admit_to(
+        &mut self,
+        ordinal: u64,
+        tokens: Vec<i32>,
+        meta: Vec<u8>,
+        source: usize,
+        pool: usize,
+    ) -> Result<Option<GroupId>, AdmitError> {
         let (tokens_len, meta_len) = (tokens.len(), meta.len());
         let body = self.pending.is_some().then(|| {
             let mut body = bytemuck::cast_slice(&tokens).to_vec();
             body.extend_from_slice(&meta);
             body
         });
-        let group = self.ledger.admit_from(ordinal, tokens, meta, source)?;
+        let group = self.ledger.admit_to(ordinal, tokens, meta, source, pool)?;
         self.payload(|out| out.extend(body.unwrap_or_default()));
         self.record(&Command::Admit {
             ordinal,
             tokens: tokens_len,
             meta: meta_len,
             source,
+            pool,
         });
         Ok(group)
     }
@@ -314,10 +330,21 @@ impl Recorded {
 
     /// See [`Ledger::lease_scoring`].
     pub fn lease_scoring(&mut self, now: f64, holder: HolderId, max: usize) -> Vec<ScoreLease> {
+        self.lease_scoring_of(now, holder, 0, max)
+    }
+
+    /// See [`Ledger::lease_scoring_of`].
+    pub fn lease_scoring_of(
+        &mut self,
+        now: f64,
+        holder: HolderId,
+        pool: usize,
+        max: usize,
+    ) -> Vec<ScoreLease> {
         self.now = now;
-        let leases = self.ledger.lease_scoring(now, holder, max);
+        let leases = self.ledger.lease_scoring_of(now, holder, pool, max);
         if !leases.is_empty() {
-            self.record(&Command::LeaseScoring { holder, max });
+            self.record(&Command::LeaseScoring { holder, pool, max });
         }
         leases
     }
@@ -516,7 +543,12 @@ impl Recorded {
         }
         let id = request.id.clone();
         let lens = |prompt: &crate::group::Prompt| {
-            (prompt.ordinal, prompt.tokens.len(), prompt.meta.len())
+            (
+                prompt.ordinal,
+                prompt.tokens.len(),
+                prompt.meta.len(),
+                prompt.pool,
+            )
         };
         let command = Command::Evaluate {
             id: Cow::Owned(id),
@@ -524,6 +556,7 @@ impl Recorded {
             samples: request.samples,
             sampling: request.sampling,
             prompts: request.prompts.iter().map(lens).collect(),
+            first: request.first,
         };
         let mut body = Vec::new();
         for prompt in &request.prompts {

@@ -220,7 +220,7 @@ impl Command<'_> {
             Command::Admit { tokens, meta, .. } => Some(tokens * 4 + meta),
             Command::Chunk { runs, .. } => Some(count(runs) * 8),
             Command::Evaluate { prompts, .. } => {
-                let bytes = prompts.iter().map(|(_, tokens, meta)| tokens * 4 + meta);
+                let bytes = prompts.iter().map(|(_, tokens, meta, _)| tokens * 4 + meta);
                 Some(bytes.sum())
             }
             _ => None,
@@ -271,10 +271,13 @@ fn tell(
             tokens,
             meta,
             source,
+            pool,
         } => {
             let tokens = columns.take(*tokens);
             let meta = columns.take(*meta);
-            ledger.admit_from(*ordinal, tokens, meta, *source).is_ok()
+            ledger
+                .admit_to(*ordinal, tokens, meta, *source, *pool)
+                .is_ok()
         }
         Command::Reject { ordinal } => ledger.reject_prompt(*ordinal).is_ok(),
         Command::EndOfPrompts { ordinal } => {
@@ -292,9 +295,9 @@ fn tell(
         Command::LeaseEvaluation { holder, free } => {
             !ledger.lease_evaluation(now, *holder, *free).is_empty()
         }
-        Command::LeaseScoring { holder, max } => {
-            !ledger.lease_scoring(now, *holder, *max).is_empty()
-        }
+        Command::LeaseScoring { holder, pool, max } => !ledger
+            .lease_scoring_of(now, *holder, *pool, *max)
+            .is_empty(),
         Command::Chunk {
             holder,
             lease,
@@ -353,22 +356,25 @@ fn tell(
             samples,
             sampling,
             prompts,
+            first,
         } => {
             let tokens: Vec<Vec<i32>> = prompts
                 .iter()
-                .map(|(_, tokens, _)| columns.take(*tokens))
+                .map(|(_, tokens, ..)| columns.take(*tokens))
                 .collect();
             let prompts = prompts.iter().zip(tokens);
-            let prompts = prompts.map(|(&(ordinal, _, meta), tokens)| Prompt {
+            let prompts = prompts.map(|(&(ordinal, _, meta, pool), tokens)| Prompt {
                 ordinal,
                 tokens,
                 meta: columns.take(meta),
+                pool,
             });
             let request = EvaluationRequest {
                 id: id.clone().into_owned(),
                 pin: *pin,
                 samples: *samples,
                 sampling: *sampling,
+                first: *first,
                 prompts: prompts.collect(),
             };
             ledger.evaluate(request).is_ok()

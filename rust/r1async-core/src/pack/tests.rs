@@ -41,6 +41,7 @@ fn batch() -> BoundBatch {
             ordinal: group,
             tokens: prompt.to_vec(),
             meta: Vec::new(),
+            pool: 0,
         }),
         statistics: group_statistics(&[0.5], StdKind::Population, 1.0).unwrap(),
         rollouts,

@@ -18,10 +18,12 @@ impl Service {
         holder: HolderId,
         evaluate: &Evaluate<'_>,
     ) -> Result<(), Refusal> {
+        let pools = self.pools_of(&evaluate.pools)?;
         let prompt = |(at, (range, meta)): (usize, (&std::ops::Range<usize>, &&[u8]))| Prompt {
             ordinal: at as u64,
             tokens: evaluate.prompt_tokens[range.clone()].to_vec(),
             meta: meta.to_vec(),
+            pool: pools.get(at).copied().unwrap_or(0),
         };
         let running = self
             .evaluations
@@ -43,6 +45,7 @@ impl Service {
             pin: PolicyVersion::new(evaluate.pin.0 as u64, evaluate.pin.1 as u64),
             samples: evaluate.samples,
             sampling: sampling(&evaluate.sampling)?,
+            first: evaluate.first.map(|first| first as u64),
             prompts: evaluate
                 .prompts
                 .iter()
@@ -61,6 +64,25 @@ impl Service {
             head.str("id", evaluate.id).int("groups", groups as i64)
         });
         Ok(())
+    }
+
+    /// Pools by their names.
+    fn pools_of(&self, names: &[&str]) -> Result<Vec<usize>, Refusal> {
+        names.iter().map(|name| self.pool_named(name)).collect()
+    }
+
+    pub(super) fn pool_named(&self, name: &str) -> Result<usize, Refusal> {
+        let settings = &self.settings.ledger;
+        let mut pools = 0..settings.pools();
+        pools
+            .find(|&pool| settings.pool_name(pool) == name)
+            .ok_or_else(|| {
+                let known: Vec<&str> = (0..settings.pools())
+                    .map(|pool| settings.pool_name(pool))
+                    .collect();
+                let text = format!("no pool {name:?}; this run has {}", known.join(", "));
+                Refusal::new("invalid", text)
+            })
     }
 
     pub(super) fn cancel_evaluation(&mut self, holder: HolderId, id: &str) -> Result<(), Refusal> {

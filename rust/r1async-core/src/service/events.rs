@@ -1,6 +1,6 @@
 //! What everybody may know: the state of the run in every reply, figures, and what is waited for.
 
-use super::peers::{Peer, RoleState};
+use super::peers::{Peer, RoleState, TRAINING};
 use super::{Figure, Service, Socket};
 use crate::audit::{Account, DropReason};
 use crate::frame::FrameWriter;
@@ -110,10 +110,10 @@ impl Service {
     fn waits_for(&self, peer: &Peer) -> String {
         match &peer.state {
             RoleState::Generator(generator) if generator.installed.is_none() => "weights".into(),
-            RoleState::Generator(generator) if generator.credits.training() > 0 => "leases".into(),
-            RoleState::Scorer(scorer) if scorer.credits.training() > 0 => {
-                "finished rollouts".into()
+            RoleState::Generator(generator) if generator.credits.room(TRAINING) > 0 => {
+                "leases".into()
             }
+            RoleState::Scorer(scorer) if scorer.credits.any_room() => "finished rollouts".into(),
             RoleState::Learner(rank) if !rank.welcomed => "rank 0".into(),
             RoleState::Learner(rank) if rank.wants.is_some() => "a batch".into(),
             _ => String::new(),
@@ -241,7 +241,9 @@ fn stats_figures(stats: &crate::stats::Stats) -> Vec<(String, Figure)> {
         .iter()
         .map(|(source, waste)| (source.clone(), of_source(waste)));
     let quarters = stats.length_quarters.map(Figure::Float);
-    let figures: [(&str, Figure); 43] = [
+    let unscored = stats.unscored_by_pool.iter();
+    let unscored = unscored.map(|(pool, count)| (pool.clone(), *count));
+    let figures: [(&str, Figure); 44] = [
         ("places", stats.places.into()),
         ("place_limit", stats.place_limit.into()),
         ("groups_queued", stats.groups_queued.into()),
@@ -253,6 +255,7 @@ fn stats_figures(stats: &crate::stats::Stats) -> Vec<(String, Figure)> {
         ("rollouts_waiting", stats.rollouts_waiting.into()),
         ("rollouts_generating", stats.rollouts_generating.into()),
         ("rollouts_unscored", stats.rollouts_unscored.into()),
+        ("unscored_by_pool", Figure::map(unscored)),
         ("rollouts_scoring", stats.rollouts_scoring.into()),
         ("evaluation_groups", stats.evaluation_groups.into()),
         ("steps", stats.steps.into()),

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BinaryHeap};
 use std::sync::Arc;
 
 use super::Service;
-use super::peers::{Peer, RoleState};
+use super::peers::{EVALUATION, Peer, RoleState, TRAINING};
 use crate::group::Prompt;
 use crate::ids::HolderId;
 use crate::lease::RolloutLease;
@@ -22,8 +22,8 @@ impl Service {
         let mut lent: BTreeMap<HolderId, Vec<RolloutLease>> = BTreeMap::new();
         for evaluation in [false, true] {
             let mut waiting = self.by_room(|peer| match &peer.state {
-                RoleState::Generator(generator) if evaluation => generator.credits.evaluation(),
-                RoleState::Generator(generator) => generator.credits.training(),
+                RoleState::Generator(generator) if evaluation => generator.credits.room(EVALUATION),
+                RoleState::Generator(generator) => generator.credits.room(TRAINING),
                 _ => 0,
             });
             while let Some((room, Reverse((name, holder)))) = waiting.pop() {
@@ -75,7 +75,8 @@ impl Service {
             Vec::new()
         };
         if let Some(generator) = self.peers.generator(holder) {
-            generator.credits.send(leases.len(), evaluation);
+            let kind = if evaluation { EVALUATION } else { TRAINING };
+            generator.credits.send(leases.len(), kind);
         }
         leases
     }
@@ -90,16 +91,22 @@ impl Service {
         self.send(holder, frame);
     }
 
-    /// Lends finished rollouts to scorers.
+    /// Lends finished rollouts to scorers: each pool's to who has room in that pool.
     pub(super) fn offer_scoring(&mut self) {
+        for pool in 0..self.settings.ledger.pools() {
+            self.offer_scoring_of(pool);
+        }
+    }
+
+    fn offer_scoring_of(&mut self, pool: usize) {
         let mut lent: BTreeMap<HolderId, Vec<ScoreLease>> = BTreeMap::new();
         let mut waiting = self.by_room(|peer| match &peer.state {
-            RoleState::Scorer(scorer) => scorer.credits.training(),
+            RoleState::Scorer(scorer) => scorer.credits.room(pool),
             _ => 0,
         });
         // One at a time: a scorer grades for seconds, so even shares matter more than full messages.
         while let Some((room, Reverse((name, holder)))) = waiting.pop() {
-            let leases = self.ledger.lease_scoring(self.now, holder, 1);
+            let leases = self.ledger.lease_scoring_of(self.now, holder, pool, 1);
             if leases.is_empty() {
                 break;
             }
@@ -113,9 +120,10 @@ impl Service {
                 continue;
             };
             scorer.ready_unanswered = false;
-            scorer.credits.send(leases.len(), false);
+            scorer.credits.send(leases.len(), pool);
             let seq = scorer.credits.sent();
-            let head = self.head("score").int("seq", seq as i64);
+            let name = self.settings.ledger.pool_name(pool);
+            let head = self.head("score").int("seq", seq as i64).str("pool", name);
             let frame = score_frame(head, leases, &self.ledger);
             self.send(holder, frame);
         }

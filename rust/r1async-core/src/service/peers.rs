@@ -74,31 +74,31 @@ impl RoleState {
 #[derive(Debug, Default)]
 pub(super) struct Credits {
     sent: u64,
-    /// Whether each unseen lease is an evaluation's, oldest first.
-    unseen: VecDeque<bool>,
-    unseen_eval: usize,
-    free: u64,
-    eval_free: u64,
+    /// The kind of each unseen lease, oldest first.
+    unseen: VecDeque<usize>,
+    /// Room by kind.
+    free: Vec<u64>,
 }
 
+/// Kinds of a generator's leases; those of a scorer are its pools.
+pub(super) const TRAINING: usize = 0;
+pub(super) const EVALUATION: usize = 1;
+
 impl Credits {
-    /// The receiver has room for `free` and `eval_free` after `seen` leases. `false`: that cannot be.
-    pub(super) fn set(&mut self, free: u64, eval_free: u64, seen: u64) -> bool {
+    /// The receiver has room for so many of each kind after `seen` leases. `false`: that cannot be.
+    pub(super) fn set(&mut self, free: Vec<u64>, seen: u64) -> bool {
         let range = self.may_have_seen();
         if !range.contains(&seen) {
             return false;
         }
-        for eval in self.unseen.drain(..(seen - range.start()) as usize) {
-            self.unseen_eval -= usize::from(eval);
-        }
-        (self.free, self.eval_free) = (free, eval_free);
+        self.unseen.drain(..(seen - range.start()) as usize);
+        self.free = free;
         true
     }
 
-    pub(super) fn send(&mut self, count: usize, eval: bool) {
+    pub(super) fn send(&mut self, count: usize, kind: usize) {
         self.sent += count as u64;
-        self.unseen.extend(std::iter::repeat_n(eval, count));
-        self.unseen_eval += if eval { count } else { 0 };
+        self.unseen.extend(std::iter::repeat_n(kind, count));
     }
 
     /// What `seen` may be: not less than it was, not more than was sent.
@@ -111,12 +111,14 @@ impl Credits {
         self.sent
     }
 
-    pub(super) fn training(&self) -> usize {
-        (self.free as usize).saturating_sub(self.unseen.len() - self.unseen_eval)
+    pub(super) fn room(&self, kind: usize) -> usize {
+        let unseen = self.unseen.iter().filter(|&&it| it == kind).count();
+        let free = self.free.get(kind).copied().unwrap_or(0);
+        (free as usize).saturating_sub(unseen)
     }
 
-    pub(super) fn evaluation(&self) -> usize {
-        (self.eval_free as usize).saturating_sub(self.unseen_eval)
+    pub(super) fn any_room(&self) -> bool {
+        (0..self.free.len()).any(|kind| self.room(kind) > 0)
     }
 }
 

@@ -38,11 +38,8 @@ impl Service {
         let Some(generator) = self.peers.generator(holder) else {
             return Ok(());
         };
-        let (free, eval_free) = (ready.free as u64, ready.eval_free as u64);
-        if !generator
-            .credits
-            .set(free, eval_free, ready.leases_seen as u64)
-        {
+        let free = vec![ready.free as u64, ready.eval_free as u64];
+        if !generator.credits.set(free, ready.leases_seen as u64) {
             return Err(cannot_have_seen(ready.leases_seen, &generator.credits));
         }
         generator.capacity = ready.capacity as usize;
@@ -69,15 +66,17 @@ impl Service {
     pub(super) fn scorer_ready(
         &mut self,
         holder: HolderId,
-        ready: ScorerReady,
+        ready: &ScorerReady<'_>,
     ) -> Result<(), Refusal> {
+        let mut free = vec![0; self.settings.ledger.pools()];
+        free[0] = ready.free as u64;
+        for (name, room) in &ready.pools {
+            free[self.pool_named(name)?] = *room as u64;
+        }
         let Some(scorer) = self.peers.scorer(holder) else {
             return Ok(());
         };
-        if !scorer
-            .credits
-            .set(ready.free as u64, 0, ready.leases_seen as u64)
-        {
+        if !scorer.credits.set(free, ready.leases_seen as u64) {
             return Err(cannot_have_seen(ready.leases_seen, &scorer.credits));
         }
         scorer.ready_unanswered = true;

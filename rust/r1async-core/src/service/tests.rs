@@ -377,19 +377,35 @@ proptest! {
 #[test]
 fn nobody_gets_more_than_it_has_room_for_while_leases_are_on_their_way() {
     let mut credits = peers::Credits::default();
-    assert!(credits.set(8, 2, 0));
-    credits.send(3, false);
-    credits.send(2, true);
+    assert!(credits.set(vec![8, 2], 0));
+    credits.send(3, peers::TRAINING);
+    credits.send(2, peers::EVALUATION);
     assert_eq!(
-        (credits.training(), credits.evaluation(), credits.sent()),
+        (
+            credits.room(peers::TRAINING),
+            credits.room(peers::EVALUATION),
+            credits.sent()
+        ),
         (5, 0, 5)
     );
-    assert!(credits.set(6, 1, 2)); // said when two of the five had arrived
-    assert_eq!((credits.training(), credits.evaluation()), (5, 0));
-    assert!(!credits.set(6, 1, 6)); // more than were sent
-    assert!(!credits.set(6, 1, 1)); // fewer than it has said before
-    assert!(credits.set(0, 1, 5));
-    assert_eq!((credits.training(), credits.evaluation()), (0, 1));
+    assert!(credits.set(vec![6, 1], 2)); // said when two of the five had arrived
+    assert_eq!(
+        (
+            credits.room(peers::TRAINING),
+            credits.room(peers::EVALUATION)
+        ),
+        (5, 0)
+    );
+    assert!(!credits.set(vec![6, 1], 6)); // more than were sent
+    assert!(!credits.set(vec![6, 1], 1)); // fewer than it has said before
+    assert!(credits.set(vec![0, 1], 5));
+    assert_eq!(
+        (
+            credits.room(peers::TRAINING),
+            credits.room(peers::EVALUATION)
+        ),
+        (0, 1)
+    );
 }
 
 #[test]

@@ -438,6 +438,7 @@ impl World {
                 ordinal,
                 tokens: vec![1],
                 meta: Vec::new(),
+                pool: 0,
             })
             .collect();
         let id = format!("e{}", self.evaluations);
@@ -457,6 +458,7 @@ impl World {
                 pin,
                 samples,
                 sampling,
+                first: None,
                 prompts,
             })
             .unwrap();
