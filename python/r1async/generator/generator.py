@@ -14,9 +14,10 @@ from collections.abc import Callable, Sequence
 from r1async.client import Connected, Connection, greeting
 from r1async.config import Config
 from r1async.engines import FENCED_EXIT_CODE, engine_of
-from r1async.generator.canary import REQUESTS, Canary, EngineUntrusted, Mismatch, Verdict, refuse
+from r1async.generator.canary import REQUESTS, Canary, EngineUntrusted, Verdict, refuse
 from r1async.generator.engine import Engine, Progress, TakesDirect
 from r1async.generator.engines import evaluates, make_canary, make_engine, scratch_folder, trains
+from r1async.generator.figures import Figures
 from r1async.generator.held import Held, chunks_message, read_leases
 from r1async.generator.pins import Claim, Pins, SecondSet
 from r1async.inbox import DeadlineExceeded, Inbox, Stopped, stop_on_signals
@@ -135,61 +136,6 @@ def run(
 
 class Sampled:
     """The engine has something to collect."""
-
-
-class Figures:
-    """What the heartbeat says; written by the loop, read by the connection's thread."""
-
-    def __init__(self, timeline: Timeline, engine: str, record: MetricsWriter) -> None:
-        self._timeline, self._engine, self._record = timeline, engine, record
-        self._last = (time.monotonic(), 0)
-        self.receiver: Receiver | None = None
-        self.tokens = 0
-        """Sampled since the start."""
-        self.rollouts = 0
-        """Finished since the start."""
-        self.slots_used = 0
-        self.installs = 0
-        self.pause_s = 0.0
-        """Of the newest install: seconds without a token."""
-        self.canary: Mismatch | None = None
-        self.version = PolicyVersion(0, -1)
-
-    def installed(self, version: PolicyVersion, pause_s: float) -> None:
-        self.version, self.pause_s = version, pause_s
-        self.installs += 1
-        self._record.write("install", {"engine": self._engine, "version": version.number, "pause_s": pause_s})
-
-    def proven(self, verdict: Verdict) -> None:
-        """What a canary said, whichever way."""
-        if verdict.mismatch is not None:
-            self.canary = verdict.mismatch
-            figures = {"engine": self._engine, "version": verdict.version.number, "tokens": verdict.mismatch.tokens}
-            self._record.write("canary", {**figures, **canary_stats(verdict.mismatch)})
-
-    def stats(self) -> dict[str, float]:
-        now, tokens = time.monotonic(), self.tokens
-        (before, had), self._last = self._last, (now, tokens)
-        return {
-            **self._timeline.stats(),
-            **(self.receiver.stats() if self.receiver else {}),
-            "tokens": tokens,
-            "tokens_per_s": (tokens - had) / max(now - before, 1e-3),
-            "rollouts": self.rollouts,
-            "slots_used": self.slots_used,
-            "installs": self.installs,
-            "pause_s": self.pause_s,
-            **canary_stats(self.canary),
-            "epoch": self.version.epoch,
-            "version": self.version.number,
-        }
-
-
-def canary_stats(mismatch: Mismatch | None) -> dict[str, float]:
-    if mismatch is None:
-        return {}
-    figures = {"mismatch_mean": mismatch.mean, "mismatch_max": mismatch.maximum}
-    return figures if mismatch.separation is None else {**figures, "separation": mismatch.separation}
 
 
 class Generator:
