@@ -19,7 +19,7 @@ import zmq
 from r1async.config import ConfigError
 from r1async.files import write_json
 from r1async.launch.folders import FolderLock
-from r1async.launch.lifeline import Lifeline
+from r1async.launch.lifeline import JOB, Lifeline
 from r1async.launch.local import CHECKPOINT_S, END_S
 from r1async.launch.supervise import Exit, Role, Signals, Supervisor
 from r1async.monitor.summary import duration
@@ -197,7 +197,8 @@ class _Runner:
         print(f"{self._head(name)}: {'goes on' if job.begun else 'begins'}{about}", flush=True)
         self._waiting.remove(name)
         self._began[name] = time.monotonic()
-        self._supervisor.start(Role(name=name, kind=name, arguments=_arguments(job, begin(job))))
+        arguments = _arguments(job, begin(job))
+        self._supervisor.start(Role(name=name, kind=name, arguments=arguments, environment={JOB: "1"}))
 
     def _wait(self) -> list[Exit]:
         """Until a stage ends or a signal comes; says meanwhile how far the running ones are."""
@@ -210,7 +211,8 @@ class _Runner:
         return ended
 
     def _say(self, role: Role) -> None:
-        lines = [line for line in self._supervisor.tail(role).splitlines() if line.strip()]
+        told = self._supervisor.tail(role).splitlines()
+        lines = [line for line in told if line.strip() and not line.lstrip().startswith("--- ")]  # the log's own
         line = lines[-1].strip() if lines else ""
         if line and line != self._said.get(role.name):
             print(f"{self._head(role.name)}: {line}", flush=True)
