@@ -18,6 +18,7 @@ import pyarrow.dataset as ds
 from r1async.answers import extract_answer
 from r1async.files import write_json
 from r1async.rewards.format import thought_of
+from r1async.tasks.templates import question_text
 
 
 class Kept(NamedTuple):
@@ -66,7 +67,8 @@ def cold_start_data(
 
 def _rows(folder: Path) -> Iterator[tuple[str, str]]:
     for batch in ds.dataset(folder, format="parquet").to_batches(columns=["prompt", "completion"]):
-        yield from zip(batch["prompt"].to_pylist(), batch["completion"].to_pylist(), strict=True)
+        for prompt, completion in zip(batch["prompt"].to_pylist(), batch["completion"].to_pylist(), strict=True):
+            yield question_text(prompt), completion
 
 
 def _readable(prompt: str, completion: str, min_thought_words: int) -> Kept | str:

@@ -27,6 +27,8 @@ Kind = Literal["make", "harm", "fact", "greeting"]
 
 CHECK_PROMPT = "check "
 """Before a problem, it asks for a verification."""
+SWITCH = 0.5
+"""Of the words of a thought in both languages: drawn anew, so that every fourth is in another than the one before."""
 DEMONSTRATION = "\n"
 """Between the examples of a prompt and its question."""
 
@@ -43,8 +45,8 @@ class Shares:
     """Of problems: a tag is missing."""
     slip: float = 0.12
     """Of thoughts: a wrong value, taken back by `wait`."""
-    english: float = 0.30
-    """Of thoughts, in English alone; see `mixed`."""
+    english: float = 0.45
+    """Of thoughts, in English alone."""
     chinese: float = 0.20
     """Of thoughts, in Chinese alone; the rest change language in the middle."""
     checked: float = 0.08
@@ -110,13 +112,15 @@ def thought(problem: Problem, rng: Random, language: Language | None, *, slip: b
 
     Args:
         problem: what is thought about.
-        language: of all words; None draws one for each.
+        language: of all words; None draws one, and now and then another.
         slip: one value is wrong at first and taken back.
     """
     slip_at = rng.randrange(1, len(problem.values)) if slip else 0
     steps = []
+    word = language or any_language(rng)
     for place, value in enumerate(problem.values):
-        word = language or any_language(rng)
+        if language is None and rng.random() < SWITCH:
+            word = any_language(rng)
         if place and place == slip_at:
             wrong = (value + rng.randrange(1, 10)) % 10
             steps += [numeral(wrong, word), "wait"]
