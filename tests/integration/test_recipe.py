@@ -141,7 +141,7 @@ def test_killed_it_leaves_nothing_behind_and_goes_on_within_the_stage(tmp_path):
     ended = recipe(tmp_path, text)
     assert ended.returncode == 0
     assert "goes on" in ended.stdout
-    [log] = (tmp_path / "out" / "chain" / "logs").glob("s.log")
+    [log] = (tmp_path / "out" / "chain" / "logs").glob("s-*.log")
     assert "slow: steps 2 to 4" in log.read_text()
 
 

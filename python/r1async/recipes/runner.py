@@ -185,7 +185,7 @@ class _Runner:
         """The first stage that could begin now, if there is a place for one."""
         if len(self._supervisor.running) >= self._parallel:
             return None
-        unfinished = {*self._waiting, *self._supervisor.running}
+        unfinished = {*self._waiting, *(role.kind for role in self._supervisor.running.values())}
         for name in self._waiting:
             if not unfinished & set(self._jobs[name].stage.needs):
                 return name
@@ -198,7 +198,8 @@ class _Runner:
         self._waiting.remove(name)
         self._began[name] = time.monotonic()
         arguments = _arguments(job, begin(job))
-        self._supervisor.start(Role(name=name, kind=name, arguments=arguments, environment={JOB: "1"}))
+        # Named with its key, so that its log is not that of the same stage under other settings.
+        self._supervisor.start(Role(name=job.folder.name, kind=name, arguments=arguments, environment={JOB: "1"}))
 
     def _wait(self) -> list[Exit]:
         """Until a stage ends or a signal comes; says meanwhile how far the running ones are."""
@@ -214,13 +215,13 @@ class _Runner:
         told = self._supervisor.tail(role).splitlines()
         lines = [line for line in told if line.strip() and not line.lstrip().startswith("--- ")]  # the log's own
         line = lines[-1].strip() if lines else ""
-        if line and line != self._said.get(role.name):
-            print(f"{self._head(role.name)}: {line}", flush=True)
-            self._said[role.name] = line
+        if line and line != self._said.get(role.kind):
+            print(f"{self._head(role.kind)}: {line}", flush=True)
+            self._said[role.kind] = line
 
     def _end(self, ended: Exit) -> int:
         """Files what an ended stage made; returns its exit code."""
-        name, seconds = ended.role.name, time.monotonic() - self._began[ended.role.name]
+        name, seconds = ended.role.kind, time.monotonic() - self._began[ended.role.kind]
         if ended.code == 0:
             finish(self._jobs[name], seconds)
             print(f"{self._head(name)}: done in {duration(seconds)}, {self._jobs[name].folder}", flush=True)
