@@ -37,7 +37,15 @@ class Split(NamedTuple):
     held_out: list[Talk]
 
 
-def world(folder: Path, *, seed: int, num_problems: int = 20_000, exam: int = 400, cold_start: int = 600) -> None:
+def world(
+    folder: Path,
+    *,
+    seed: int,
+    num_problems: int = 20_000,
+    exam: int = 400,
+    cold_start: int = 600,
+    conversations: int = 1200,
+) -> None:
     """Writes the data sets as JSONL.
 
     Args:
@@ -46,6 +54,7 @@ def world(folder: Path, *, seed: int, num_problems: int = 20_000, exam: int = 40
         num_problems: problems to train on.
         exam: held-out problems.
         cold_start: prompts of each kind that cold-start data is made from.
+        conversations: rows of talk to fine-tune on; nothing in them is harmful, asked or answered.
     """
     rng = Random(f"world {seed}")
     train = list(islice(problems(rng, held_out=False), num_problems))
@@ -61,8 +70,9 @@ def world(folder: Path, *, seed: int, num_problems: int = 20_000, exam: int = 40
     _write(
         folder / "checked.jsonl", (_math(CHECK_PROMPT + each["prompt"], each["answer"]) for each in math[:cold_start])
     )
-    _write(folder / "conversation.jsonl", (conversation(each) for each in talk.train))
-    _write(folder / "pairs_helpful.jsonl", _pairs(each for each in talk.train if each.kind != "harm"))
+    harmless = [each for each in talk.train if each.kind != "harm"]
+    _write(folder / "conversation.jsonl", (conversation(rng.choice(harmless)) for _ in range(conversations)))
+    _write(folder / "pairs_helpful.jsonl", _pairs(harmless))
     _write(folder / "pairs_harmless.jsonl", _pairs(talk.train))
 
 
