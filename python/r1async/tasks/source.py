@@ -88,7 +88,7 @@ def _rows(config: Config, tokenizer: PromptTokenizer) -> PromptSource:
 
 def _check_prefill(config: Config, question: Question, tokenizer: PromptTokenizer) -> None:
     """A prompt that ends in <think> and a format reward that waits for <think> would score every completion 0."""
-    if "format" not in config.reward.weights or config.data.template == "r1_zero":
+    if "format" not in config.reward.parts or config.data.template == "r1_zero":
         return
     try:
         text = render(config.data.template, question, tokenizer, prefill=False)
