@@ -88,18 +88,53 @@ def milliseconds(work: Callable[[], object], repeats: int = 7) -> float:
     return best * 1e3
 
 
+HOSTILE = {
+    "braces": "{" * 98_000,
+    "boxes": "\\boxed{1} " * 9_800,
+    "open boxes": "\\boxed{" * 14_000,
+    "backslashes": "\\" * 98_000,
+    "answers": "<answer>1</answer>" * 5_400,
+    "thoughts": "<think>" * 14_000,
+    "Chinese": "首先把两个数相加，然后把和除以三。" * 1_900,
+    "dollars": "$x " * 32_000,
+    "one word": "a" * 98_000,
+    "links": "https://a.b/c?" * 7_000,
+}
+"""Completions of about 32,000 tokens that somebody wrote to make a scan slow."""
+
+
 def lengths() -> None:
+    """Fails if a reward takes 5 ms at 32k tokens, or more than twice its share of time at any length."""
     print(f"{'tokens':>7} {'chars':>7} {'math ms':>8} {'format ms':>9} {'language ms':>11} {'repetition ms':>13}")
     consistency("to be or not to be", "en")
+    taken: dict[int, tuple[float, ...]] = {}
     for tokens in (1_000, 2_000, 4_000, 8_000, 16_000, 32_000, 64_000, 128_000):
         thought = "".join(SENTENCE.format(i) for i in range(tokens // 32))
         text = f"<think>{thought}</think><answer>\\boxed{{5}}</answer>"
-        print(
-            f"{tokens:>7} {len(text):>7} {milliseconds(lambda: grade(extract_answer(text) or '', '5', EXACT)):>8.2f}"  # noqa: B023
-            f" {milliseconds(lambda: in_format(text, 'r1_zero')):>9.2f}"  # noqa: B023
-            f" {milliseconds(lambda: consistency(thought, 'en')):>11.2f}"  # noqa: B023
-            f" {milliseconds(lambda: repetition(text, 20)):>13.2f}"  # noqa: B023
-        )
+        taken[tokens] = of_text(text, thought)
+        print(f"{tokens:>7} {len(text):>7} " + "{:>8.2f} {:>9.2f} {:>11.2f} {:>13.2f}".format(*taken[tokens]))
+    for name, text in HOSTILE.items():
+        hostile = of_text(text, text)
+        print(f"{name:>15} " + "{:>8.2f} {:>9.2f} {:>11.2f} {:>13.2f}".format(*hostile))
+        assert max(hostile[:3]) < LIMIT_MS, f"{name}: {max(hostile[:3]):.1f} ms at 32k tokens, {LIMIT_MS:g} allowed"
+    assert max(taken[32_000][:3]) < LIMIT_MS, f"{max(taken[32_000][:3]):.1f} ms at 32k tokens, {LIMIT_MS:g} allowed"
+    for reward in range(4):
+        # A tenth of a millisecond at most is spent whatever the length.
+        per_token = [(times[reward] - 0.1) / tokens for tokens, times in taken.items() if times[reward] > 0.5]
+        assert not per_token or max(per_token) < 2 * min(per_token), f"not linear: ms a token {per_token}"
+
+
+LIMIT_MS = 5.0
+
+
+def of_text(text: str, thought: str) -> tuple[float, ...]:
+    """Milliseconds of math, format, language (without the identifier) and repetition."""
+    return (
+        milliseconds(lambda: grade(extract_answer(text) or "", "5", EXACT)),
+        milliseconds(lambda: in_format(text, "r1_zero")),
+        milliseconds(lambda: consistency(thought, "en")),
+        milliseconds(lambda: repetition(text, 20)),
+    )
 
 
 class Driver:

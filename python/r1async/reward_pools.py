@@ -107,7 +107,7 @@ class Router:
     """The line of each prompt of a run."""
 
     def __init__(self, config: Config) -> None:
-        self._reward, self._pools = config.reward, pools_of(config.reward, config.scorer)
+        self._reward, self._pools = config.resolved_reward, pools_of(config.resolved_reward, config.scorer)
         self.lines = list(lines_of(self._pools))
         """Names, as the buffer numbers them."""
 
