@@ -60,7 +60,7 @@ def verdicts(before: str, after: str) -> tuple[bool, bool]:
         "def test_it():\n    assert abs(1) == 1 and abs(2) == 2\n",
         "def test_it():\n    expected = 3\n    assert 1 + 2 == expected\n",
         "def test_it():\n    for given, expected in [(1, 1), (-2, 2)]:\n        assert abs(given) == expected\n",
-        "CASES = [(1, 1), (-2, 2)]\ndef test_it():\n    for given, expected in CASES:\n        assert abs(given) == expected\n",
+        "CASES = [(1, 1), (-2, 2)]\ndef test_it():\n    for a, b in CASES:\n        assert abs(a) == b\n",
         "def test_it():\n    with pytest.raises(KeyError):\n        {}[1]\n",
         "def test_it():\n    unittest.TestCase().assertEqual(1 + 2, 3)\n",
         "def test_it():\n    unittest.TestCase().assertTrue(1 + 2 == 3)\n",
