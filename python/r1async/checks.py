@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 from r1async.checks_rewards import RANGES as REWARD_RANGES
 from r1async.checks_rewards import pools_out_of_range, reward_problems_of_parts
-from r1async.config import TARGET_LANGUAGES
+from r1async.config import TARGET_LANGUAGES, DirectMedium
 from r1async.engines import ENGINES, kinds, python_for
 from r1async.ranges import COUNT, MAYBE, POSITIVE, SECONDS, SHARE, Range
 from r1async.reward_pools import lines_of, pools_of, weights_of
@@ -131,6 +131,20 @@ RANGES: dict[str, Range] = {
     "progress.role_s": SECONDS,
     "progress.quarantine_after": Range(1, 1000),
     "progress.filtered_batches": COUNT,
+    "sample.prompts": MAYBE,
+    "sample.samples": Range(1, 65536),
+    "sample.temperature": Range(0, 10, above=True),
+    "sample.top_p": Range(0, 1, above=True),
+    "sample.ahead": MAYBE,
+    "sample.part_rows": COUNT,
+    "sample.part_s": SECONDS,
+    "sample.ratio": POSITIVE,
+    "sample.reasoning": MAYBE,
+    "sample.keep.min_language": SHARE,
+    "sample.keep.max_paragraph_chars": MAYBE,
+    "sample.keep.per_prompt": COUNT,
+    "sample.decontaminate.ngram": Range(2, 1000),
+    "sample.decontaminate.short": Range(1, 1000),
     "simulate.hours": Range(0, 24 * 366),
     "simulate.warmup_steps": Range(-1, 10_000_000),
     "simulate.tokens_per_unit": Range(0, 1_000_000),
@@ -467,7 +481,26 @@ def _medium_problems(config: Config) -> list[str]:
         return [f"weights.directory: {weights.directory} is not used with weights.medium={weights.medium}"]
     if weights.directory and config.endpoints.relay:
         return ["endpoints.relay: generators read weights.directory; a relay would have nobody to serve"]
-    return []
+    return [] if config.direct_medium is None else _direct_problems(config, config.direct_medium)
+
+
+def _direct_problems(config: Config, medium: DirectMedium) -> list[str]:
+    """Of an engine's own transfer."""
+    named = kinds(config.generator.engine)
+    takers = ("vllm", "sglang") if medium == "nccl" else ("vllm",)
+    found = []
+    if not set(named) & set(takers):
+        found.append(
+            f"weights.medium: {medium} is a transfer of {' and '.join(takers)}, and generator.engine={'+'.join(named)} "
+            "has none of these; set weights.medium=zmq"
+        )
+    elif medium != "nccl" and "sglang" in named:
+        found.append(f"weights.medium: SGLang has no {medium}; set weights.medium=nccl, or zmq")
+    if config.endpoints.relay:
+        found.append(
+            f"endpoints.relay: with weights.medium={medium} engines are sent weights by the learner, not a relay"
+        )
+    return found
 
 
 def _progress_problems(config: Config) -> list[str]:

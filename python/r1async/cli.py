@@ -23,6 +23,7 @@ from r1async.disk import is_full
 from r1async.engines import kinds
 from r1async.finetune import command as finetune
 from r1async.inbox import Stopped
+from r1async.sample import command as sample
 from r1async.settings import to_yaml
 from r1async.swe import command as swe
 
@@ -200,6 +201,7 @@ def _parser() -> argparse.ArgumentParser:
     _grade_command(commands)
     swe.add(commands, _positive)
     finetune.register(partial(_command, commands))
+    sample.register(partial(_command, commands), partial(_role, needs_model=False))
     commands.add_parser("bench", help="measure: `r1async bench --help`")
     _add_history(commands)
     return parser
@@ -281,8 +283,8 @@ def _machines(text: str) -> int:
 
 
 def _index(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"must be a whole number from 0, got {text!r}")
+    if not text.isdecimal() or int(text) >= 2**63:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 0, below 2^63, got {text:.40}")
     return int(text)
 
 

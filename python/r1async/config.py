@@ -14,8 +14,11 @@ from pathlib import Path
 from typing import Literal
 
 from r1async.config_rewards import DomainConfig, JudgeConfig, PoolConfig, RewardModelConfig
+from r1async.config_sample import SampleConfig
 from r1async.config_swe import SweConfig
 from r1async.reward_pools import lines_of, pools_of
+
+DirectMedium = Literal["nccl", "ipc", "sparse_nccl"]
 
 
 class ConfigError(ValueError):
@@ -427,8 +430,11 @@ class WeightsConfig:
     32 MiB for 100 Gbit/s."""
     window: int = 16
     """Versions back from the newest from which a receiver gets a delta; 0: every version travels whole."""
-    medium: Literal["zmq", "directory"] = "zmq"
-    """What generators take versions through: zmq (the learner's socket, or a relay's) or directory."""
+    medium: Literal["zmq", "directory", "nccl", "ipc", "sparse_nccl"] = "zmq"
+    """What generators take versions through: zmq (the learner's socket, or a relay's) or directory; or, between GPUs,
+    the engine's own transfer, straight from the learner: nccl (vLLM, SGLang), ipc and sparse_nccl (vLLM)."""
+    direct_address: str = "127.0.0.1"
+    """Of the machine of the learner's rank 0, as the engines reach it, for nccl and sparse_nccl."""
     directory: str = ""
     """Folder of weights.medium=directory: seen by learner and generators (an object store's mount, a network file
     system, /dev/shm on one machine). The learner keeps RUN/ in it with the versions of its window."""
@@ -603,6 +609,7 @@ class Config:
     monitor: MonitorConfig = field(default_factory=MonitorConfig)
     progress: ProgressConfig = field(default_factory=ProgressConfig)
     simulate: SimulateConfig = field(default_factory=SimulateConfig)
+    sample: SampleConfig = field(default_factory=SampleConfig)
 
     @property
     def run_dir(self) -> Path:
@@ -649,6 +656,12 @@ class Config:
         return Path(self.weights.directory) if self.weights.medium == "directory" else None
 
     @property
+    def direct_medium(self) -> DirectMedium | None:
+        """The engine's own transfer that versions travel by; None: they do not."""
+        medium = self.weights.medium
+        return None if medium in ("zmq", "directory") else medium
+
+    @property
     def weights_socket(self) -> Literal["weights", "relay"]:
         """Where a generator asks for weights."""
         return "relay" if self.endpoints.relay else "weights"
@@ -682,8 +695,9 @@ def journal_dir(run_dir: Path) -> Path:
 
 
 def has_journal(run_dir: Path) -> bool:
-    """Whether a life of the run has begun a journal in its folder."""
-    return (journal_dir(run_dir) / "events").is_file()
+    """Whether a life of the run has begun a journal in its folder; if parts of it are gone, opening it says which."""
+    folder = journal_dir(run_dir)
+    return any(any(folder.glob(name)) for name in ("events", "payload-*", "snapshot-*"))
 
 
 def ipc_dir(run_dir: Path) -> Path:

@@ -168,7 +168,7 @@ def test_a_reward_model_learns_which_answer_is_better(tmp_path: Path, model: Pat
             for row in rows
         )
     )
-    command = words(tmp_path, "rm", model, pairs, "data.eval_rows=20", "lora.rank=4")
+    command = words(tmp_path, "rm", model, pairs, "data.eval_rows=20", "lora.rank=4", "train.lr=2e-2")
     assert main(["reward-model", *command]) == 0
     told = summary(tmp_path, "rm")
     assert told["after"]["accuracy"] == 1.0

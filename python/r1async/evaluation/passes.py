@@ -71,8 +71,12 @@ class Pass:
     answers: dict[tuple[int, int], Answer] = field(default_factory=dict)
     """By problem and member."""
 
-    def begin(self) -> tuple[dict[str, object], dict[str, NDArray[np.int32]]]:
-        """The `evaluate` message, for an evaluation without any answers yet."""
+    def begin(self, first: int | None = None) -> tuple[dict[str, object], dict[str, NDArray[np.int32]]]:
+        """The `evaluate` message, for an evaluation without any answers yet.
+
+        Args:
+            first: number of its first completion, which keys the sampling noise; None: the buffer counts.
+        """
         self.id = f"{self.pin}-{self.plan.name}-{uuid.uuid4().hex[:8]}"
         self.answers.clear()
         header: dict[str, object] = {
@@ -84,6 +88,8 @@ class Pass:
             "metas": [encode_meta(prompt) for prompt in self.prompts],
             "pools": list(self.lines),
         }
+        if first is not None:
+            header["first"] = first
         tokens = [prompt.token_ids for prompt in self.prompts]
         return header, {
             "prompt_tokens": np.concatenate(tokens).astype(np.int32),

@@ -101,6 +101,7 @@ def make_engine(
         log=logs / f"{name}-{kind}.log",
         start_deadline_s=generator.start_deadline_s,
         stall_deadline_s=generator.stall_deadline_s,
+        direct=config.direct_medium,
         notify=notify,
     )
     match kind:

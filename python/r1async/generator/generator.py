@@ -15,7 +15,7 @@ from r1async.client import Connected, Connection, greeting
 from r1async.config import Config
 from r1async.engines import FENCED_EXIT_CODE, engine_of
 from r1async.generator.canary import REQUESTS, Canary, EngineUntrusted, Mismatch, Verdict, refuse
-from r1async.generator.engine import Engine, Progress
+from r1async.generator.engine import Engine, Progress, TakesDirect
 from r1async.generator.engines import evaluates, make_canary, make_engine, scratch_folder
 from r1async.generator.held import Held, chunks_message, read_leases
 from r1async.generator.pins import Claim, Pins, SecondSet
@@ -24,6 +24,7 @@ from r1async.keys import client_keys
 from r1async.monitor.metrics import MetricsWriter, run_started
 from r1async.monitor.timeline import Timeline
 from r1async.types import PolicyVersion
+from r1async.weights.direct import Direct, DirectError
 from r1async.weights.receiver import Receiver, WeightsMissing, WeightsReady
 from r1async.wire import Message
 
@@ -95,6 +96,7 @@ def run(
                 keys=client_keys(config, config.weights_socket, "generator"),
                 threads=config.weights.threads,
                 directory=config.weights_directory,
+                direct=config.direct_medium is not None and isinstance(engine, TakesDirect),
                 stuck=lambda version, waited_s: buffer.tell_incident(
                     "weight_push",
                     "asked again",
@@ -227,6 +229,8 @@ class Generator:
             self._pins = SecondSet(engine, receiver, timeline)
         else:
             self._pins = Claim(engine, receiver, self._hand_back, self._install, offers=offers_evaluation)
+        self._proving: PolicyVersion | None = None
+        """Installed by the engine itself, and its tensors asked for."""
         self._proven = canary is None
         """Until then the buffer hears of no room, so there are no leases."""
         self._room_changed = False
@@ -291,14 +295,16 @@ class Generator:
                     pass  # the loop collects after this
                 case Message():
                     self._on_message(item)
-                case WeightsReady(pinned=False):
+                case WeightsReady(pinned=False) | Direct():
                     if self._pins.newest(item):
                         self._install(item)
                 case WeightsReady():
-                    with self._timeline.busy("install"):
-                        self._pins.arrived(item)
+                    self._prove(item)
+                    if item.version == self._pins.fetching:
+                        with self._timeline.busy("install"):
+                            self._pins.arrived(item)
                 case WeightsMissing():
-                    self._give_up_pin(item)
+                    self._on_missing(item)
                 case Verdict():
                     self._on_verdict(item)
                 case Connected(first=False):
@@ -362,8 +368,11 @@ class Generator:
         self._pins.serve()
         self._room_changed = True
 
-    def _install(self, ready: WeightsReady) -> None:
+    def _install(self, ready: WeightsReady | Direct) -> None:
         """Between two tokens of every request, so every token has one version; nothing is aborted."""
+        if isinstance(ready, Direct):
+            self._install_direct(ready)
+            return
         with self._timeline.busy("install"):
             pause_s = self._engine.install(ready.version, ready.tensors)
         self._receiver.installed(ready, pause_s)
@@ -373,6 +382,44 @@ class Generator:
             self._canary.installed(ready.version, ready.tensors, self._engine)
         self._pins.serve()
         self._room_changed = True
+
+    def _install_direct(self, direct: Direct) -> None:
+        """Weights that the engine takes from the learner itself."""
+        assert isinstance(self._engine, TakesDirect)
+        begun = time.monotonic()
+        try:
+            with self._timeline.busy("install"):
+                pause_s = self._engine.install_direct(direct)
+        except DirectError as error:
+            log.warning("version %s does not come to %s directly: %s", direct.version, self._engine.describe(), error)
+            self._receiver.fetch_instead(direct)
+            return
+        self._receiver.installed_direct(direct, time.monotonic() - begun, pause_s)
+        self._hash = direct.hash
+        self._figures.installed(direct.version, pause_s)
+        if self._canary is not None and self._canary.wants(self._engine):
+            self._proving = direct.version
+            self._receiver.fetch(direct.version)
+        self._pins.serve()
+        self._room_changed = True
+
+    def _prove(self, ready: WeightsReady) -> None:
+        """The tensors of a version that the engine took itself, with their hashes: a canary can be scored by them."""
+        if self._canary is None or ready.version != self._proving:
+            return
+        self._proving = None
+        if self._engine.version == ready.version:
+            self._canary.installed(ready.version, ready.tensors, self._engine)
+        else:
+            self._canary.again()
+
+    def _on_missing(self, missing: WeightsMissing) -> None:
+        if missing.version == self._proving:
+            assert self._canary is not None
+            self._proving = None
+            self._canary.again()
+        if missing.version == self._pins.fetching:
+            self._give_up_pin(missing)
 
     def _give_up_pin(self, missing: WeightsMissing) -> None:
         """Without handing the leases back, or they would come again at once: the buffer takes them when they expire."""

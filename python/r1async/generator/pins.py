@@ -13,6 +13,7 @@ from typing import Protocol
 from r1async.generator.engine import Engine, Request
 from r1async.monitor.timeline import Timeline
 from r1async.types import PolicyVersion
+from r1async.weights.direct import Direct
 from r1async.weights.receiver import Receiver, WeightsReady
 
 
@@ -42,7 +43,7 @@ class Pins(Protocol):
         """The weights asked for are here."""
         ...
 
-    def newest(self, ready: WeightsReady) -> bool:
+    def newest(self, ready: WeightsReady | Direct) -> bool:
         """Newer training weights are here; whether they may be installed now. If not, they are, later."""
         ...
 
@@ -130,7 +131,7 @@ class SecondSet:
         self._receiver.installed(ready)
         self.serve()
 
-    def newest(self, ready: WeightsReady) -> bool:
+    def newest(self, ready: WeightsReady | Direct) -> bool:
         return True
 
     def drop(self, leases: Collection[int]) -> None:
@@ -157,7 +158,7 @@ class Claim:
         engine: Engine,
         receiver: Receiver,
         hand_back: Callable[[], None],
-        install: Callable[[WeightsReady], None],
+        install: Callable[[WeightsReady | Direct], None],
         *,
         offers: bool,
     ) -> None:
@@ -166,9 +167,9 @@ class Claim:
         self._parked = _Parked()
         self._pin: PolicyVersion | None = None
         """What the engine is claimed for."""
-        self._training: WeightsReady | None = None
+        self._training: WeightsReady | Direct | None = None
         """The training weights installed last."""
-        self._next: WeightsReady | None = None
+        self._next: WeightsReady | Direct | None = None
         """Newer ones, to be installed when the claim ends."""
         self._here: set[int] = set()
         """Leases in the engine under the claim."""
@@ -219,7 +220,7 @@ class Claim:
         self._receiver.installed(ready)
         self.serve()
 
-    def newest(self, ready: WeightsReady) -> bool:
+    def newest(self, ready: WeightsReady | Direct) -> bool:
         if self.claimed:
             self._next = ready
         else:

@@ -19,10 +19,11 @@ import contextlib
 import logging
 import time
 import uuid
-from collections.abc import Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from packaging.version import Version
 from torch import Tensor
 
 from r1async.engines import check_version
@@ -35,6 +36,9 @@ from r1async.generator.sglang_server import SglangServer
 from r1async.generator.staging import Staging
 from r1async.models.loading import DTYPES
 from r1async.types import FinishReason, PolicyVersion, Sampling, VersionRun
+from r1async.weights.direct import Direct, DirectError, buckets
+from r1async.weights.direct_ways import GROUP
+from r1async.weights.manifest import TensorEntry
 
 log = logging.getLogger(__name__)
 
@@ -52,8 +56,12 @@ _BARREN = 20
 _DOUBT_TOKENS = 64
 _STREAM_TOKENS = 16
 """Tokens of a chunk at most: the last few are lost when a request is handed back unfinished."""
+_SESSIONS_FROM = Version("0.5.21")
+_LAST: Mapping[str, object] = {"abort_all_requests": False, "torch_empty_cache": False}
 _SPARE = 8
 """Tokens of context that SGLang keeps for itself."""
+_Load = Callable[[str, bool], Awaitable[None]]
+"""Has the paused server load weights, under a label, and drop its cache or not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +76,12 @@ class Facts:
     """Requests at a time."""
     mask_tokens: int
     """Candidates at most for which it reports logprobs after top-k and top-p."""
+    workers: int
+    """Processes that hold weights."""
+    device: str
+    """cpu or cuda."""
+    sessions: bool
+    """Whether an update by broadcast stands between a begin and an end: from 0.5.21 on."""
     overlap: bool
     """Whether a step is in flight while the scheduler does something else: a pause in place comes one token early."""
 
@@ -131,6 +145,8 @@ class SglangEngine(Elsewhere):
         self._label = self._key = ""
         # Keys are this life's own: on a server that somebody else runs, prefixes of a former life may lie about.
         self._life, self._installs = uuid.uuid4().hex, 0
+        self._joined = False
+        """Whether the server is in a group with the learner."""
         self._stale: set[str] = set()
         """Keys under which the server may hold prefixes that other weights than the present ones computed."""
         self.doubt_tokens = max(_DOUBT_TOKENS, spec.chunk_tokens)
@@ -181,7 +197,9 @@ class SglangEngine(Elsewhere):
         directory = self._staging.write(tensors)
         try:
             paused_s = self._http.call(
-                self._swap(version, str(directory)), f"installing version {version}", 3 * self._spec.stall_deadline_s
+                self._swap(version, self._read(str(directory))),
+                f"installing version {version}",
+                3 * self._spec.stall_deadline_s,
             )
         except EngineError as error:
             # What it serves now, nobody knows.
@@ -189,6 +207,28 @@ class SglangEngine(Elsewhere):
             raise
         self._version = version
         self._staging.keep_only(directory)
+        return paused_s
+
+    def install_direct(self, direct: Direct) -> float:
+        """See `TakesDirect`: `update_weights_from_distributed`, a bucket of tensors at a time."""
+        self._check_policy()
+        self._check_shapes(direct)
+        limit_s, fresh = self._spec.stall_deadline_s, not self._joined
+        self._joined = False  # until it has gone well
+        meeting = direct.ask(
+            "sglang-nccl", base=self._version, workers=self._facts.workers, device=self._facts.device, fresh=fresh,
+            deadline_s=limit_s,
+        )  # fmt: skip
+        if meeting.join is not None:
+            self._http.call(self._join(meeting.join), "joining the learner's group", 2 * limit_s)
+        load = self._receive(list(buckets(direct.tensors)))
+        try:
+            paused_s = self._http.call(self._swap(direct.version, load), f"installing {direct.version}", 3 * limit_s)
+        except EngineError as error:
+            # What it serves now, nobody knows.
+            self._flights.fail(error)
+            raise
+        self._version, self._joined = direct.version, True
         return paused_s
 
     def install_pinned(self, version: PolicyVersion, tensors: Mapping[str, Tensor] | None) -> None:
@@ -286,6 +326,9 @@ class SglangEngine(Elsewhere):
             context=tokens,
             running=int(info.get("max_running_requests") or self._spec.slots),
             mask_tokens=int(info.get("sampling_mask_max_tokens") or 0),
+            workers=int(info.get("tp_size") or 1) * int(info.get("pp_size") or 1),
+            device=str(info.get("device") or "cuda"),
+            sessions=Version(info["version"]) >= _SESSIONS_FROM,
             overlap=not info.get("disable_overlap_schedule", False),
         )
 
@@ -481,8 +524,8 @@ class SglangEngine(Elsewhere):
         # Put out by somebody, or stopped by an end-of-sequence token of the server's that is none of ours.
         return None
 
-    async def _swap(self, version: PolicyVersion, directory: str) -> float:
-        """Pauses, reads the weights, goes on.
+    async def _swap(self, version: PolicyVersion, load: _Load) -> float:
+        """Pauses, has the weights loaded, goes on.
 
         Returns:
             Seconds from the wish to pause to the answer that generation goes on.
@@ -497,7 +540,7 @@ class SglangEngine(Elsewhere):
                 await self._take_out()
             try:
                 await self._control("/pause_generation", {"mode": _PAUSES[policy]}, deadline_s)
-                await self._read_weights(label, directory, policy, deadline_s)
+                await self._change(label, load, policy)
             finally:
                 # Whatever went wrong: everybody's requests hang until this is said.
                 await self._control("/continue_generation", {"torch_empty_cache": False}, deadline_s)
@@ -511,24 +554,69 @@ class SglangEngine(Elsewhere):
             raise EngineError(f"{self.describe()} took version {version} and says that it serves {served!r}")
         return paused_s
 
-    async def _read_weights(self, label: str, directory: str, policy: KVPolicy, deadline_s: float) -> None:
+    async def _change(self, label: str, load: _Load, policy: KVPolicy) -> None:
         # In place with a flush changes the weights, fails to flush, and is called a failure as a whole.
         flush = policy != "keep"
         if not flush and self._label:
             self._stale.add(self._key)
-        update = {
-            "model_path": directory,
-            "load_format": "auto",
-            "weight_version": label,
-            "flush_cache": flush,
-            "abort_all_requests": False,
-            "torch_empty_cache": False,
-        }
-        await self._control("/update_weights_from_disk", update, deadline_s)
+        await load(label, flush)
         if flush:
             self._stale.clear()
         self._installs += 1
         self._label, self._key = label, f"{self._life}-{self._installs}"
+
+    def _read(self, directory: str) -> _Load:
+        """The weights of a directory."""
+
+        async def load(label: str, flush: bool) -> None:
+            update = {"model_path": directory, "load_format": "auto", **_LAST, "weight_version": label}
+            await self._control("/update_weights_from_disk", {**update, "flush_cache": flush}, self._deadline_s)
+
+        return load
+
+    def _receive(self, pieces: Sequence[Sequence[TensorEntry]]) -> _Load:
+        """The weights that the learner broadcasts. Only the last piece has the label and the flush: before it the model
+        is of two versions."""
+
+        async def load(label: str, flush: bool) -> None:
+            session = self._facts.sessions
+            if session:
+                await self._control("/begin_weight_update", {}, self._deadline_s)
+            try:
+                for number, piece in enumerate(pieces, 1):
+                    update = {
+                        "names": [tensor.name for tensor in piece],
+                        "dtypes": [tensor.dtype for tensor in piece],
+                        "shapes": [list(tensor.shape) for tensor in piece],
+                        "group_name": GROUP,
+                        "load_format": "flattened_bucket",
+                        **_LAST,
+                        "flush_cache": False,
+                    }
+                    if number == len(pieces):
+                        update |= {"flush_cache": flush, "weight_version": label}
+                    await self._control("/update_weights_from_distributed", update, self._deadline_s)
+            finally:
+                if session:
+                    await self._control("/end_weight_update", {}, self._deadline_s)
+
+        return load
+
+    async def _join(self, join: Mapping[str, object]) -> None:
+        """
+        Raises:
+            DirectError: it does not come about; nothing has changed.
+        """
+        try:
+            # Of a learner that is gone, or of a life of ours that is: SGLang refuses the same name twice.
+            await self._http.post("/destroy_weights_update_group", {"group_name": GROUP}, self._deadline_s)
+            await self._control("/init_weights_update_group", join, self._deadline_s)
+        except EngineError as error:
+            raise DirectError(str(error)) from error
+
+    @property
+    def _deadline_s(self) -> float:
+        return self._spec.stall_deadline_s
 
     async def _take_out(self) -> None:
         """Has the server end our requests. Its own way, in the pause, looks once a second whether all have ended."""

@@ -17,7 +17,7 @@ import secrets
 import struct
 import threading
 import time
-from collections.abc import Awaitable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -36,7 +36,10 @@ from r1async.generator.engine import (
 from r1async.generator.flights import Flight, runs_of
 from r1async.generator.staged_weights import Staged, stage
 from r1async.generator.vllm_calls import Delta, SamplingSettings, Span, Vllm
+from r1async.generator.vllm_direct import WAYS, update_info
+from r1async.generator.vllm_names import BACKEND
 from r1async.types import FinishReason, PolicyVersion
+from r1async.weights.direct import Direct, DirectError, Meeting
 
 log = logging.getLogger(__name__)
 
@@ -91,6 +94,9 @@ class VllmAdapter(Elsewhere):
         self._installs = 0
         self._life = secrets.token_hex(4)
         self._block_tokens = 0
+        self._workers = 0
+        self._joined = False
+        """Whether vLLM's workers are in a group with the learner."""
         self._legs: dict[str, _Leg] = {}
         """In vLLM, by key. The loop's alone."""
         self._keys: dict[int, str] = {}
@@ -150,6 +156,23 @@ class VllmAdapter(Elsewhere):
             return self._call(f"install {version}", self._install(version, label, staged), deadline_s)
         finally:
             staged.path.unlink(missing_ok=True)
+
+    def install_direct(self, direct: Direct) -> float:
+        """See `TakesDirect`. The tensors are the manifest's, whose names and shapes are checked before."""
+        medium = self._spec.direct
+        assert medium is not None
+        self._check_shapes(direct)
+        limit_s, fresh = self._spec.stall_deadline_s, not self._joined
+        self._joined = False  # until it has gone well
+        meeting = direct.ask(
+            WAYS[medium], base=self._version, workers=self._workers, device="cuda", fresh=fresh, deadline_s=limit_s
+        )
+        self._installs += 1
+        label = f"{direct.version.number}.{direct.version.epoch}.{self._life}.{self._installs}"
+        work = self._install_direct(direct.version, label, meeting, update_info(medium, direct, meeting))
+        paused_s = self._call(f"install {direct.version}", work, 8 * limit_s)
+        self._joined = True
+        return paused_s
 
     def install_pinned(self, version: PolicyVersion, tensors: Mapping[str, Tensor] | None) -> None:
         """Nothing to do for the version that is installed.
@@ -214,11 +237,15 @@ class VllmAdapter(Elsewhere):
         """
         await self._vllm.start()
         spec = self._spec
-        for settings in await self._vllm.workers("r1async_settings"):
+        answers = await self._vllm.workers("r1async_settings")
+        self._workers = len(answers)
+        for settings in answers:
             for name, fits, want in (
                 ("logprobs_mode", settings["logprobs_mode"] == "processed_logprobs", "processed_logprobs"),
                 ("dtype", settings["dtype"] == spec.dtype, spec.dtype),
                 ("max_model_len", settings["max_model_len"] >= spec.max_len, f"{spec.max_len} or more"),
+                ("backend", settings["backend"] == (spec.direct or BACKEND), spec.direct or BACKEND),
+                ("device", spec.direct is None or settings["device"] == "cuda", f"cuda (weights.medium={spec.direct})"),
                 ("max_num_seqs", settings["max_num_seqs"] >= spec.slots, f"{spec.slots} or more"),
             ):
                 if not fits:
@@ -330,8 +357,22 @@ class VllmAdapter(Elsewhere):
             self._spawn(self._vllm.abort([leg.key for leg in known]))
 
     async def _install(self, version: PolicyVersion, label: str, staged: Staged) -> float:
-        policy = self.kv_policy
         await self._verify(version, staged)
+        return await self._change(version, label, lambda: self._load(version, label, staged))
+
+    async def _install_direct(
+        self, version: PolicyVersion, label: str, meeting: Meeting, update: Mapping[str, object] | None
+    ) -> float:
+        if meeting.join is not None:
+            try:
+                await self._timed("join the learner's group", self._vllm.join(meeting.join))
+            except EngineError as error:
+                raise DirectError(str(error)) from error
+        return await self._change(version, label, lambda: self._take_sent(version, label, update))
+
+    async def _change(self, version: PolicyVersion, label: str, load: Callable[[], Awaitable[None]]) -> float:
+        """Pauses, has the weights loaded, labels, goes on; seconds without a token."""
+        policy = self.kv_policy
         began, self._paused = time.monotonic(), True
         cut = self._mark(policy)
         try:
@@ -339,7 +380,7 @@ class VllmAdapter(Elsewhere):
             if cut:
                 await self._timed("end its requests", self._all_ended())
             await self._timed("hand over its tokens", self._vllm.drain())
-            await self._load(version, label, staged)
+            await load()
             self._version, self._label = version, label
             if policy == "recompute":
                 await self._timed("drop its KV", self._vllm.recompute())
@@ -386,13 +427,28 @@ class VllmAdapter(Elsewhere):
             self._whole = all(state["intact"] and state["loaded"] != str(staged.path) for state in states)
             if self._whole:
                 raise WeightsError(f"version {version} refused, {self._version} still served: {error}") from error
-            broken = EngineError(
-                f"{self._vllm.describe()} failed in the middle of loading version {version} and answers nothing more; "
-                f"its log is {self._spec.log}"
-            )
-            self._flights.fail(broken)
-            raise broken from error
+            raise self._broken(version) from error
         self._whole = True
+
+    async def _take_sent(self, version: PolicyVersion, label: str, update: Mapping[str, object] | None) -> None:
+        """
+        Raises:
+            EngineError: vLLM loads what comes as it comes, so after any error its model is nobody's.
+        """
+        self._whole = False
+        try:
+            await self._timed("take the weights", self._vllm.take(update, label))
+        except EngineError as error:
+            raise self._broken(version) from error
+        self._whole = True
+
+    def _broken(self, version: PolicyVersion) -> EngineError:
+        broken = EngineError(
+            f"{self._vllm.describe()} failed in the middle of loading version {version} and answers nothing more; "
+            f"its log is {self._spec.log}"
+        )
+        self._flights.fail(broken)
+        return broken
 
     async def _verify(self, version: PolicyVersion, staged: Staged) -> None:
         """Has every worker look through the file, while requests go on.

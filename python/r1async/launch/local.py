@@ -18,6 +18,7 @@ import zmq
 
 from r1async import disk
 from r1async.config import Config
+from r1async.config_sample import SAMPLED
 from r1async.engines import FENCED_EXIT_CODE
 from r1async.evaluation.schedule import settled_numbers
 from r1async.keys import client_keys
@@ -26,6 +27,7 @@ from r1async.launch.folders import (
     FolderLock,
     Outcome,
     Start,
+    config_path,
     is_done,
     make_ipc_dir,
     prepare,
@@ -40,11 +42,13 @@ from r1async.launch.roles import (
     evaluator_role,
     generator_roles,
     learner_roles,
+    sampler_role,
     scorer_roles,
 )
 from r1async.launch.stall import Diagnosis, StallWatch, end_s
 from r1async.launch.start_model import with_start_model
 from r1async.launch.supervise import Exit, Role, Signals, Supervisor
+from r1async.launch.warm import READY_S, Warm, WarmError, usable
 from r1async.monitor.live import LiveView
 from r1async.monitor.metrics import read_metrics, run_started
 from r1async.monitor.summary import print_summary, write_summary
@@ -61,8 +65,11 @@ BUFFER_END_S = 10.0
 """Seconds the buffer has to write its audit."""
 
 
-def run(config: Config) -> int:
+def run(config: Config, *, sampling: bool = False) -> int:
     """Sees one run through; returns the exit code (`r1async run --help` lists them).
+
+    Args:
+        sampling: rejection sampling: one role samples in the place of learner and evaluator.
 
     Raises:
         ConfigError: the folder is in use, or cannot be used as `resume` says.
@@ -75,12 +82,12 @@ def run(config: Config) -> int:
             )
             return 0
         start = prepare(config)
-        for former in ("outcome.json", "stall.json"):
+        for former in ("outcome.json", "stall.json", SAMPLED):
             (config.run_dir / former).unlink(missing_ok=True)
         make_ipc_dir(config)
         with Signals() as signals:
             try:
-                outcome = Launcher(config, start, signals).run()
+                outcome = Launcher(config, start, signals, sampling=sampling).run()
             finally:
                 remove_ipc_dir(config)
         if outcome.message:
@@ -98,7 +105,8 @@ def run(config: Config) -> int:
 class Launcher:
     """One run's processes, from the first to the last."""
 
-    def __init__(self, config: Config, start: Start, signals: Signals) -> None:
+    def __init__(self, config: Config, start: Start, signals: Signals, *, sampling: bool = False) -> None:
+        self._sampling = sampling
         self._config = config
         self._start = start
         self._signals = signals
@@ -119,13 +127,17 @@ class Launcher:
 
     def run(self) -> Outcome:
         started = run_started(self._config.run_dir)
+        if usable() and any(self._supervisor.may_fork(role) for role in self._roles()):
+            self._supervisor.warm = Warm(self._lifeline, self._config.run_dir / "logs" / "warm.log")
         try:
-            outcome = self._cold_start()
+            outcome = self._warm_up() or self._cold_start()
             if outcome is not None:
                 return outcome
-            self._config_path = write_config(self._config)
+            write_config(self._config)
             outcome = self._train()
         finally:
+            if self._supervisor.warm is not None:
+                self._supervisor.warm.close()
             self._lifeline.close()
         if outcome.kind != "mistake":
             # Who pressed Ctrl-C waits for the prompt; drawing takes seconds, and the resumed run will do it.
@@ -136,6 +148,28 @@ class Launcher:
                     raise
                 print(f"r1async: no room for the summary in {self._config.run_dir}", file=sys.stderr)
         return outcome
+
+    def _warm_up(self) -> Outcome | None:
+        """Waits until roles can be forked, or are to be started by themselves; an outcome if that ends the run."""
+        warm, deadline = self._supervisor.warm, time.monotonic() + READY_S
+        if warm is None:
+            return None
+        poller = zmq.Poller()
+        poller.register(self._signals, zmq.POLLIN)
+        poller.register(warm, zmq.POLLIN)
+        while not self._signals.requests:
+            ready = dict(poller.poll(max(0, math.ceil((deadline - time.monotonic()) * 1000))))
+            self._signals.drain()
+            if ready and warm.fileno() not in ready:
+                continue
+            try:
+                if warm.is_ready():
+                    return None
+            except WarmError as error:
+                self._supervisor.cool(error)
+                return None
+        number = self._signals.requests.popleft()
+        return Outcome("interrupted", 128 + number, "ended before anything was started")
 
     def _cold_start(self) -> Outcome | None:
         """Makes the start model where the settings ask for it; an outcome if that ends the run."""
@@ -206,14 +240,12 @@ class Launcher:
             context.destroy(linger=0)
 
     def _roles(self) -> list[Role]:
-        config, path = self._config, self._config_path
-        return [
-            buffer_role(config, path),
-            *learner_roles(config, path),
-            *generator_roles(config, path),
-            *scorer_roles(config, path),
-            evaluator_role(path),
-        ]
+        config, path = self._config, config_path(self._config.run_dir)
+        pools = [*generator_roles(config, path), *scorer_roles(config, path)]
+        if self._sampling:
+            return [buffer_role(config, path), *pools, sampler_role(path)]
+        # The learner first: the weights that everybody waits for are its.
+        return [buffer_role(config, path), *learner_roles(config, path), *pools, evaluator_role(path)]
 
     def _say_start(self, view: LiveView) -> None:
         if self._start.resumed:
@@ -323,6 +355,8 @@ class Launcher:
         """
         if ended.code != 0:
             return False
+        if ended.role.kind == "sampler":
+            return (self._config.run_dir / SAMPLED).is_file()
         if ended.role.kind == "evaluator":
             return self._last_version_evaluated()
         return ended.role.kind == "learner" and self._final >= 0
@@ -389,6 +423,8 @@ class Launcher:
         """The run is done when the last version is evaluated, and saved and exported by the learner: one that dies
         before still has something to do. Without any event (all of them lost) the evaluator alone decides.
         """
+        if "sampler" in self._finished:
+            return Outcome("done", 0)
         saved = self._final >= 0 or not self._heard
         return Outcome("done", 0) if "evaluator" in self._finished and saved else None
 

@@ -6,7 +6,7 @@ import socket
 from pathlib import Path
 
 from r1async.config import Config
-from r1async.engines import generator_python
+from r1async.engines import engine_of, generator_python
 from r1async.launch.supervise import Role
 
 EVALUATOR_RESTARTS = 3
@@ -35,6 +35,7 @@ def generator_roles(config: Config, config_path: Path) -> list[Role]:
             program=(generator_python(config, index), "-m", "r1async"),
             environment=_threads(config.generator.threads),
             restarts=config.generator.restarts,
+            warm=engine_of(config, index) == "torch",  # the others' packages start processes of their own
         )
         for index in range(config.generator.count)
     ]
@@ -80,6 +81,16 @@ def evaluator_role(config_path: Path) -> Role:
 
 def _threads(count: int) -> dict[str, str]:
     return {**FEW_THREADS, "OMP_NUM_THREADS": str(count)}
+
+
+def sampler_role(config_path: Path) -> Role:
+    return Role(
+        name="sampler",
+        kind="sampler",
+        arguments=("sample", str(config_path)),
+        environment=FEW_THREADS,
+        restarts=EVALUATOR_RESTARTS,
+    )
 
 
 def rank_environment(rank: int, world: int, port: int, *, threads: int) -> dict[str, str]:

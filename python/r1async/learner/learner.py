@@ -157,6 +157,7 @@ class Learner:
                 chunk_bytes=config.weights.chunk_bytes, deadline_s=config.weights.deadline_s,
                 window=config.weights.window, threads=config.weights.threads,
                 directory=config.weights_directory, keys=server_keys(config, "weights"),
+                direct=None if config.direct_medium is None else config.weights.direct_address,
             )  # fmt: skip
             self.link = connect_first(config, step=self.saved_steps, stats=self._stats, inbox=self.inbox)
             epoch = self.link.epoch

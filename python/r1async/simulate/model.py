@@ -48,6 +48,7 @@ def machines(config: Config, seed: int) -> dict[str, Any]:
         "generators": {
             "count": config.generator.count,
             "slots": config.generator.slots,
+            "chunk_tokens": config.generator.chunk_tokens,
             "token_s": token_s,
             "token_alone_s": 1 / it.tokens_per_s_alone if it.tokens_per_s_alone else token_s,
             "turnaround_s": it.turnaround_s,

@@ -27,6 +27,9 @@ pub struct EvaluationRequest {
     pub samples: usize,
     /// How to sample.
     pub sampling: Sampling,
+    /// Number of the first completion, for an evaluator that must sample the same again after a crash: the number
+    /// keys the sampling noise. No two evaluations under way may share one. `None`: the ledger counts.
+    pub first: Option<u64>,
     /// The prompts; `ordinal` is the place in the request.
     pub prompts: Vec<Prompt>,
 }
@@ -199,8 +202,11 @@ impl Ledger {
         let name: Arc<str> = request.id.into();
         let (pin, sampling, of) = (request.pin, request.sampling, request.prompts.len());
         let mut open = BTreeSet::new();
-        for prompt in request.prompts {
-            let (id, first_rollout) = self.evaluations.number(request.samples);
+        for (at, prompt) in request.prompts.into_iter().enumerate() {
+            let (id, counted) = self.evaluations.number(request.samples);
+            let first_rollout = request.first.map_or(counted, |first| {
+                EVALUATION_BIT | (first + (at * request.samples) as u64)
+            });
             let purpose = Purpose::Evaluation(name.clone());
             let group = Group::new(
                 id,

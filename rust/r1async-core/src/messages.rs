@@ -160,6 +160,8 @@ pub struct Evaluate<'a> {
     pub samples: usize,
     /// How they are sampled.
     pub sampling: SamplingFields,
+    /// Number of the first completion among all that the evaluator asks for; `None`: the buffer counts.
+    pub first: Option<i64>,
     /// What a scorer needs to know of each prompt.
     pub metas: Vec<&'a [u8]>,
     /// Tokens of all prompts.
@@ -447,6 +449,10 @@ fn evaluate<'a>(fields: &Fields<'_, 'a>) -> Result<Message<'a>, MessageError> {
         pin: (epoch.count()?, number.count()?),
         samples: fields.get("samples")?.in_range(1, 1 << 16, "1..65536")? as usize,
         sampling: sampling(&fields.get("sampling")?.fields()?)?,
+        first: fields
+            .given("first")
+            .map(|first| first.in_range(0, 1 << 60, "0..2^60"))
+            .transpose()?,
         metas,
         prompt_tokens,
         prompts,

@@ -30,7 +30,27 @@ fn request(id: &str, pin: u64, prompts: u64, samples: usize) -> EvaluationReques
         pin: PolicyVersion::new(0, pin),
         samples,
         sampling: SAMPLING,
+        first: None,
         prompts,
+    }
+}
+
+#[test]
+fn an_evaluator_that_numbers_its_completions_has_the_same_numbers_again() {
+    let mut run = Run::new(settings());
+    let numbered = |id: &str| EvaluationRequest {
+        first: Some(10),
+        ..request(id, 0, 2, 2)
+    };
+    for id in ["first life", "second life"] {
+        assert_eq!(run.ledger.evaluate(numbered(id)), Ok(2));
+        let leases = run.ledger.lease_evaluation(0.0, GENERATOR, 10);
+        let numbers: Vec<u64> = leases
+            .iter()
+            .map(|lease| lease.rollout.0 ^ EVALUATION_BIT)
+            .collect();
+        assert_eq!(numbers, [10, 11, 12, 13]);
+        assert!(run.ledger.cancel_evaluation(id));
     }
 }
 

@@ -184,6 +184,9 @@ pub enum Command<'a> {
         sampling: Sampling,
         /// By prompt: place, tokens, bytes of meta, pool.
         prompts: Vec<(u64, usize, usize, usize)>,
+        /// Number of the first completion, where the evaluator says it.
+        #[serde(default)]
+        first: Option<u64>,
     },
     /// An evaluation is given up.
     CancelEvaluation {

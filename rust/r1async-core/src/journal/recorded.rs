@@ -556,6 +556,7 @@ impl Recorded {
             samples: request.samples,
             sampling: request.sampling,
             prompts: request.prompts.iter().map(lens).collect(),
+            first: request.first,
         };
         let mut body = Vec::new();
         for prompt in &request.prompts {

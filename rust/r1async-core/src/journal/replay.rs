@@ -356,6 +356,7 @@ fn tell(
             samples,
             sampling,
             prompts,
+            first,
         } => {
             let tokens: Vec<Vec<i32>> = prompts
                 .iter()
@@ -373,6 +374,7 @@ fn tell(
                 pin: *pin,
                 samples: *samples,
                 sampling: *sampling,
+                first: *first,
                 prompts: prompts.collect(),
             };
             ledger.evaluate(request).is_ok()

@@ -45,6 +45,7 @@ impl Service {
             pin: PolicyVersion::new(evaluate.pin.0 as u64, evaluate.pin.1 as u64),
             samples: evaluate.samples,
             sampling: sampling(&evaluate.sampling)?,
+            first: evaluate.first.map(|first| first as u64),
             prompts: evaluate
                 .prompts
                 .iter()

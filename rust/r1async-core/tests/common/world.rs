@@ -458,6 +458,7 @@ impl World {
                 pin,
                 samples,
                 sampling,
+                first: None,
                 prompts,
             })
             .unwrap();

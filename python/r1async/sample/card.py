@@ -1,0 +1,129 @@
+"""The data card: what came from where, and why things were dropped; card.json for programs, card.md for people."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from r1async.config import Config
+from r1async.files import write_atomic, write_json
+from r1async.monitor.metrics import read_metrics
+from r1async.monitor.rundata import load_run
+from r1async.monitor.summary import busy_fractions
+from r1async.sample.prompts import Asked
+from r1async.sample.select import Account, data_hash
+
+Card = dict[str, Any]
+
+
+def make_card(config: Config, asked: Asked, account: Account, folder: Path) -> Card:
+    """Everything that the card says."""
+    completions = dict(sorted(account.completions.items()))
+    kept = completions.pop("kept", 0)
+    prompts = dict(sorted(account.prompts.items()))
+    sampled = prompts.pop("sampled", 0)
+    sample = config.sample
+    return {
+        "model": config.model.path,
+        "data": config.data.path or config.data.task,
+        "seed": config.seed,
+        "settings": asdict(sample),
+        "prompts": {"all": asked.main, "sampled": sampled, "left_out": prompts},
+        "completions": {
+            "sampled": sampled * sample.samples, "tokens": account.tokens, "kept": kept, "dropped": completions,
+        },
+        "mixed_in": {name: dict(counts) for name, counts in account.sources.items()},
+        "rows": kept + sum(counts["taken"] for counts in account.sources.values()),
+        "evaluation_sets": {name: {"texts": texts} for name, texts in asked.overlap.texts.items()},
+        "contaminated": _by_set(account),
+        "sha256": data_hash(folder),
+        "throughput": throughput(config.run_dir),
+    }  # fmt: skip
+
+
+def _by_set(account: Account) -> dict[str, int]:
+    """Prompts, completions and mixed-in rows that share a run of words with each evaluation set."""
+    found: Counter[str] = Counter()
+    for counts in (account.prompts, account.completions, *account.sources.values()):
+        for reason, count in counts.items():
+            if reason.startswith("contaminated:"):
+                found[reason.partition(":")[2]] += count
+    return dict(sorted(found.items()))
+
+
+def throughput(run_dir: Path) -> Card:
+    """Tokens, and the share of their time that generators decoded between the first and the last completion.
+
+    Of the newest life of the run alone: between lives nobody sampled.
+    """
+    lines = list(read_metrics(run_dir / "metrics" / "samples.jsonl", "life"))
+    if not lines:
+        return {}
+    last = lines[-1]
+    run = load_run(run_dir)
+    bins = {name: bins for name, bins in run.bins.items() if name.startswith("generator")}
+    busy = busy_fractions(bins, last["first_at"], last["last_at"])
+    seconds = last["last_at"] - last["first_at"]
+    return {
+        "seconds": round(seconds, 2),
+        "tokens": last["tokens"],
+        "tokens_per_s": round(last["tokens"] / seconds, 1) if seconds > 0 else None,
+        "generator_busy": {name: round(share, 4) for name, share in busy.items()},
+    }
+
+
+def write_card(run_dir: Path, card: Card) -> Path:
+    """Both files; returns the one for people."""
+    write_json(run_dir / "card.json", card)
+    path = run_dir / "card.md"
+    write_atomic(path, markdown(card).encode())
+    return path
+
+
+def markdown(card: Card) -> str:
+    """The card for people."""
+    prompts, completions, settings = card["prompts"], card["completions"], card["settings"]
+    lines = [
+        f"# Data card: {card['rows']:,} rows",
+        "",
+        f"{completions['kept']:,} completions sampled from `{card['model']}` on prompts of `{card['data']}`, "
+        f"{settings['samples']} a prompt at temperature {settings['temperature']:g}, top-p {settings['top_p']:g}, seed "
+        f"{card['seed']}; {card['rows'] - completions['kept']:,} rows mixed in from files.",
+        "",
+        "## Prompts",
+        "",
+        *_table({"all": prompts["all"], **prompts["left_out"], "sampled": prompts["sampled"]}),
+        "## Completions",
+        "",
+        "The first reason that holds is the one that is counted.",
+        "",
+        *_table({"sampled": completions["sampled"], **completions["dropped"], "kept": completions["kept"]}),
+    ]
+    if card["mixed_in"]:
+        lines += ["## Mixed in", ""]
+        for name, counts in card["mixed_in"].items():
+            lines += [f"`{name}`, from `{settings['mix'][name]['path']}`:", "", *_table(counts)]
+    lines += [
+        "## Decontamination",
+        "",
+        f"Tokens in a row that must not be shared: {settings['decontaminate']['ngram']}.",
+        "",
+        "| evaluation set | texts | what was dropped for it |",
+        "|---|---|---|",
+        *(
+            f"| {name} | {told['texts']:,} | {card['contaminated'].get(name, 0):,} |"
+            for name, told in card["evaluation_sets"].items()
+        ),
+        "",
+        f"SHA-256 of the rows: `{card['sha256']}`",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _table(counts: Mapping[str, int]) -> list[str]:
+    rows = [f"| {name.replace('_', ' ')} | {count:,} |" for name, count in counts.items()]
+    return ["| | count |", "|---|---|", *rows, ""]
