@@ -16,6 +16,7 @@ from r1async.swe.check import Check, Checker, CheckStore, NotApplicableError, St
 from r1async.swe.edits import Edit, EditError, apply_edits, fill, find_diff, parse_edits
 from r1async.swe.instance import Instance
 from r1async.swe.repository import Repositories, RepositoryError
+from r1async.swe.shell import ShellEnvironment
 from r1async.swe.testing import Tester
 from r1async.swe.tree import Tree
 from r1async.swe.workshop import CommandError, Workshop
@@ -100,13 +101,15 @@ class SweGrader:
         self._stages.move_to_end(name)
         return known[1]
 
-    def base_tree(self, instance: Instance) -> Tree:
-        """The repository at the base commit, as a rollout sees it.
+    def session(self, instance: Instance) -> ShellEnvironment:
+        """A shell on the repository at the base commit, for a rollout of several turns.
 
         Raises:
             SandboxError, RepositoryError, CommandError: it cannot be had.
         """
-        return self.workshop.base(instance).tree
+        environment = instance.environment
+        base = self.workshop.base(instance)
+        return ShellEnvironment(self._settings, base, environment, self._boxes.python(environment))
 
     def grade(self, instance: Instance, patch: str) -> Graded:
         """The verdict on a patch: a score of 1 with status ok, 0 with the reason, or an abstention: `ungradable` for an
