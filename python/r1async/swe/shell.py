@@ -1,15 +1,14 @@
 """A shell on an instance's repository, turn by turn: the environment of a rollout with a tool.
 
 A session in the sandbox: its commands share one box, and nothing of it outlives the session. Each command is a shell of
-its own (as in mini-SWE-agent): files stay, variables, the working folder and processes do not. Tests are run afterwards, in
-boxes that the session never saw.
+its own (as in mini-SWE-agent): files stay, variables, the working folder and processes do not. Tests are run
+afterwards, in boxes that the session never saw.
 """
 
 from __future__ import annotations
 
 import re
 import time
-from typing import NamedTuple, Protocol
 
 from r1async.config_swe import SweConfig
 from r1async.rewards.sandbox import WORK, Limits, Outcome, Program, Sandbox, SandboxError
@@ -17,6 +16,7 @@ from r1async.swe.boxes import prefixes, search_path
 from r1async.swe.instance import Environment as Needs
 from r1async.swe.tree import to_tar
 from r1async.swe.workshop import GIT_ENV, Base
+from r1async.types import Step
 
 _FENCE = re.compile(r"```(?:bash|sh|shell)[ \t]*\n(.*?)^```", re.S | re.M)
 SUBMIT = "submit"
@@ -24,34 +24,6 @@ SUBMIT = "submit"
 _UNPACK = "mkdir repo && tar -xf tree.tar -C repo && tar -xf git.tar -C repo && rm tree.tar git.tar"
 _DIFF = "git add -A -N . && git -c core.quotepath=off diff --binary --no-ext-diff --no-color"
 DIFF_S = 60.0
-
-
-class Step(NamedTuple):
-    """What an environment says to a turn of the policy."""
-
-    observation: str
-    """What the policy reads next; no gradient goes through it."""
-    done: bool
-    """The rollout ends after the observation."""
-
-
-class Environment(Protocol):
-    """The other side of a rollout of several turns. One for each rollout, used by one thread at a time."""
-
-    def step(self, text: str) -> Step:
-        """Answer a turn.
-
-        Args:
-            text: what the policy wrote since the last observation, without its end-of-turn token.
-
-        Raises:
-            SandboxError: the environment failed, not the policy.
-        """
-        ...
-
-    def close(self) -> None:
-        """End the session; more than once is fine."""
-        ...
 
 
 class ShellEnvironment:
