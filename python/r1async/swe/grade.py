@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from r1async.answers import extract_answer
 from r1async.config_swe import SweConfig
 from r1async.rewards.sandbox import SandboxError
 from r1async.swe.boxes import Boxes
@@ -120,6 +121,16 @@ class SweGrader:
         if len(patch) > self._settings.max_patch_kib * 1024:
             return _zero("guard", f"a patch of {len(patch)} characters")
         return self._asked(instance, lambda check: self._grade(instance, patch, check))
+
+    def proposal_of(self, completion: str) -> str:
+        """What a completion proposes, without its thoughts: completions that agree in this have the same verdict."""
+        if self._settings.answer == "replacement":
+            return f"answer {extract_answer(completion)}"
+        try:
+            edits = parse_edits(completion) if self._settings.answer in ("edits", "any") else []
+        except EditError as error:
+            return f"error {error}"
+        return repr(edits) if edits else find_diff(completion)
 
     def grade_answer(self, instance: Instance, completion: str) -> Graded:
         """The verdict on what a completion proposes (`reward.swe.answer`), else as `grade`."""
