@@ -40,7 +40,7 @@ def _chain_mod(config: Config, tokenizer: PromptTokenizer) -> PromptSource:
         tokenizer=tokenizer,
         slow_share=data.slow_share,
         slow_rows=read_rows(slow, data.prompt_key, data.answer_key, setting="data.slow_path") if slow else None,
-        slow_digest=digest_of(slow) if slow else "",
+        slow_digest=_digest(config, data.slow_path) if slow else "",
     )
 
 
@@ -82,8 +82,15 @@ def _rows(config: Config, tokenizer: PromptTokenizer) -> PromptSource:
         seed=config.seed,
         shuffle=data.shuffle,
         epochs=data.epochs,
-        digest=digest_of(Path(data.path)),
+        digest=_digest(config, data.path),
     )
+
+
+def _digest(config: Config, path: str) -> str:
+    """Of what rows are made of: the same file read by other keys is other data."""
+    data = config.data
+    keys = "" if data.task == "swe" else f", keys {data.prompt_key} and {data.answer_key}"
+    return digest_of(Path(path)) + keys
 
 
 def _check_prefill(config: Config, question: Question, tokenizer: PromptTokenizer) -> None:
