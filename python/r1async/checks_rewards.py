@@ -129,7 +129,7 @@ def _pool_problems(config: Config) -> list[str]:
             found.append(f"scorer.pools.{name}: must be {known}, or list the functions it grades under parts")
         if name in ("judge", "reward_model") and pool.parts:
             found.append(f"scorer.pools.{name}.parts: its workers ask others; functions need a pool of their own")
-    lines = lines_of(pools_of(config.reward, config.scorer))
+    lines = lines_of(pools_of(config.resolved_reward, config.scorer))
     for name in config.scorer.serve:
         if name not in lines:
             what = "no rollout waits for that pool" if name in pool_names(config.scorer) else "there is no such pool"

@@ -3,21 +3,30 @@
 SGLang does it without a GPU too, over gloo. What needs NCCL or CUDA IPC is skipped by name where there is no GPU.
 """
 
+# vLLM is in an environment of its own, which the checker does not look into.
+# pyright: reportMissingImports=false
+
 from __future__ import annotations
 
+import inspect
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from r1async.config import DirectMedium
 from r1async.generator.engine import KVPolicy, TakesDirect
 from r1async.generator.sglang_engine import SglangEngine
 from r1async.generator.vllm_adapter import VllmAdapter
+from r1async.generator.vllm_direct import update_info
 from r1async.inbox import Inbox
 from r1async.models.loading import state_tensors
 from r1async.types import PolicyVersion
-from r1async.weights.direct import Direct, DirectError
+from r1async.weights.direct import Direct, DirectError, Meeting
+from r1async.weights.direct_ways import VllmNccl, VllmSparse
+from r1async.weights.manifest import take_snapshot
 from r1async.weights.publisher import Publisher
 from r1async.weights.receiver import Receiver, WeightsReady
 from transformers import PreTrainedModel
@@ -75,11 +84,15 @@ class Link:
 
 @pytest.fixture
 def link(served: Served, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Link]:
-    kind = request.config.getoption("--engine")
+    kind, medium = (str(request.config.getoption(option)) for option in ("--engine", "--medium"))
     if kind == "torch":
         pytest.skip("the embedded engine is in the generator's process: it takes weights from there")
-    if kind == "vllm" and not torch.cuda.is_available():
-        pytest.skip("vLLM's own transfers move weights between GPUs; here is none")
+    if kind == "vllm" and medium == "zmq":
+        pytest.skip("--medium says which of vLLM's transfers: nccl, ipc or sparse_nccl; they need GPUs (make test-gpu)")
+    if medium in ("nccl", "sparse_nccl") and kind == "vllm":
+        if torch.cuda.device_count() < 2:
+            pytest.skip("NCCL wants a GPU for the learner and another for the engine")
+        torch.cuda.set_device(1)
     made = Link(tmp_path, served)
     engine = served.engine
     assert isinstance(engine, SglangEngine | VllmAdapter)
@@ -148,3 +161,47 @@ def test_a_version_that_is_gone_is_refused_and_nothing_has_changed(link: Link, s
         served.engine.install_direct(gone)
     assert served.engine.version == first
     check_served(served, served.base)
+
+
+def told(medium: DirectMedium, direct: Direct, meeting: Meeting) -> dict[str, object]:
+    update = update_info(medium, direct, meeting)
+    assert update is not None
+    return dict(update)
+
+
+def test_what_we_say_to_vllm_is_what_it_reads(request: pytest.FixtureRequest):
+    """The messages of each transfer, in the classes and signatures of the vLLM that is installed."""
+    if request.config.getoption("--engine") != "vllm":
+        pytest.skip("of vLLM: --engine vllm")
+    from vllm.distributed.weight_transfer.ipc_engine import IPCWeightTransferInitInfo, IPCWeightTransferUpdateInfo
+    from vllm.distributed.weight_transfer.nccl_common import NCCLWeightTransferInitInfo, trainer_init
+    from vllm.distributed.weight_transfer.nccl_engine import NCCLWeightTransferUpdateInfo
+    from vllm.distributed.weight_transfer.packed_tensor import packed_nccl_broadcast_producer
+    from vllm.distributed.weight_transfer.sparse_nccl_engine import SparseNCCLWeightTransferUpdateInfo
+
+    before, after = ({"w": torch.tensor([0.0, value, 2.0])} for value in (1.0, 1.5))
+    base = take_snapshot(PolicyVersion(1, 0), before, dtype="float32")
+    snapshot = take_snapshot(PolicyVersion(1, 1), after, dtype="float32")
+    direct = Direct(snapshot.version, snapshot.hash, snapshot.entries, lambda asked, deadline_s: {})
+
+    nccl = VllmNccl("127.0.0.1", 2, "cpu").prepare(snapshot, base)
+    assert nccl.join is not None
+    joined = NCCLWeightTransferInitInfo(**nccl.join)
+    assert (joined.world_size, joined.rank_offset, joined.packed) == (3, 1, True)
+    assert NCCLWeightTransferUpdateInfo(**told("nccl", direct, nccl)).shapes == [[3]]
+    inspect.signature(trainer_init).bind({})
+    inspect.signature(packed_nccl_broadcast_producer).bind(iterator=[], group=None, src=0, post_iter_func=None)
+
+    sparse = VllmSparse("127.0.0.1", 2, "cpu").prepare(snapshot, base)
+    assert not NCCLWeightTransferInitInfo(**dict(sparse.join or {})).packed
+    assert SparseNCCLWeightTransferUpdateInfo(**told("sparse_nccl", direct, sparse)).num_updates_list == [1]
+
+    os.environ["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"
+    try:
+        fields = [[3], [1], 0, "float32", 0, b"handle", 512, 0, False, b"counter", 0, b"event", True]
+        ipc = Meeting({"packed": False}, {"handles": [{"GPU-1": fields}]})
+        opened = IPCWeightTransferUpdateInfo(**told("ipc", direct, ipc))
+    finally:
+        del os.environ["VLLM_ALLOW_INSECURE_SERIALIZATION"]
+    assert opened.ipc_handles[0]["GPU-1"][5:8] == (torch.float32, 0, b"handle")
+    assert not IPCWeightTransferInitInfo(**dict(ipc.join or {})).packed

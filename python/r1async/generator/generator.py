@@ -14,9 +14,10 @@ from collections.abc import Callable, Sequence
 from r1async.client import Connected, Connection, greeting
 from r1async.config import Config
 from r1async.engines import FENCED_EXIT_CODE, engine_of
-from r1async.generator.canary import REQUESTS, Canary, EngineUntrusted, Mismatch, Verdict, refuse
+from r1async.generator.canary import REQUESTS, Canary, EngineUntrusted, Verdict, refuse
 from r1async.generator.engine import Engine, Progress, TakesDirect
-from r1async.generator.engines import evaluates, make_canary, make_engine, scratch_folder
+from r1async.generator.engines import evaluates, make_canary, make_engine, scratch_folder, trains
+from r1async.generator.figures import Figures
 from r1async.generator.held import Held, chunks_message, read_leases
 from r1async.generator.pins import Claim, Pins, SecondSet
 from r1async.inbox import DeadlineExceeded, Inbox, Stopped, stop_on_signals
@@ -34,7 +35,6 @@ log = logging.getLogger(__name__)
 def main(config: Config, index: int) -> int:
     """One generator's process: samples until SIGTERM or SIGINT, or until the run ends; returns its exit code."""
     name, kind, inbox = f"generator-{index}", engine_of(config, index), Inbox()
-    offers = evaluates(config, kind)
     with scratch_folder(config, name) as scratch:
 
         def make() -> tuple[Engine, Canary | None]:
@@ -42,7 +42,14 @@ def main(config: Config, index: int) -> int:
             return engine, make_canary(config, kind, inbox.put)
 
         try:
-            run(config, name, make, inbox, offers_evaluation=offers)
+            run(
+                config,
+                name,
+                make,
+                inbox,
+                offers_evaluation=evaluates(config, index),
+                offers_training=trains(config, index),
+            )
         except EngineUntrusted as error:
             print(f"r1async: {error}", file=sys.stderr, flush=True)
             return FENCED_EXIT_CODE
@@ -56,6 +63,7 @@ def run(
     inbox: Inbox,
     *,
     offers_evaluation: bool = True,
+    offers_training: bool = True,
 ) -> None:
     """Makes the engine, connects, and loops until the run ends or a signal comes.
 
@@ -117,6 +125,7 @@ def run(
                 canary,
                 stall_s=config.progress.limit_s,
                 offers_evaluation=offers_evaluation,
+                offers_training=offers_training,
             )
             loop.run(config.buffer.connect_deadline_s)
     finally:
@@ -127,61 +136,6 @@ def run(
 
 class Sampled:
     """The engine has something to collect."""
-
-
-class Figures:
-    """What the heartbeat says; written by the loop, read by the connection's thread."""
-
-    def __init__(self, timeline: Timeline, engine: str, record: MetricsWriter) -> None:
-        self._timeline, self._engine, self._record = timeline, engine, record
-        self._last = (time.monotonic(), 0)
-        self.receiver: Receiver | None = None
-        self.tokens = 0
-        """Sampled since the start."""
-        self.rollouts = 0
-        """Finished since the start."""
-        self.slots_used = 0
-        self.installs = 0
-        self.pause_s = 0.0
-        """Of the newest install: seconds without a token."""
-        self.canary: Mismatch | None = None
-        self.version = PolicyVersion(0, -1)
-
-    def installed(self, version: PolicyVersion, pause_s: float) -> None:
-        self.version, self.pause_s = version, pause_s
-        self.installs += 1
-        self._record.write("install", {"engine": self._engine, "version": version.number, "pause_s": pause_s})
-
-    def proven(self, verdict: Verdict) -> None:
-        """What a canary said, whichever way."""
-        if verdict.mismatch is not None:
-            self.canary = verdict.mismatch
-            figures = {"engine": self._engine, "version": verdict.version.number, "tokens": verdict.mismatch.tokens}
-            self._record.write("canary", {**figures, **canary_stats(verdict.mismatch)})
-
-    def stats(self) -> dict[str, float]:
-        now, tokens = time.monotonic(), self.tokens
-        (before, had), self._last = self._last, (now, tokens)
-        return {
-            **self._timeline.stats(),
-            **(self.receiver.stats() if self.receiver else {}),
-            "tokens": tokens,
-            "tokens_per_s": (tokens - had) / max(now - before, 1e-3),
-            "rollouts": self.rollouts,
-            "slots_used": self.slots_used,
-            "installs": self.installs,
-            "pause_s": self.pause_s,
-            **canary_stats(self.canary),
-            "epoch": self.version.epoch,
-            "version": self.version.number,
-        }
-
-
-def canary_stats(mismatch: Mismatch | None) -> dict[str, float]:
-    if mismatch is None:
-        return {}
-    figures = {"mismatch_mean": mismatch.mean, "mismatch_max": mismatch.maximum}
-    return figures if mismatch.separation is None else {**figures, "separation": mismatch.separation}
 
 
 class Generator:
@@ -196,7 +150,8 @@ class Generator:
         figures: kept up to date for the heartbeat.
         canary: proves the engine; None: it is trusted.
         stall_s: seconds of one wait after which the log says what is waited for.
-        offers_evaluation: whether an engine with one weight set may be claimed for evaluation.
+        offers_evaluation: whether it samples evaluations.
+        offers_training: whether it samples for training.
     """
 
     def __init__(
@@ -211,7 +166,9 @@ class Generator:
         *,
         stall_s: float,
         offers_evaluation: bool = True,
+        offers_training: bool = True,
     ) -> None:
+        self._offers_training = offers_training
         self._engine = engine
         self._buffer = buffer
         self._receiver = receiver
@@ -226,7 +183,7 @@ class Generator:
         """Of the installed weights."""
         self._pins: Pins
         if engine.pinned_capacity:
-            self._pins = SecondSet(engine, receiver, timeline)
+            self._pins = SecondSet(engine, receiver, timeline, offers=offers_evaluation)
         else:
             self._pins = Claim(engine, receiver, self._hand_back, self._install, offers=offers_evaluation)
         self._proving: PolicyVersion | None = None
@@ -473,7 +430,7 @@ class Generator:
         self._buffer.send(
             {
                 "t": "ready",
-                "free": 0 if self._pins.claimed else max(engine.free - kept, 0),
+                "free": 0 if self._pins.claimed or not self._offers_training else max(engine.free - kept, 0),
                 "eval_free": max(self._pins.room, 0),
                 "capacity": engine.capacity - canaries,
                 "leases_seen": self._leases_seen,

@@ -19,26 +19,25 @@ import contextlib
 import logging
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from typing import Any
 
-from packaging.version import Version
 from torch import Tensor
 
-from r1async.engines import check_version
 from r1async.generator.elsewhere import Elsewhere
 from r1async.generator.engine import EngineError, EngineSpec, KVPolicy, Request
 from r1async.generator.flights import Flight
 from r1async.generator.sglang_answers import Chunk, Labels, error_message, read_chunk
 from r1async.generator.sglang_client import SglangClient, UnreachableError
+from r1async.generator.sglang_facts import Facts, read_facts
+from r1async.generator.sglang_ride import Ride
 from r1async.generator.sglang_server import SglangServer
+from r1async.generator.sglang_weights import Load, from_directory, from_learner
 from r1async.generator.staging import Staging
 from r1async.models.loading import DTYPES
 from r1async.types import FinishReason, PolicyVersion, Sampling, VersionRun
 from r1async.weights.direct import Direct, DirectError, buckets
 from r1async.weights.direct_ways import GROUP
-from r1async.weights.manifest import TensorEntry
 
 log = logging.getLogger(__name__)
 
@@ -56,70 +55,8 @@ _BARREN = 20
 _DOUBT_TOKENS = 64
 _STREAM_TOKENS = 16
 """Tokens of a chunk at most: the last few are lost when a request is handed back unfinished."""
-_SESSIONS_FROM = Version("0.5.21")
-_LAST: Mapping[str, object] = {"abort_all_requests": False, "torch_empty_cache": False}
 _SPARE = 8
 """Tokens of context that SGLang keeps for itself."""
-_Load = Callable[[str, bool], Awaitable[None]]
-"""Has the paused server load weights, under a label, and drop its cache or not."""
-
-
-@dataclass(frozen=True, slots=True)
-class Facts:
-    """What a server says of itself."""
-
-    version: str
-    block_tokens: int
-    context: int
-    """Tokens of a request at most, SGLang's own few included."""
-    running: int
-    """Requests at a time."""
-    mask_tokens: int
-    """Candidates at most for which it reports logprobs after top-k and top-p."""
-    workers: int
-    """Processes that hold weights."""
-    device: str
-    """cpu or cuda."""
-    sessions: bool
-    """Whether an update by broadcast stands between a begin and an end: from 0.5.21 on."""
-    overlap: bool
-    """Whether a step is in flight while the scheduler does something else: a pause in place comes one token early."""
-
-
-@dataclass(slots=True, eq=False)
-class Ride:
-    """One request on the server."""
-
-    id: int
-    flight: Flight
-    task: asyncio.Task[None] | None = None
-    rid: str = ""
-    key: str = ""
-    """Of the prefixes that this part may share."""
-    posted: str = ""
-    """Label of what was served when it was posted."""
-    got: int = 0
-    """Tokens of this part."""
-    doubtful: int = 0
-    """Those of them that came under another label."""
-    runs: list[VersionRun] = field(default_factory=list)
-    """Of the parts before."""
-    barren: int = 0
-    """Parts in a row that ended before a token."""
-    gone: bool = False
-    """Nobody wants its tokens any more."""
-    void: bool = False
-    """Nobody wants those of this part."""
-    cut: bool = False
-    """This part is being ended for the sake of its versions."""
-    ended: asyncio.Event = field(default_factory=asyncio.Event)
-    """This part."""
-
-    def begin(self, key: str, label: str) -> None:
-        # Aborting ends every request whose rid begins with the given one: all are of one length.
-        self.rid, self.key, self.posted = uuid.uuid4().hex, key, label
-        self.got, self.doubtful, self.void, self.cut = 0, 0, False, False
-        self.ended.clear()
 
 
 class SglangEngine(Elsewhere):
@@ -197,7 +134,7 @@ class SglangEngine(Elsewhere):
         directory = self._staging.write(tensors)
         try:
             paused_s = self._http.call(
-                self._swap(version, self._read(str(directory))),
+                self._swap(version, from_directory(self._tell, str(directory))),
                 f"installing version {version}",
                 3 * self._spec.stall_deadline_s,
             )
@@ -221,7 +158,7 @@ class SglangEngine(Elsewhere):
         )  # fmt: skip
         if meeting.join is not None:
             self._http.call(self._join(meeting.join), "joining the learner's group", 2 * limit_s)
-        load = self._receive(list(buckets(direct.tensors)))
+        load = from_learner(self._tell, list(buckets(direct.tensors)), session=self._facts.sessions)
         try:
             paused_s = self._http.call(self._swap(direct.version, load), f"installing {direct.version}", 3 * limit_s)
         except EngineError as error:
@@ -281,7 +218,7 @@ class SglangEngine(Elsewhere):
         await self._wait_ready()
         self._facts = await self._ask_facts()
         self._check_facts()
-        self._flights.capacity = min(self._spec.slots, self._facts.running)
+        self._flights.capacity = min(self._spec.slots, self._facts.running or self._spec.slots)
         self._gate = asyncio.Event()
         self._gate.set()
         # A life of ours that was killed while it installed weights has left somebody else's server paused.
@@ -308,29 +245,7 @@ class SglangEngine(Elsewhere):
             status, info = await self._http.get("/get_server_info", _CALL_S)
         if status != 200 or not isinstance(info, Mapping) or "version" not in info:
             raise EngineError(f"{self._http.url} does not answer as an SGLang server: {status} {str(info)[:200]}")
-        check_version("sglang", info["version"])
-        if info.get("dp_size", 1) != 1:
-            raise EngineError(
-                f"SGLang at {self._http.url} runs with dp_size={info['dp_size']}: weights cannot be updated in that; "
-                "start one server for each replica"
-            )
-        if info.get("tokenizer_worker_num", 1) != 1:
-            raise EngineError(
-                f"SGLang at {self._http.url} runs with tokenizer_worker_num={info['tokenizer_worker_num']}: only one "
-                "of these learns of new weights; start it with 1"
-            )
-        tokens = min(info.get("context_length") or 1 << 30, info.get("max_total_num_tokens") or 1 << 30)
-        return Facts(
-            version=info["version"],
-            block_tokens=0 if info.get("disable_radix_cache") else int(info.get("page_size") or 1),
-            context=tokens,
-            running=int(info.get("max_running_requests") or self._spec.slots),
-            mask_tokens=int(info.get("sampling_mask_max_tokens") or 0),
-            workers=int(info.get("tp_size") or 1) * int(info.get("pp_size") or 1),
-            device=str(info.get("device") or "cuda"),
-            sessions=Version(info["version"]) >= _SESSIONS_FROM,
-            overlap=not info.get("disable_overlap_schedule", False),
-        )
+        return read_facts(self._http.url, info)
 
     def _check_facts(self) -> None:
         wanted = self._spec.max_len + _SPARE
@@ -524,7 +439,7 @@ class SglangEngine(Elsewhere):
         # Put out by somebody, or stopped by an end-of-sequence token of the server's that is none of ours.
         return None
 
-    async def _swap(self, version: PolicyVersion, load: _Load) -> float:
+    async def _swap(self, version: PolicyVersion, load: Load) -> float:
         """Pauses, has the weights loaded, goes on.
 
         Returns:
@@ -554,7 +469,7 @@ class SglangEngine(Elsewhere):
             raise EngineError(f"{self.describe()} took version {version} and says that it serves {served!r}")
         return paused_s
 
-    async def _change(self, label: str, load: _Load, policy: KVPolicy) -> None:
+    async def _change(self, label: str, load: Load, policy: KVPolicy) -> None:
         # In place with a flush changes the weights, fails to flush, and is called a failure as a whole.
         flush = policy != "keep"
         if not flush and self._label:
@@ -565,43 +480,6 @@ class SglangEngine(Elsewhere):
         self._installs += 1
         self._label, self._key = label, f"{self._life}-{self._installs}"
 
-    def _read(self, directory: str) -> _Load:
-        """The weights of a directory."""
-
-        async def load(label: str, flush: bool) -> None:
-            update = {"model_path": directory, "load_format": "auto", **_LAST, "weight_version": label}
-            await self._control("/update_weights_from_disk", {**update, "flush_cache": flush}, self._deadline_s)
-
-        return load
-
-    def _receive(self, pieces: Sequence[Sequence[TensorEntry]]) -> _Load:
-        """The weights that the learner broadcasts. Only the last piece has the label and the flush: before it the model
-        is of two versions."""
-
-        async def load(label: str, flush: bool) -> None:
-            session = self._facts.sessions
-            if session:
-                await self._control("/begin_weight_update", {}, self._deadline_s)
-            try:
-                for number, piece in enumerate(pieces, 1):
-                    update = {
-                        "names": [tensor.name for tensor in piece],
-                        "dtypes": [tensor.dtype for tensor in piece],
-                        "shapes": [list(tensor.shape) for tensor in piece],
-                        "group_name": GROUP,
-                        "load_format": "flattened_bucket",
-                        **_LAST,
-                        "flush_cache": False,
-                    }
-                    if number == len(pieces):
-                        update |= {"flush_cache": flush, "weight_version": label}
-                    await self._control("/update_weights_from_distributed", update, self._deadline_s)
-            finally:
-                if session:
-                    await self._control("/end_weight_update", {}, self._deadline_s)
-
-        return load
-
     async def _join(self, join: Mapping[str, object]) -> None:
         """
         Raises:
@@ -609,14 +487,13 @@ class SglangEngine(Elsewhere):
         """
         try:
             # Of a learner that is gone, or of a life of ours that is: SGLang refuses the same name twice.
-            await self._http.post("/destroy_weights_update_group", {"group_name": GROUP}, self._deadline_s)
-            await self._control("/init_weights_update_group", join, self._deadline_s)
+            await self._http.post("/destroy_weights_update_group", {"group_name": GROUP}, self._spec.stall_deadline_s)
+            await self._tell("/init_weights_update_group", join)
         except EngineError as error:
             raise DirectError(str(error)) from error
 
-    @property
-    def _deadline_s(self) -> float:
-        return self._spec.stall_deadline_s
+    async def _tell(self, path: str, body: Mapping[str, object]) -> None:
+        await self._control(path, body, self._spec.stall_deadline_s)
 
     async def _take_out(self) -> None:
         """Has the server end our requests. Its own way, in the pause, looks once a second whether all have ended."""

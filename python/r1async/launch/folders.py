@@ -17,7 +17,8 @@ from r1async.settings import to_yaml
 
 LIFE = (
     "config.yaml", "cold_start.yaml", "cold_start.json", "start_model", "started", "epoch", "logs", "metrics",
-    "tensorboard", "checkpoints", "journal", "model", "evaluation.jsonl", "audit.json", "summary.json", "report.html",
+    "tensorboard", "checkpoints", "journal", "model", "evaluation.jsonl", "evaluations", "audit.json", "summary.json",
+    "report.html",
 )  # fmt: skip
 """What one life of a run leaves in its folder. A sweep's points may lie in there too, and stay."""
 

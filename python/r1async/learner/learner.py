@@ -273,6 +273,8 @@ class Learner:
             return
         with self.timeline.busy("metrics"):
             self.writer.write("step", {**metrics, "staleness/histogram": self.core.staleness})
+            if self.publisher is not None and self._published == self.core.version:
+                self.writer.write("push", self.publisher.report())
             if self.board is not None:
                 self.board.scalars(step, metrics)
 

@@ -24,6 +24,7 @@ from r1async.answers import extract_answer, last_boxed
 from r1async.config import CodeConfig, ConfigError, RewardConfig
 from r1async.config_rewards import REWARD_PARTS
 from r1async.reward_pools import OTHERS, weights_of
+from r1async.rewards.benchmarks import benchmark_judge
 from r1async.rewards.code import CodeGrader
 from r1async.rewards.format import in_format, thought_of
 from r1async.rewards.math import Equivalence, grade
@@ -259,6 +260,9 @@ JUDGES: Mapping[str, Callable[[RewardConfig, Callable[[], None]], Judge]] = {
     "language": _language,
     "overlong": lambda settings, before_slow: _overlong(settings),
     "repetition": lambda settings, before_slow: _repetition(settings),
+    "math": lambda settings, before_slow: benchmark_judge("math", before_slow),
+    "choice": lambda settings, before_slow: benchmark_judge("choice", before_slow),
+    "ifeval": lambda settings, before_slow: benchmark_judge("ifeval", before_slow),
 }
 """Parts that one worker grades by itself, one rollout at a time. A new one is one entry here, and its pool in
 `config_rewards.POOL_OF`."""

@@ -12,6 +12,7 @@ from r1async.tasks.file import FileSource, Rows, digest_of, read_rows
 from r1async.tasks.swe import SweRows
 from r1async.tasks.templates import Question, render
 from r1async.tasks.tokenizer import PromptTokenizer, TokenizerError, load_tokenizer
+from r1async.types import Prompt
 
 
 def open_source(config: Config, model_dir: Path) -> PromptSource:
@@ -22,10 +23,31 @@ def open_source(config: Config, model_dir: Path) -> PromptSource:
     """
     try:
         tokenizer = load_tokenizer(model_dir)
-        source = _chain_mod(config, tokenizer) if config.data.task == "chain-mod" else _rows(config, tokenizer)
+        match config.data.task:
+            case "chain-mod":
+                source: PromptSource = _chain_mod(config, tokenizer)
+            case "file" | "swe":
+                source = _rows(config, tokenizer)
+            case "none":
+                source = NoPrompts()
     except TokenizerError as error:
         raise ConfigError(f"model: {error}") from error
     return source
+
+
+class NoPrompts:
+    """Nothing to train on: an evaluation on benchmarks alone."""
+
+    total: int | None = 0
+    fingerprint = "none"
+
+    def prompt(self, ordinal: int) -> Prompt:
+        raise IndexError(f"data.task=none has no prompts, asked for {ordinal}")
+
+    def held_out(self, count: int) -> Sequence[Prompt]:
+        if count:
+            raise PromptError(f"eval.prompts={count}, but data.task=none has none; set eval.prompts=0")
+        return []
 
 
 def _chain_mod(config: Config, tokenizer: PromptTokenizer) -> PromptSource:

@@ -72,9 +72,9 @@ def make_sender(way: Way, *, address: str, workers: int, device: str, timeout_s:
         case "sglang-nccl":
             return Collective(address, workers, device, timeout_s)
         case "vllm-nccl":
-            return VllmNccl(address, workers)
+            return VllmNccl(address, workers, device)
         case "vllm-sparse_nccl":
-            return VllmSparse(address, workers)
+            return VllmSparse(address, workers, device)
         case "vllm-ipc":
             return VllmIpc()
 
@@ -151,8 +151,8 @@ class TorchGroup(Protocol):
 class VllmNccl:
     """vLLM's `nccl`: whole tensors in packed buffers, by its own producer."""
 
-    def __init__(self, address: str, workers: int) -> None:
-        self._link = VllmLink(address, workers)
+    def __init__(self, address: str, workers: int, device: str) -> None:
+        self._link, self._device = VllmLink(address, workers), device
         self._snapshot: Snapshot | None = None
 
     def prepare(self, snapshot: Snapshot, base: Snapshot | None) -> Meeting:
@@ -166,7 +166,7 @@ class VllmNccl:
         assert snapshot is not None
         group = self._link.group()
         packed_nccl_broadcast_producer(
-            iterator=on_device(snapshot, "cuda"), group=group, src=0, post_iter_func=lambda named: named[1]
+            iterator=on_device(snapshot, self._device), group=group, src=0, post_iter_func=lambda named: named[1]
         )
 
     def close(self) -> None:
@@ -176,15 +176,13 @@ class VllmNccl:
 class VllmSparse:
     """vLLM's `sparse_nccl`: for each tensor that changed, the indices of changed values and the values."""
 
-    def __init__(self, address: str, workers: int) -> None:
-        self._link = VllmLink(address, workers)
+    def __init__(self, address: str, workers: int, device: str) -> None:
+        self._link, self._device = VllmLink(address, workers), device
         self._patches: list[tuple[Tensor, Tensor]] = []
 
     def prepare(self, snapshot: Snapshot, base: Snapshot | None) -> Meeting:
         if base is None:
-            raise DirectError(
-                f"version {snapshot.version}: nobody knows what the engine has, so not what changed either"
-            )
+            raise DirectError(f"version {snapshot.version}: what the engine has is not here to compare with")
         patches = changed_values(snapshot, base)
         self._patches = [(indices, values) for _, indices, values in patches]
         update = {
@@ -197,11 +195,13 @@ class VllmSparse:
 
     def send(self) -> None:
         patches, self._patches = self._patches, []
-        group, stream = self._link.group(), torch.cuda.current_stream()
-        for indices, values in patches:
-            for part in (indices.to("cuda"), values.to("cuda")):
-                group.broadcast(part, src=0, stream=stream)
-                stream.synchronize()  # the memory of `part` is given back after it
+        group = self._link.group()
+        for patch in patches:
+            for part in patch:
+                sent = part.to(self._device)
+                group.broadcast(sent, src=0)  # on the current stream
+                if sent.is_cuda:
+                    torch.cuda.current_stream().synchronize()  # its memory is given back after it
 
     def close(self) -> None:
         self._link.close()

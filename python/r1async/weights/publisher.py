@@ -157,6 +157,25 @@ class Publisher:
         """Of the newest push, and of what receivers said since this was last asked; docs/metrics-learner.md."""
         return self._push.figures(self._acks())
 
+    def report(self) -> dict[str, object]:
+        """Of the newest push, and by receiver what it said of the version that it serves: name, hash, what it cost."""
+        newest = self._store.newest()
+        return {
+            "version": None if newest is None else list(newest.version),
+            "hash": None if newest is None else newest.hash,
+            **self._push.newest(),
+            "receivers": {
+                name: {
+                    "version": list(ack.version),
+                    "hash": ack.hash,
+                    "bytes": ack.bytes,
+                    "sync_s": ack.sync_s,
+                    "pause_s": ack.pause_s,
+                }
+                for name, ack in self._acks().items()
+            },
+        }
+
     def _acks(self) -> dict[str, Ack]:
         by_files = {} if self._directory is None else self._directory.acknowledged()
         return {**by_files, **self._medium.acknowledged()}
