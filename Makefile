@@ -50,11 +50,14 @@ install-sglang-cpu: .venv-sglang/installed.stamp
 test-sglang: env
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/engines --engine sglang $(ARGS)
 
-# On a machine with a GPU: the learner's side, then each engine that is installed there.
+# On a machine with a GPU: the learner's side, then each engine that is installed there, and the transfers of its own
+# (NCCL between two GPUs; on a machine with one, those tests are skipped by name).
 test-gpu: env
 	$(BIN)/python -m pytest tests/gpu $(ARGS)
 	for engine in vllm sglang; do \
 	  if $(BIN)/python -c "import $$engine" 2>/dev/null; then $(BIN)/python -m pytest tests/engines --engine $$engine $(ARGS); \
+	    if [ $$engine = vllm ]; then for medium in nccl ipc sparse_nccl; do \
+	      $(BIN)/python -m pytest tests/engines/test_direct.py --engine vllm --medium $$medium $(ARGS); done; fi; \
 	  else echo "$$engine is not installed: pip install 'r1async[$$engine]'"; fi; done
 
 check: env

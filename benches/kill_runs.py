@@ -6,6 +6,10 @@ Each run kills one role (buffer, generator, scorer, learner), two of them at onc
 random moment of a random step; a tree is started again by the same command. A run is good if it ends with exit code 0,
 its journal balances, every prompt is trained or dropped for a reason and none twice, and no process is left. Some
 undisturbed runs give the mean trained length to compare with. Exits 1 if any run was not good.
+
+`resumes` has, of every life of the buffer but a run's first, the seconds from the opening of its journal to the first
+lease and to the first optimizer step; of a tree also those from the command to that step. Lives that had nothing left
+to lease or train have no such figure.
 """
 
 from __future__ import annotations
@@ -58,10 +62,12 @@ class Result:
     """Why it is not good; empty if it is."""
     mean_trained: float = 0.0
     """Tokens of a trained completion."""
-    first_lease_s: float | None = None
-    """From the opening of the journal in its last life to the first lease; None: the buffer had one life."""
-    first_step_s: float | None = None
+    first_lease_s: list[float] = field(default_factory=list)
+    """From the opening of the journal to the first lease, in each life of the buffer but the first."""
+    first_step_s: list[float] = field(default_factory=list)
     """The same, to the first optimizer step."""
+    command_to_step_s: list[float] = field(default_factory=list)
+    """From the command that starts a killed tree again to its first optimizer step."""
 
 
 class Run:
@@ -161,6 +167,9 @@ def kill_run(root: Path, model: Path, seed: int, *, disturbed: bool) -> Result:
             run.process.wait()
             psutil.wait_procs(seen, timeout=10.0)
             run.again()
+            commanded = time.monotonic()
+            if run.await_step(0, deadline):
+                result.command_to_step_s.append(time.monotonic() - commanded)
     while time.monotonic() < deadline:
         seen = list({process.pid: process for process in [*seen, *run.tree()]}.values())
         with suppress(subprocess.TimeoutExpired):
@@ -193,22 +202,21 @@ def _judge(run: Run, result: Result) -> None:
     if audit["trained_twice"]:
         result.faults.append(f"{audit['trained_twice']} groups trained twice")
     result.mean_trained = audit["mean_length"]["trained"] or 0.0
-    if audit["lives"] > 1:
-        result.first_lease_s, result.first_step_s = _after_opening(folder)
+    _time_lives(folder, result)
 
 
-def _after_opening(folder: Path) -> tuple[float | None, float | None]:
-    """Seconds from the last opening of the journal to the first lease and to the first optimizer step."""
-    opened, lease, step = 0.0, None, None
+def _time_lives(folder: Path, result: Result) -> None:
+    """Seconds from each opening of the journal but the first to the first lease and to the first optimizer step."""
+    firsts = {"leased": result.first_lease_s, "stepped": result.first_step_s}
+    lives, opened, missing = 0, 0.0, set[str]()
     for at, event in _events(folder):
-        match event["what"]:
-            case "opened":
-                opened, lease, step = at, None, None
-            case "leased" if lease is None:
-                lease = at - opened
-            case "stepped" if step is None:
-                step = at - opened
-    return lease, step
+        what = event["what"]
+        if what == "opened":
+            lives, opened, missing = lives + 1, at, set(firsts)
+        elif what in missing:
+            missing.remove(what)
+            if lives > 1:
+                firsts[what].append(at - opened)
 
 
 def _events(folder: Path) -> Iterator[tuple[float, Mapping]]:
@@ -219,8 +227,6 @@ def _events(folder: Path) -> Iterator[tuple[float, Mapping]]:
 def report(disturbed: Sequence[Result], undisturbed: Sequence[Result]) -> dict:
     """Figures over all runs."""
     good = [result for result in disturbed if not result.faults]
-    leases = [result.first_lease_s for result in disturbed if result.first_lease_s is not None]
-    steps = [result.first_step_s for result in disturbed if result.first_step_s is not None]
     calm = statistics.fmean(result.mean_trained for result in undisturbed) if undisturbed else None
     mean = statistics.fmean(result.mean_trained for result in disturbed)
     return {
@@ -228,12 +234,27 @@ def report(disturbed: Sequence[Result], undisturbed: Sequence[Result]) -> dict:
         "good": len(good),
         "faults": {result.seed: result.faults for result in [*disturbed, *undisturbed] if result.faults},
         "killed": {kind: sum(kind in result.killed for result in disturbed) for kind in [*ROLES, "tree"]},
-        "first_lease_s_max": max(leases, default=None),
-        "first_step_s_max": max(steps, default=None),
+        "resumes": {kind: _resumes([each for each in disturbed if kind in each.killed]) for kind in ("tree", "buffer")},
         "mean_trained": mean,
         "mean_trained_undisturbed": calm,
         "mean_trained_ratio": None if calm is None else mean / calm,
     }
+
+
+def _resumes(results: Sequence[Result]) -> dict[str, dict[str, float]]:
+    """How fast runs were at work again."""
+    return {
+        "first_lease_s": _spread([second for each in results for second in each.first_lease_s]),
+        "first_step_s": _spread([second for each in results for second in each.first_step_s]),
+        "command_to_step_s": _spread([second for each in results for second in each.command_to_step_s]),
+    }
+
+
+def _spread(seconds: Sequence[float]) -> dict[str, float]:
+    """How many, their median and their maximum."""
+    if not seconds:
+        return {"count": 0}
+    return {"count": len(seconds), "p50": round(statistics.median(seconds), 2), "max": round(max(seconds), 2)}
 
 
 def main() -> int:

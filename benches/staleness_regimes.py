@@ -44,6 +44,9 @@ RULES: Mapping[str, Mapping[str, object]] = {
 
 GROUPS, GROUP_SIZE = 32, 8
 MEDIAN_TOKENS = 1000.0
+PASS_RATES = (1000.0, 1000.0)
+"""Every prompt passes half of the time. Where many prompts always pass or always fail, as with 1 and 1, the scored
+members of many groups agree, and such a group does not close early."""
 TOKENS_PER_S = 100.0
 """A median rollout takes 10 s; no unit matters but this one."""
 
@@ -73,7 +76,7 @@ def mean_tokens(regime: Regime) -> float:
     return float(np.minimum(MEDIAN_TOKENS * np.exp(regime.sigma * z), regime.cap * MEDIAN_TOKENS).mean())
 
 
-def config_of(regime: Regime, rule: Mapping[str, object], steps: int) -> Config:
+def config_of(regime: Regime, rule: Mapping[str, object], steps: int, pass_rates: tuple[float, float]) -> Config:
     """A run of the regime under the rule; deadlines never strike."""
     long_s, rollouts = 1e6, GROUPS * GROUP_SIZE
     slots_need_s = rollouts * mean_tokens(regime) / TOKENS_PER_S / (regime.slots * rollouts)
@@ -86,11 +89,11 @@ def config_of(regime: Regime, rule: Mapping[str, object], steps: int) -> Config:
         group=GroupConfig(group_size=GROUP_SIZE, rollout_deadline_s=long_s, group_deadline_s=10 * long_s),
         staleness=replace(staleness, **rule),
         learner=LearnerConfig(groups_per_step=GROUPS, part_groups=part_groups, checkpoint_every=1),
-        generator=GeneratorConfig(slots=regime.slots * rollouts),
+        generator=GeneratorConfig(slots=regime.slots * rollouts, chunk_tokens=1),
         scorer=ScorerConfig(workers=rollouts, queue=100_000),
         simulate=SimulateConfig(
             tokens_per_s=TOKENS_PER_S, length_median=MEDIAN_TOKENS, length_sigma=regime.sigma, length_shared=0.0,
-            verdict_s=0.0, transfer_s=0.0, install_s=0.0,
+            verdict_s=0.0, transfer_s=0.0, install_s=0.0, pass_a=pass_rates[0], pass_b=pass_rates[1],
             step_base_s=0.0, step_group_s=regime.step * slots_need_s / GROUPS, step_token_s=0.0,
         ),
     )  # fmt: skip
@@ -115,15 +118,17 @@ class Result:
 
     @property
     def met(self) -> tuple[bool, bool, bool, bool]:
-        """No token over the bound; waste of 5 % at most; no length bias; 0.95 of the speed."""
-        return self.over == 0, self.waste <= 0.0505, 0.97 <= self.length_ratio <= 1.03, self.speed >= 0.95
+        """No token over the bound; waste of 5.3 % at most; no length bias; 0.95 of the speed."""
+        return self.over == 0, self.waste <= 0.053, 0.97 <= self.length_ratio <= 1.03, self.speed >= 0.95
 
 
-def results_of(regime: Regime, rules: Sequence[str], steps: int, seeds: int) -> list[Result]:
+def results_of(
+    regime: Regime, rules: Sequence[str], steps: int, seeds: int, pass_rates: tuple[float, float]
+) -> list[Result]:
     """Every rule on the same rollouts."""
     by_rule: dict[str, list[Outcome]] = {}
     for name in dict.fromkeys([next(iter(RULES)), *rules]):
-        config = config_of(regime, RULES[name], steps)
+        config = config_of(regime, RULES[name], steps, pass_rates)
         by_rule[name] = [simulated(config, seed) for seed in range(seeds)]
     plain = by_rule[next(iter(RULES))]
     return [_result(regime, name, by_rule[name], plain) for name in rules]
@@ -189,13 +194,17 @@ def main() -> None:
     parser.add_argument("--rules", nargs="*", default=list(RULES), choices=list(RULES), metavar="RULE")
     parser.add_argument("--steps", type=int, default=240)
     parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument(
+        "--pass-rates", nargs=2, type=float, default=PASS_RATES, metavar=("A", "B"), help="Beta(A, B) over prompts"
+    )
     parser.add_argument("--every", type=int, default=1, help="take each n-th regime only")
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--out", type=Path, help="JSON file of every regime's figures")
     options = parser.parse_args()
     chosen, results, began = regimes()[:: options.every], [], time.monotonic()
+    what = options.rules, options.steps, options.seeds, tuple(options.pass_rates)
     with ProcessPoolExecutor(options.jobs) as pool:
-        work = [pool.submit(results_of, each, options.rules, options.steps, options.seeds) for each in chosen]
+        work = [pool.submit(results_of, each, *what) for each in chosen]
         for number, each in enumerate(work, 1):
             results += each.result()
             print(f"\r{number} of {len(chosen)} regimes, {time.monotonic() - began:.0f} s", end="", file=sys.stderr)

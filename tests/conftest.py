@@ -22,6 +22,7 @@ END_S = 3.0
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--engine", default="torch", help="the engine that tests/engines examines: torch, vllm, sglang")
+    parser.addoption("--medium", default="zmq", help="weights.medium of that engine; of vLLM nccl, ipc, sparse_nccl")
     parser.addoption("--engine-set", action="append", default=[], help="settings under generator., as vllm.url=...")
 
 

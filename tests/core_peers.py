@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict, deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -81,6 +81,8 @@ class Run:
         self.prompts = prompts
         self.feeds = True
         """Prompts are brought as soon as they are wanted."""
+        self.place_of: Callable[[int], tuple[int, int]] = lambda ordinal: (0, 0)
+        """Source and scoring pool of each prompt."""
         self.now = self.buffer.now()
         self.inboxes: dict[str, deque[Message]] = defaultdict(deque)
         self.events: list[Message] = []
@@ -117,7 +119,8 @@ class Run:
                 if self.prompts is not None and ordinal >= self.prompts:
                     self.buffer.end_of_prompts(self.prompts)
                     break
-                self.buffer.admit(ordinal, prompt_of(ordinal), b'{"answer": "%d"}' % ordinal, self.now)
+                meta, place = b'{"answer": "%d"}' % ordinal, self.place_of(ordinal)
+                self.buffer.admit(ordinal, prompt_of(ordinal), meta, self.now, *place)
 
     def take(self, peer: str, kind: str) -> Message:
         """The first message of this type; others stay."""

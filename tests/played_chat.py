@@ -1,4 +1,4 @@
-"""A server with an OpenAI-compatible /v1/chat/completions that answers as a test wants it."""
+"""A server that answers POST requests as a test wants it: a text as an OpenAI-compatible chat completion."""
 
 from __future__ import annotations
 
@@ -51,11 +51,12 @@ class PlayedChat:
     async def _serve(self) -> None:
         self._loop, self._over = asyncio.get_running_loop(), asyncio.Event()
         app = web.Application(client_max_size=2**26)
-        app.router.add_post("/v1/chat/completions", self._complete)
+        app.router.add_post("/{path:.*}", self._complete)
         runner = web.AppRunner(app, shutdown_timeout=0.1)
         await runner.setup()
         await web.TCPSite(runner, "127.0.0.1", 0).start()
-        self.url = f"http://127.0.0.1:{runner.addresses[0][1]}/v1"
+        self.root = f"http://127.0.0.1:{runner.addresses[0][1]}"
+        self.url = f"{self.root}/v1"
         self._ready.set()
         await self._over.wait()
         await runner.cleanup()

@@ -13,10 +13,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
+from r1async.config_eval import EvalConfig as EvalConfig
 from r1async.config_rewards import DomainConfig, JudgeConfig, PoolConfig, RewardModelConfig
+from r1async.config_rollout import RolloutConfig
 from r1async.config_sample import SampleConfig
 from r1async.config_swe import SweConfig
 from r1async.reward_pools import lines_of, pools_of
+
+DirectMedium = Literal["nccl", "ipc", "sparse_nccl"]
 
 
 class ConfigError(ValueError):
@@ -35,9 +39,10 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DataConfig:
-    task: Literal["chain-mod", "file", "swe"] = "file"
+    task: Literal["chain-mod", "file", "swe", "none"] = "file"
     """chain-mod: the embedded arithmetic task. file: prompts and answers from `data.path`. swe: `data.path` has
-    software-engineering instances, each asked in one shot with the files that matter; their source is `swe`."""
+    software-engineering instances, each asked in one shot with the files that matter; their source is `swe`.
+    none: nothing to train on, for evaluations on benchmarks alone."""
     path: str = ""
     """JSONL or parquet file, or a directory saved by `datasets`, for task=file."""
     eval_path: str = ""
@@ -428,8 +433,11 @@ class WeightsConfig:
     32 MiB for 100 Gbit/s."""
     window: int = 16
     """Versions back from the newest from which a receiver gets a delta; 0: every version travels whole."""
-    medium: Literal["zmq", "directory"] = "zmq"
-    """What generators take versions through: zmq (the learner's socket, or a relay's) or directory."""
+    medium: Literal["zmq", "directory", "nccl", "ipc", "sparse_nccl"] = "zmq"
+    """What generators take versions through: zmq (the learner's socket, or a relay's) or directory; or, between GPUs,
+    the engine's own transfer, straight from the learner: nccl (vLLM, SGLang), ipc and sparse_nccl (vLLM)."""
+    direct_address: str = "127.0.0.1"
+    """Of the machine of the learner's rank 0, as the engines reach it, for nccl and sparse_nccl."""
     directory: str = ""
     """Folder of weights.medium=directory: seen by learner and generators (an object store's mount, a network file
     system, /dev/shm on one machine). The learner keeps RUN/ in it with the versions of its window."""
@@ -437,24 +445,6 @@ class WeightsConfig:
     """Threads that encode a version in the learner, or decode it in a generator, at most."""
     deadline_s: float = 120.0
     """Seconds a receiver waits for the next chunk before it asks again from the manifest."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class EvalConfig:
-    every: int = 0
-    """Optimizer steps between two evaluations while training goes on; 0: only before and after."""
-    prompts: int = 400
-    """Held-out prompts of one evaluation."""
-    samples: int = 1
-    """k completions per prompt for pass@1, pass@k and cons@k."""
-    temperature: float = 0.6
-    """Of the sampled evaluation (DeepSeek-R1, section 3)."""
-    top_p: float = 0.95
-    """Of the sampled evaluation (DeepSeek-R1, section 3)."""
-    greedy: bool = True
-    """Also decode each prompt once greedily."""
-    deadline_s: float = 1800.0
-    """Seconds one evaluation may take before it is given up, by name."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -588,6 +578,7 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
     cold_start: ColdStartConfig = field(default_factory=ColdStartConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
     generator: GeneratorConfig = field(default_factory=GeneratorConfig)
     reward: RewardConfig = field(default_factory=RewardConfig)
     scorer: ScorerConfig = field(default_factory=ScorerConfig)
@@ -616,6 +607,11 @@ class Config:
         return self.staleness.max_staleness if self.staleness.pacing < 0 else self.staleness.pacing
 
     @property
+    def training_generators(self) -> int:
+        """Generators that sample for training."""
+        return self.generator.count - (self.eval.generator == "dedicated")
+
+    @property
     def min_group_size(self) -> int:
         return self.group.min_group_size or max(1, self.group.group_size // 2)
 
@@ -626,16 +622,19 @@ class Config:
     @property
     def scoring_deadline_s(self) -> float:
         """The longest a verdict can take: every try runs into its deadline, in the slowest pool."""
-        return max(line.deadline_s for line in lines_of(pools_of(self.reward, self.scorer)).values())
+        return max(line.deadline_s for line in lines_of(pools_of(self.resolved_reward, self.scorer)).values())
 
     @property
     def resolved_reward(self) -> RewardConfig:
-        """reward, with what it takes from other tables."""
+        """reward, with what it takes from other tables. Each grader of a benchmark is a domain of its own."""
+        from r1async.benchmarks import domains_of, instances_of  # which needs the classes above
+
         instances = self.reward.swe.instances or (self.data.path if self.data.task == "swe" else "")
         return replace(
             self.reward,
+            domains={**self.reward.domains, **domains_of(self.eval.benchmarks)},
             overlong_max=self.reward.overlong_max or self.sampling.max_tokens,
-            swe=replace(self.reward.swe, instances=instances),
+            swe=replace(self.reward.swe, instances=instances or instances_of(self)),
         )
 
     @property
@@ -649,6 +648,12 @@ class Config:
     def weights_directory(self) -> Path | None:
         """Where versions lie as files; None: they travel through sockets."""
         return Path(self.weights.directory) if self.weights.medium == "directory" else None
+
+    @property
+    def direct_medium(self) -> DirectMedium | None:
+        """The engine's own transfer that versions travel by; None: they do not."""
+        medium = self.weights.medium
+        return None if medium in ("zmq", "directory") else medium
 
     @property
     def weights_socket(self) -> Literal["weights", "relay"]:
@@ -684,8 +689,9 @@ def journal_dir(run_dir: Path) -> Path:
 
 
 def has_journal(run_dir: Path) -> bool:
-    """Whether a life of the run has begun a journal in its folder."""
-    return (journal_dir(run_dir) / "events").is_file()
+    """Whether a life of the run has begun a journal in its folder; if parts of it are gone, opening it says which."""
+    folder = journal_dir(run_dir)
+    return any(any(folder.glob(name)) for name in ("events", "payload-*", "snapshot-*"))
 
 
 def ipc_dir(run_dir: Path) -> Path:

@@ -112,6 +112,7 @@ def session_engine(
         "generator.slots=16",
         "generator.chunk_tokens=1",
         f"generator.engine={kind}",
+        f"weights.medium={request.config.getoption('--medium')}",
         *(f"generator.{item}" for item in settings),
     ]
     config = load_config(None, overrides)

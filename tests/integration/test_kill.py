@@ -154,6 +154,18 @@ def test_killed_generator_scorer_and_learner_cost_nothing_but_time(started):
     run.assert_complete()
 
 
+def test_run_that_is_interrupted_while_it_still_imports_ends_at_once(started):
+    run, deadline = started(), time.monotonic() + WAIT_S
+    while not (run.run_dir / "logs" / "warm.log").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    run.process.send_signal(signal.SIGINT)
+    code, printed = run.end()
+    assert code == 130, printed
+    assert "ended before anything was started" in printed
+    assert not (run.run_dir / "journal").exists()
+
+
 def test_interrupted_run_goes_on_where_it_was_saved(started):
     run = started()
     run.await_step(5)

@@ -21,4 +21,5 @@ def test_whatever_is_killed_every_run_ends_with_a_balanced_account(tmp_path: Pat
     assert ended.returncode == 0, ended.stdout + ended.stderr
     figures = json.loads(result.read_text())
     assert (figures["good"], figures["faults"]) == (RUNS, {})
+    assert figures["resumes"]["tree"]["first_step_s"]["count"] > 0
     assert len([kind for kind, count in figures["killed"].items() if count]) >= 3  # not ten times the same

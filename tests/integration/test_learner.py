@@ -109,6 +109,9 @@ def test_it_trains_publishes_commits_and_exports(run_root: Path):
     assert [header["t"] for header in heard if header["t"] in ("committed", "finish", "bye")][-2:] == ["finish", "bye"]
     kinds = [(header["t"], header.get("version", header.get("step"))) for header in heard]
     assert all(kinds.index(("stepped", v - 1)) < kinds.index(("published", v)) for v in range(1, STEPS + 1))
+    pushes = list(read_metrics(config.run_dir / "metrics" / "learner.jsonl", "push"))
+    assert len(pushes) == STEPS
+    assert all(push["receivers"] == {} and len(push["hash"]) == 32 for push in pushes)
     metrics = next(header for header in heard if header["t"] == "stepped")["metrics"]
     assert metrics["reward/mean"] == pytest.approx(float(batch_of(0).rewards.mean()))
     assert all(isinstance(value, int | float) for value in metrics.values())

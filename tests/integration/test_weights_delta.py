@@ -196,6 +196,13 @@ def test_the_learner_is_told_what_each_push_cost(endpoint: str) -> None:
         assert 0 <= figures["push/sync_s"] < WAIT_S
         assert figures["push/bytes"] < 100
         assert "push/acks" not in learner.figures()
+        report = learner.report()
+    assert report["version"] == [1, 2]
+    assert isinstance(report["receivers"], dict)
+    (told,) = report["receivers"].values()
+    assert (told["version"], told["pause_s"]) == ([1, 1], 0.5)
+    assert 0 < told["bytes"] < 100
+    assert told["hash"] != report["hash"]
 
 
 def damaged(number: int) -> Package:

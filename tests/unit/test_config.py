@@ -166,7 +166,7 @@ def test_all_problems_are_reported_at_once():
         (("reward.weights={}",), "reward.weights: must name at least one part"),
         (
             ("reward.weights={accurcy: 1}",),
-            "reward.weights.accurcy: must be accuracy, format, code, language, overlong",
+            "reward.weights.accurcy: must be accuracy, format, code, swe, language, overlong",
         ),
         (("data.task=file",), "data.path: data.task=file needs"),
         (("cold_start.enabled=false",), "model.path: must be the folder of a Hugging Face causal LM"),

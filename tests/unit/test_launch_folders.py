@@ -12,6 +12,7 @@ from r1async.config import Config, ConfigError, ipc_dir, load_config
 from r1async.launch.folders import (
     FolderLock,
     Outcome,
+    config_path,
     is_done,
     make_ipc_dir,
     newest_step,
@@ -78,7 +79,8 @@ def test_resume_false_refuses_a_used_folder(tmp_path):
 def test_roles_go_on_from_their_own_run_whatever_the_folder_was_to_be(resume, tmp_path):
     config = load(tmp_path, f"resume={resume}")
     config.run_dir.mkdir(parents=True)
-    assert load_config(write_config(config)) == load(tmp_path, "resume=auto")
+    write_config(config)
+    assert load_config(config_path(config.run_dir)) == load(tmp_path, "resume=auto")
 
 
 def test_resume_refuses_another_seed_and_names_other_changes(tmp_path):
@@ -87,6 +89,24 @@ def test_resume_refuses_another_seed_and_names_other_changes(tmp_path):
     with pytest.raises(ConfigError, match="seed: a resumed run keeps 0, got 1"):
         prepare(load(tmp_path, "seed=1"))
     assert prepare(load(tmp_path, "steps=300")).changed == ("steps was 100, is now 300",)
+
+
+@pytest.mark.parametrize(
+    ("change", "was"),
+    [
+        ("data.prompt_key=answer", "'prompt'"),
+        ("data.answer_key=prompt", "'answer'"),
+        ("data.template=none", "'chat'"),
+        ("data.shuffle=false", "True"),
+        ("reward.think_prefilled=true", "False"),
+    ],
+)
+def test_resume_refuses_what_would_make_other_prompts(change, was, tmp_path):
+    file = ("data.task=file", "data.path=rows.jsonl", "data.template=chat", "cold_start.enabled=false", "model.path=m")
+    used(load(tmp_path, *file))
+    save(load(tmp_path, *file), checkpoint=20)
+    with pytest.raises(ConfigError, match=f"{change.partition('=')[0]}: a resumed run keeps {was}, got"):
+        prepare(load(tmp_path, *file, change))
 
 
 def test_a_former_life_without_journal_is_moved_aside_and_a_sweeps_points_stay(config):

@@ -22,7 +22,7 @@ from rich.console import Console
 FIELDS = {
     "name", "seed", "wall_s", "cold_start", "before", "after", "steps", "completions_trained", "policy_version",
     "staleness", "waste", "tokens", "role_busy_fraction", "audit", "engines",
-    "incidents", "quarantined", "stall",
+    "incidents", "quarantined", "stall", "pools", "rewards",
 }  # fmt: skip
 
 

@@ -158,7 +158,7 @@ def test_function_of_ones_own_is_announced_as_slow():
     [
         (
             "acuracy",
-            r"reward\.weights\.acuracy: must be accuracy, format, code, language, overlong",
+            r"reward\.weights\.acuracy: must be accuracy, format, code, swe, language, overlong",
         ),
         ("no_such_module:f", r"cannot import no_such_module: ModuleNotFoundError"),
         ("broken_rewards:f", r"cannot import broken_rewards: ModuleNotFoundError: No module named 'no_such_library'"),

@@ -6,7 +6,7 @@ import asyncio
 import math
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -17,11 +17,14 @@ from r1async.engines import EngineVersionError
 from r1async.generator import vllm_engine
 from r1async.generator.engine import EngineError, EngineSpec, Request, WeightsError
 from r1async.generator.staged_weights import Staged
-from r1async.generator.vllm_adapter import VllmAdapter, seed_of
+from r1async.generator.vllm_adapter import VllmAdapter
 from r1async.generator.vllm_calls import Delta, SamplingSettings, Span
 from r1async.generator.vllm_engine import VllmEngine, parse_args
+from r1async.generator.vllm_legs import seed_of
 from r1async.models.loading import state_tensors
 from r1async.types import PolicyVersion
+from r1async.weights.direct import Direct, DirectError
+from r1async.weights.manifest import TensorEntry
 
 from tests.engine_runs import PLAIN, Outcome, engine_spec
 from tests.tiny_models import save_tiny, tiny_model
@@ -47,11 +50,14 @@ class FakeVllm:
             "max_num_seqs": 4,
             "enable_prefix_caching": True,
             "block_size": 16,
+            "backend": "r1async",
+            "device": "cpu",
         }
     )
     state: dict[str, object] = field(
         default_factory=lambda: {"pid": 1, "intact": True, "loaded": None, "staged": True, "refusal": None}
     )
+    updates: list[Mapping[str, object] | None] = field(default_factory=list)
     salts: list[str] = field(default_factory=list)
     sampled: list[SamplingSettings] = field(default_factory=list)
     prompts: list[list[int]] = field(default_factory=list)
@@ -107,6 +113,16 @@ class FakeVllm:
         assert self.paused
         self.calls.append("update")
         self.label, self.state["loaded"] = label, str(staged.path)
+
+    async def join(self, init: Mapping[str, object]) -> None:
+        assert not self.paused
+        self.calls.append(f"join {init['world_size']}")
+
+    async def take(self, update: Mapping[str, object] | None, label: str) -> None:
+        assert self.paused
+        self.updates.append(update)
+        self.calls.append("take")
+        self.label = label
 
     async def recompute(self) -> None:
         self.calls.append("recompute")
@@ -325,6 +341,95 @@ def test_a_refusal_by_a_worker_comes_before_any_pause(make):
     assert adapter.version is None
 
 
+class Sends:
+    """A learner that sends versions directly, as far as the adapter sees it."""
+
+    def __init__(self, update: Mapping[str, object] | None = None) -> None:
+        self.asked: list[Mapping[str, object]] = []
+        self.update = update or {}
+
+    def __call__(self, asked: Mapping[str, object], deadline_s: float) -> Mapping[str, object]:
+        self.asked.append(asked)
+        return {"join": {"world_size": 2} if asked["fresh"] else None, "update": self.update}
+
+    def version(self, version: PolicyVersion, **shapes: tuple[int, ...]) -> Direct:
+        wanted = {name: tuple(tensor.shape) for name, tensor in state_tensors(tiny_model()).items()}
+        tensors = [TensorEntry(name, "float32", shape, "h") for name, shape in (wanted | shapes).items()]
+        return Direct(version, "hash", tuple(tensors), self)
+
+
+def taking(make, medium: str) -> tuple[FakeVllm, VllmAdapter]:
+    vllm = FakeVllm()
+    vllm.settings |= {"backend": medium, "device": "cuda"}
+    adapter = make(vllm, direct=medium)
+    install(adapter, V1)
+    vllm.calls.clear()
+    return vllm, adapter
+
+
+def test_weights_that_the_learner_sends_change_in_flight(make, arrived):
+    """The group is joined once, before any pause; tokens sampled after it carry the version."""
+    vllm, adapter = taking(make, "nccl")
+    learner = Sends()
+    adapter.submit([request(1)])
+    vllm.allow(adapter, 3)
+    outcome = Outcome()
+    collect(adapter, arrived, outcome, 3)
+    assert adapter.install_direct(learner.version(V2)) >= 0
+    vllm.allow(adapter, 3)
+    collect(adapter, arrived, outcome, 6)
+    assert outcome.versions == [V1] * 3 + [V2] * 3
+    assert vllm.calls == ["join 2", "pause keep", "take", "resume"]
+    adapter.install_direct(learner.version(PolicyVersion(1, 3)))
+    assert [asked["fresh"] for asked in learner.asked] == [True, False]
+    assert [asked["base"] for asked in learner.asked] == [[1, 1], [1, 2]]
+    assert (learner.asked[0]["way"], learner.asked[0]["workers"]) == ("vllm-nccl", 1)
+    update = vllm.updates[0]
+    assert update is not None
+    assert set(update) == {"names", "dtype_names", "shapes"}
+
+
+def test_a_version_without_changes_is_only_labelled(make):
+    vllm, adapter = taking(make, "sparse_nccl")
+    adapter.install_direct(Sends({"names": []}).version(V2))
+    assert (vllm.updates, adapter.version) == ([None], V2)
+
+
+def test_what_the_learner_does_not_send_changes_nothing(make):
+    vllm, adapter = taking(make, "nccl")
+
+    def refuses(asked: Mapping[str, object], deadline_s: float) -> Mapping[str, object]:
+        return {"error": "version 2@1 is gone"}
+
+    with pytest.raises(DirectError, match="is gone"):
+        adapter.install_direct(replace(Sends().version(V2), send=refuses))
+    vllm.join = failing("no such host")  # pyright: ignore[reportAttributeAccessIssue]  (one instance's)
+    with pytest.raises(DirectError, match="no such host"):
+        adapter.install_direct(Sends().version(V2))
+    with pytest.raises(WeightsError, match=r"has shape \(1, 2\), wanted"):
+        adapter.install_direct(Sends().version(V2, **{"model.norm.weight": (1, 2)}))
+    assert (vllm.calls, adapter.version) == ([], V1)
+    install(adapter, V2)  # by the socket
+    assert adapter.version == V2
+
+
+def test_weights_that_break_off_in_the_middle_end_the_engine(make):
+    vllm, adapter = taking(make, "nccl")
+    vllm.take = failing("NCCL error")  # pyright: ignore[reportAttributeAccessIssue]
+    with pytest.raises(EngineError, match="failed in the middle of loading version 2@1"):
+        adapter.install_direct(Sends().version(V2))
+    assert vllm.paused
+    with pytest.raises(EngineError, match="answers nothing more"):
+        adapter.step()
+
+
+def test_a_transfer_between_gpus_is_refused_where_the_engine_has_none(make):
+    vllm = FakeVllm()
+    vllm.settings["backend"] = "nccl"
+    with pytest.raises(EngineError, match=r"has device=cpu, want cuda \(weights.medium=nccl\)"):
+        make(vllm, direct="nccl")
+
+
 def test_silence_is_an_error_with_a_name(make, arrived):
     vllm = FakeVllm()
     adapter = make(vllm, stall_deadline_s=0.2)
@@ -365,6 +470,7 @@ def test_a_start_that_takes_too_long_is_an_error_and_ends_what_began(make):
         ("max_model_len", 32, "max_model_len=32, want 64 or more"),
         ("max_num_seqs", 2, "max_num_seqs=2, want 4 or more"),
         ("dtype", "bfloat16", "dtype=bfloat16, want float32"),
+        ("backend", "nccl", "backend=nccl, want r1async"),
     ],
 )
 def test_a_server_with_other_settings_is_refused(make, setting, value, says):

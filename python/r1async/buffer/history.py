@@ -161,12 +161,13 @@ def replay(run_dir: Path, out: Path | None) -> int:
     Raises:
         ConfigError: there is no journal, it does not keep all, or a batch came out otherwise.
     """
+    folder = _folder(run_dir)
     config = load_config(run_dir / "config.yaml")
-    if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
     count = 0
     try:
-        batches = JournalBatches(_folder(run_dir), config.sampling.temperature, config.learner.micro_batch_tokens)
+        if out is not None:
+            out.mkdir(parents=True, exist_ok=True)
+        batches = JournalBatches(folder, config.sampling.temperature, config.learner.micro_batch_tokens)
         for step, part, groups, frame in batches:
             digest = hashlib.sha256(frame).hexdigest()
             print(f"step {step}, part {part}: {groups} groups, {len(frame)} bytes, sha256 {digest}")

@@ -219,6 +219,13 @@ class Canary:
     def under_way(self) -> bool:
         return bool(self._birds) or (self._thread is not None and self._thread.is_alive())
 
+    def wants(self, engine: Engine) -> bool:
+        """The engine has weights that are not here: whether they are to be fetched and given to `installed`."""
+        due = self._installs % self._every == 0
+        if not due:
+            self._installs += 1
+        return due and not self.under_way and engine.free >= REQUESTS
+
     def installed(self, version: PolicyVersion, tensors: Mapping[str, Tensor], engine: Engine) -> None:
         """The engine has these weights since now; submits canaries if it is time and there is room for them."""
         due = self._installs % self._every == 0

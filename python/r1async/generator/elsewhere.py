@@ -12,6 +12,7 @@ from r1async.generator.engine import EngineSpec, KVPolicy, Progress, Request, We
 from r1async.generator.flights import Flights
 from r1async.models.loading import ModelError, check_tensors, load_config, state_tensors
 from r1async.types import PolicyVersion
+from r1async.weights.direct import Direct
 
 
 class Elsewhere:
@@ -89,6 +90,19 @@ class Elsewhere:
                 f"request {request.id} is pinned to {request.pin}; the engine keeps one weight set and serves "
                 f"{self._version}"
             )
+
+    def _check_shapes(self, direct: Direct) -> None:
+        """
+        Raises:
+            WeightsError: other tensors than the model's.
+        """
+        theirs = {tensor.name: tensor.shape for tensor in direct.tensors}
+        for name in sorted(self._shapes.keys() | theirs.keys()):
+            wanted, got = self._shapes.get(name), theirs.get(name)
+            if wanted is None or got is None or tuple(wanted) != got:
+                raise WeightsError(
+                    f"version {direct.version} refused: tensor {name!r} has shape {got}, wanted {wanted}"
+                )
 
     def _check_weights(self, version: PolicyVersion, tensors: Mapping[str, Tensor]) -> None:
         """

@@ -11,13 +11,15 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from r1async.config import DirectMedium
 from r1async.types import FinishReason, PolicyVersion, Sampling, VersionRun
+from r1async.weights.direct import Direct
 
 KVPolicy = Literal["keep", "recompute", "abort"]
 """What becomes of requests in flight when weights change. keep: they go on with the KV of the old weights. recompute:
@@ -96,6 +98,8 @@ class EngineSpec:
     stall_deadline_s: float
     notify: Callable[[], None]
     """Called in any thread when `Engine.step` has something to return."""
+    direct: DirectMedium | None = None
+    """The engine's own transfer, by which it takes weights too; None: by none."""
 
 
 def check_sampling(sampling: Sampling) -> None:
@@ -134,6 +138,20 @@ def check_request(request: Request, *, max_len: int, vocabulary: int) -> None:
     for ids in (request.prompt_ids, request.resume_ids):
         if len(ids) and (int(ids.min()) < 0 or int(ids.max()) >= vocabulary):
             raise ValueError(f"request {request.id} has a token outside the vocabulary of {vocabulary}")
+
+
+@runtime_checkable
+class TakesDirect(Protocol):
+    """An engine that can be sent weights by the learner itself."""
+
+    def install_direct(self, direct: Direct) -> float:
+        """As `Engine.install`, of weights that the engine takes by its own transfer.
+
+        Raises:
+            DirectError: it does not get this version so; nothing has changed.
+            EngineError: it failed in the middle; the engine answers nothing more.
+        """
+        ...
 
 
 class Engine(Protocol):

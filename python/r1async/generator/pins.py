@@ -13,6 +13,7 @@ from typing import Protocol
 from r1async.generator.engine import Engine, Request
 from r1async.monitor.timeline import Timeline
 from r1async.types import PolicyVersion
+from r1async.weights.direct import Direct
 from r1async.weights.receiver import Receiver, WeightsReady
 
 
@@ -42,7 +43,7 @@ class Pins(Protocol):
         """The weights asked for are here."""
         ...
 
-    def newest(self, ready: WeightsReady) -> bool:
+    def newest(self, ready: WeightsReady | Direct) -> bool:
         """Newer training weights are here; whether they may be installed now. If not, they are, later."""
         ...
 
@@ -92,18 +93,19 @@ class SecondSet:
         engine: that has `pinned_capacity`.
         receiver: fetches versions by name.
         timeline: charged with installs.
+        offers: whether evaluation is wanted here at all.
     """
 
     claimed = False
 
-    def __init__(self, engine: Engine, receiver: Receiver, timeline: Timeline) -> None:
-        self._engine, self._receiver, self._timeline = engine, receiver, timeline
+    def __init__(self, engine: Engine, receiver: Receiver, timeline: Timeline, *, offers: bool = True) -> None:
+        self._engine, self._receiver, self._timeline, self._offers = engine, receiver, timeline, offers
         self._parked = _Parked()
         self.fetching: PolicyVersion | None = None
 
     @property
     def room(self) -> int:
-        return self._engine.pinned_free - len(self._parked)
+        return self._engine.pinned_free - len(self._parked) if self._offers else 0
 
     def add(self, requests: Sequence[Request]) -> None:
         self._parked.add(requests)
@@ -130,7 +132,7 @@ class SecondSet:
         self._receiver.installed(ready)
         self.serve()
 
-    def newest(self, ready: WeightsReady) -> bool:
+    def newest(self, ready: WeightsReady | Direct) -> bool:
         return True
 
     def drop(self, leases: Collection[int]) -> None:
@@ -157,7 +159,7 @@ class Claim:
         engine: Engine,
         receiver: Receiver,
         hand_back: Callable[[], None],
-        install: Callable[[WeightsReady], None],
+        install: Callable[[WeightsReady | Direct], None],
         *,
         offers: bool,
     ) -> None:
@@ -166,9 +168,9 @@ class Claim:
         self._parked = _Parked()
         self._pin: PolicyVersion | None = None
         """What the engine is claimed for."""
-        self._training: WeightsReady | None = None
+        self._training: WeightsReady | Direct | None = None
         """The training weights installed last."""
-        self._next: WeightsReady | None = None
+        self._next: WeightsReady | Direct | None = None
         """Newer ones, to be installed when the claim ends."""
         self._here: set[int] = set()
         """Leases in the engine under the claim."""
@@ -219,7 +221,7 @@ class Claim:
         self._receiver.installed(ready)
         self.serve()
 
-    def newest(self, ready: WeightsReady) -> bool:
+    def newest(self, ready: WeightsReady | Direct) -> bool:
         if self.claimed:
             self._next = ready
         else:

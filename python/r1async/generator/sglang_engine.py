@@ -20,21 +20,24 @@ import logging
 import time
 import uuid
 from collections.abc import Coroutine, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
 
-from r1async.engines import check_version
 from r1async.generator.elsewhere import Elsewhere
 from r1async.generator.engine import EngineError, EngineSpec, KVPolicy, Request
 from r1async.generator.flights import Flight
 from r1async.generator.sglang_answers import Chunk, Labels, error_message, read_chunk
 from r1async.generator.sglang_client import SglangClient, UnreachableError
+from r1async.generator.sglang_facts import Facts, read_facts
+from r1async.generator.sglang_ride import Ride
 from r1async.generator.sglang_server import SglangServer
+from r1async.generator.sglang_weights import Load, from_directory, from_learner
 from r1async.generator.staging import Staging
 from r1async.models.loading import DTYPES
 from r1async.types import FinishReason, PolicyVersion, Sampling, VersionRun
+from r1async.weights.direct import Direct, DirectError, buckets
+from r1async.weights.direct_ways import GROUP
 
 log = logging.getLogger(__name__)
 
@@ -54,58 +57,6 @@ _STREAM_TOKENS = 16
 """Tokens of a chunk at most: the last few are lost when a request is handed back unfinished."""
 _SPARE = 8
 """Tokens of context that SGLang keeps for itself."""
-
-
-@dataclass(frozen=True, slots=True)
-class Facts:
-    """What a server says of itself."""
-
-    version: str
-    block_tokens: int
-    context: int
-    """Tokens of a request at most, SGLang's own few included."""
-    running: int
-    """Requests at a time."""
-    mask_tokens: int
-    """Candidates at most for which it reports logprobs after top-k and top-p."""
-    overlap: bool
-    """Whether a step is in flight while the scheduler does something else: a pause in place comes one token early."""
-
-
-@dataclass(slots=True, eq=False)
-class Ride:
-    """One request on the server."""
-
-    id: int
-    flight: Flight
-    task: asyncio.Task[None] | None = None
-    rid: str = ""
-    key: str = ""
-    """Of the prefixes that this part may share."""
-    posted: str = ""
-    """Label of what was served when it was posted."""
-    got: int = 0
-    """Tokens of this part."""
-    doubtful: int = 0
-    """Those of them that came under another label."""
-    runs: list[VersionRun] = field(default_factory=list)
-    """Of the parts before."""
-    barren: int = 0
-    """Parts in a row that ended before a token."""
-    gone: bool = False
-    """Nobody wants its tokens any more."""
-    void: bool = False
-    """Nobody wants those of this part."""
-    cut: bool = False
-    """This part is being ended for the sake of its versions."""
-    ended: asyncio.Event = field(default_factory=asyncio.Event)
-    """This part."""
-
-    def begin(self, key: str, label: str) -> None:
-        # Aborting ends every request whose rid begins with the given one: all are of one length.
-        self.rid, self.key, self.posted = uuid.uuid4().hex, key, label
-        self.got, self.doubtful, self.void, self.cut = 0, 0, False, False
-        self.ended.clear()
 
 
 class SglangEngine(Elsewhere):
@@ -131,6 +82,8 @@ class SglangEngine(Elsewhere):
         self._label = self._key = ""
         # Keys are this life's own: on a server that somebody else runs, prefixes of a former life may lie about.
         self._life, self._installs = uuid.uuid4().hex, 0
+        self._joined = False
+        """Whether the server is in a group with the learner."""
         self._stale: set[str] = set()
         """Keys under which the server may hold prefixes that other weights than the present ones computed."""
         self.doubt_tokens = max(_DOUBT_TOKENS, spec.chunk_tokens)
@@ -181,7 +134,9 @@ class SglangEngine(Elsewhere):
         directory = self._staging.write(tensors)
         try:
             paused_s = self._http.call(
-                self._swap(version, str(directory)), f"installing version {version}", 3 * self._spec.stall_deadline_s
+                self._swap(version, from_directory(self._tell, str(directory))),
+                f"installing version {version}",
+                3 * self._spec.stall_deadline_s,
             )
         except EngineError as error:
             # What it serves now, nobody knows.
@@ -189,6 +144,28 @@ class SglangEngine(Elsewhere):
             raise
         self._version = version
         self._staging.keep_only(directory)
+        return paused_s
+
+    def install_direct(self, direct: Direct) -> float:
+        """See `TakesDirect`: `update_weights_from_distributed`, a bucket of tensors at a time."""
+        self._check_policy()
+        self._check_shapes(direct)
+        limit_s, fresh = self._spec.stall_deadline_s, not self._joined
+        self._joined = False  # until it has gone well
+        meeting = direct.ask(
+            "sglang-nccl", base=self._version, workers=self._facts.workers, device=self._facts.device, fresh=fresh,
+            deadline_s=limit_s,
+        )  # fmt: skip
+        if meeting.join is not None:
+            self._http.call(self._join(meeting.join), "joining the learner's group", 2 * limit_s)
+        load = from_learner(self._tell, list(buckets(direct.tensors)), session=self._facts.sessions)
+        try:
+            paused_s = self._http.call(self._swap(direct.version, load), f"installing {direct.version}", 3 * limit_s)
+        except EngineError as error:
+            # What it serves now, nobody knows.
+            self._flights.fail(error)
+            raise
+        self._version, self._joined = direct.version, True
         return paused_s
 
     def install_pinned(self, version: PolicyVersion, tensors: Mapping[str, Tensor] | None) -> None:
@@ -241,7 +218,7 @@ class SglangEngine(Elsewhere):
         await self._wait_ready()
         self._facts = await self._ask_facts()
         self._check_facts()
-        self._flights.capacity = min(self._spec.slots, self._facts.running)
+        self._flights.capacity = min(self._spec.slots, self._facts.running or self._spec.slots)
         self._gate = asyncio.Event()
         self._gate.set()
         # A life of ours that was killed while it installed weights has left somebody else's server paused.
@@ -268,26 +245,7 @@ class SglangEngine(Elsewhere):
             status, info = await self._http.get("/get_server_info", _CALL_S)
         if status != 200 or not isinstance(info, Mapping) or "version" not in info:
             raise EngineError(f"{self._http.url} does not answer as an SGLang server: {status} {str(info)[:200]}")
-        check_version("sglang", info["version"])
-        if info.get("dp_size", 1) != 1:
-            raise EngineError(
-                f"SGLang at {self._http.url} runs with dp_size={info['dp_size']}: weights cannot be updated in that; "
-                "start one server for each replica"
-            )
-        if info.get("tokenizer_worker_num", 1) != 1:
-            raise EngineError(
-                f"SGLang at {self._http.url} runs with tokenizer_worker_num={info['tokenizer_worker_num']}: only one "
-                "of these learns of new weights; start it with 1"
-            )
-        tokens = min(info.get("context_length") or 1 << 30, info.get("max_total_num_tokens") or 1 << 30)
-        return Facts(
-            version=info["version"],
-            block_tokens=0 if info.get("disable_radix_cache") else int(info.get("page_size") or 1),
-            context=tokens,
-            running=int(info.get("max_running_requests") or self._spec.slots),
-            mask_tokens=int(info.get("sampling_mask_max_tokens") or 0),
-            overlap=not info.get("disable_overlap_schedule", False),
-        )
+        return read_facts(self._http.url, info)
 
     def _check_facts(self) -> None:
         wanted = self._spec.max_len + _SPARE
@@ -481,8 +439,8 @@ class SglangEngine(Elsewhere):
         # Put out by somebody, or stopped by an end-of-sequence token of the server's that is none of ours.
         return None
 
-    async def _swap(self, version: PolicyVersion, directory: str) -> float:
-        """Pauses, reads the weights, goes on.
+    async def _swap(self, version: PolicyVersion, load: Load) -> float:
+        """Pauses, has the weights loaded, goes on.
 
         Returns:
             Seconds from the wish to pause to the answer that generation goes on.
@@ -497,7 +455,7 @@ class SglangEngine(Elsewhere):
                 await self._take_out()
             try:
                 await self._control("/pause_generation", {"mode": _PAUSES[policy]}, deadline_s)
-                await self._read_weights(label, directory, policy, deadline_s)
+                await self._change(label, load, policy)
             finally:
                 # Whatever went wrong: everybody's requests hang until this is said.
                 await self._control("/continue_generation", {"torch_empty_cache": False}, deadline_s)
@@ -511,24 +469,31 @@ class SglangEngine(Elsewhere):
             raise EngineError(f"{self.describe()} took version {version} and says that it serves {served!r}")
         return paused_s
 
-    async def _read_weights(self, label: str, directory: str, policy: KVPolicy, deadline_s: float) -> None:
+    async def _change(self, label: str, load: Load, policy: KVPolicy) -> None:
         # In place with a flush changes the weights, fails to flush, and is called a failure as a whole.
         flush = policy != "keep"
         if not flush and self._label:
             self._stale.add(self._key)
-        update = {
-            "model_path": directory,
-            "load_format": "auto",
-            "weight_version": label,
-            "flush_cache": flush,
-            "abort_all_requests": False,
-            "torch_empty_cache": False,
-        }
-        await self._control("/update_weights_from_disk", update, deadline_s)
+        await load(label, flush)
         if flush:
             self._stale.clear()
         self._installs += 1
         self._label, self._key = label, f"{self._life}-{self._installs}"
+
+    async def _join(self, join: Mapping[str, object]) -> None:
+        """
+        Raises:
+            DirectError: it does not come about; nothing has changed.
+        """
+        try:
+            # Of a learner that is gone, or of a life of ours that is: SGLang refuses the same name twice.
+            await self._http.post("/destroy_weights_update_group", {"group_name": GROUP}, self._spec.stall_deadline_s)
+            await self._tell("/init_weights_update_group", join)
+        except EngineError as error:
+            raise DirectError(str(error)) from error
+
+    async def _tell(self, path: str, body: Mapping[str, object]) -> None:
+        await self._control(path, body, self._spec.stall_deadline_s)
 
     async def _take_out(self) -> None:
         """Has the server end our requests. Its own way, in the pause, looks once a second whether all have ended."""

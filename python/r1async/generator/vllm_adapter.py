@@ -12,17 +12,13 @@ import asyncio
 import json
 import logging
 import math
-import re
 import secrets
-import struct
 import threading
 import time
-from collections.abc import Awaitable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
 from typing import TypeVar
 
-import xxhash
 from torch import Tensor
 
 from r1async.generator.elsewhere import Elsewhere
@@ -33,10 +29,14 @@ from r1async.generator.engine import (
     Request,
     WeightsError,
 )
-from r1async.generator.flights import Flight, runs_of
+from r1async.generator.flights import runs_of
 from r1async.generator.staged_weights import Staged, stage
-from r1async.generator.vllm_calls import Delta, SamplingSettings, Span, Vllm
+from r1async.generator.vllm_calls import Delta, SamplingSettings, Vllm
+from r1async.generator.vllm_direct import WAYS, update_info
+from r1async.generator.vllm_legs import Leg, seed_of, versions_of
+from r1async.generator.vllm_names import BACKEND
 from r1async.types import FinishReason, PolicyVersion
+from r1async.weights.direct import Direct, DirectError, Meeting
 
 log = logging.getLogger(__name__)
 
@@ -49,24 +49,6 @@ _WATCH_S = 1.0
 _END_S = 10.0
 """Seconds that a start which failed may take to come back."""
 T = TypeVar("T")
-
-
-@dataclass(eq=False, slots=True)
-class _Leg:
-    """One request of vLLM's: a rollout's first, or what it goes on as after an abort."""
-
-    id: int
-    key: str
-    flight: Flight
-    dropped: bool = False
-    """The generator wants no more of it."""
-    cut: bool = False
-    """An install aborts it, to go on under the new weights."""
-    uncertain: bool = False
-    """Tokens may be on their way that were sampled before a pause: only vLLM's spans tell the versions."""
-    tokens: int = 0
-    before: list[PolicyVersion] = field(default_factory=list)
-    """Version of each token of earlier legs."""
 
 
 class VllmAdapter(Elsewhere):
@@ -91,7 +73,10 @@ class VllmAdapter(Elsewhere):
         self._installs = 0
         self._life = secrets.token_hex(4)
         self._block_tokens = 0
-        self._legs: dict[str, _Leg] = {}
+        self._workers = 0
+        self._joined = False
+        """Whether vLLM's workers are in a group with the learner."""
+        self._legs: dict[str, Leg] = {}
         """In vLLM, by key. The loop's alone."""
         self._keys: dict[int, str] = {}
         """Which leg's tokens a request takes. Under the lock, as a forgotten request's id may come again."""
@@ -151,6 +136,23 @@ class VllmAdapter(Elsewhere):
         finally:
             staged.path.unlink(missing_ok=True)
 
+    def install_direct(self, direct: Direct) -> float:
+        """See `TakesDirect`. The tensors are the manifest's, whose names and shapes are checked before."""
+        medium = self._spec.direct
+        assert medium is not None
+        self._check_shapes(direct)
+        limit_s, fresh = self._spec.stall_deadline_s, not self._joined
+        self._joined = False  # until it has gone well
+        meeting = direct.ask(
+            WAYS[medium], base=self._version, workers=self._workers, device="cuda", fresh=fresh, deadline_s=limit_s
+        )
+        self._installs += 1
+        label = f"{direct.version.number}.{direct.version.epoch}.{self._life}.{self._installs}"
+        work = self._install_direct(direct.version, label, meeting, update_info(medium, direct, meeting))
+        paused_s = self._call(f"install {direct.version}", work, 8 * limit_s)
+        self._joined = True
+        return paused_s
+
     def install_pinned(self, version: PolicyVersion, tensors: Mapping[str, Tensor] | None) -> None:
         """Nothing to do for the version that is installed.
 
@@ -180,14 +182,14 @@ class VllmAdapter(Elsewhere):
             # It would sample at 0.01 without a word to us, and the learner would divide by another number.
             raise ValueError(f"vLLM samples at no temperature below {_LOWEST_TEMPERATURE}, got {temperature}")
 
-    def _leg(self, request_id: int, before: Sequence[PolicyVersion] = ()) -> _Leg:
+    def _leg(self, request_id: int, before: Sequence[PolicyVersion] = ()) -> Leg:
         flight = self._flights.get(request_id)
         assert flight is not None
         with self._keys_lock:
             self._number += 1
             key = f"{self._spec.name}-{request_id}-{self._number}"
             self._keys[request_id] = key
-        return _Leg(request_id, key, flight, before=list(before))
+        return Leg(request_id, key, flight, before=list(before))
 
     def _call(self, what: str, work: Coroutine[object, object, T], limit_s: float, *, setting: str | None = None) -> T:
         """Runs in the loop, and waits. From here on down, methods run in the loop's thread."""
@@ -214,11 +216,15 @@ class VllmAdapter(Elsewhere):
         """
         await self._vllm.start()
         spec = self._spec
-        for settings in await self._vllm.workers("r1async_settings"):
+        answers = await self._vllm.workers("r1async_settings")
+        self._workers = len(answers)
+        for settings in answers:
             for name, fits, want in (
                 ("logprobs_mode", settings["logprobs_mode"] == "processed_logprobs", "processed_logprobs"),
                 ("dtype", settings["dtype"] == spec.dtype, spec.dtype),
                 ("max_model_len", settings["max_model_len"] >= spec.max_len, f"{spec.max_len} or more"),
+                ("backend", settings["backend"] == (spec.direct or BACKEND), spec.direct or BACKEND),
+                ("device", spec.direct is None or settings["device"] == "cuda", f"cuda (weights.medium={spec.direct})"),
                 ("max_num_seqs", settings["max_num_seqs"] >= spec.slots, f"{spec.slots} or more"),
             ):
                 if not fits:
@@ -231,7 +237,7 @@ class VllmAdapter(Elsewhere):
         finally:
             self._loop.stop()
 
-    def _begin(self, legs: Iterable[_Leg]) -> None:
+    def _begin(self, legs: Iterable[Leg]) -> None:
         if all(leg.dropped for leg in self._legs.values()):
             self._arrived = time.monotonic()
         for leg in legs:
@@ -253,7 +259,7 @@ class VllmAdapter(Elsewhere):
             error = named
         self._flights.fail(error)
 
-    async def _serve(self, leg: _Leg) -> None:
+    async def _serve(self, leg: Leg) -> None:
         """Streams one request of vLLM's, from its submission to its end."""
         flight, request = leg.flight, leg.flight.request
         context, sampling = flight.context, request.sampling
@@ -286,12 +292,12 @@ class VllmAdapter(Elsewhere):
         if wanted and not leg.cut:
             raise EngineError(f"request {leg.id}: {self._vllm.describe()} closed its stream before its end")
 
-    def _take(self, leg: _Leg, delta: Delta) -> None:
+    def _take(self, leg: Leg, delta: Delta) -> None:
         logprobs = delta.logprobs
         if not all(math.isfinite(logprob) and logprob > _CLAMPED for logprob in logprobs):
             raise EngineError(f"request {leg.id}: version {self._version} gives logprobs that are not finite")
         leg.tokens += len(delta.token_ids)
-        runs = None if delta.finish is None else runs_of(leg.before + _versions(leg, delta.spans))
+        runs = None if delta.finish is None else runs_of(leg.before + versions_of(leg, delta.spans))
         version = None if leg.uncertain else self._version
         with self._keys_lock:
             if self._keys.get(leg.id) != leg.key:
@@ -305,7 +311,7 @@ class VllmAdapter(Elsewhere):
                 del self._keys[leg.id]
             self._flights.extend(leg.id, delta.token_ids, logprobs, version, finish, runs)
 
-    def _finish(self, leg: _Leg, delta: Delta) -> FinishReason:
+    def _finish(self, leg: Leg, delta: Delta) -> FinishReason:
         """Our word for the end, and whether vLLM had a reason to end there.
 
         Raises:
@@ -330,8 +336,22 @@ class VllmAdapter(Elsewhere):
             self._spawn(self._vllm.abort([leg.key for leg in known]))
 
     async def _install(self, version: PolicyVersion, label: str, staged: Staged) -> float:
-        policy = self.kv_policy
         await self._verify(version, staged)
+        return await self._change(version, label, lambda: self._load(version, label, staged))
+
+    async def _install_direct(
+        self, version: PolicyVersion, label: str, meeting: Meeting, update: Mapping[str, object] | None
+    ) -> float:
+        if meeting.join is not None:
+            try:
+                await self._timed("join the learner's group", self._vllm.join(meeting.join))
+            except EngineError as error:
+                raise DirectError(str(error)) from error
+        return await self._change(version, label, lambda: self._take_sent(version, label, update))
+
+    async def _change(self, version: PolicyVersion, label: str, load: Callable[[], Awaitable[None]]) -> float:
+        """Pauses, has the weights loaded, labels, goes on; seconds without a token."""
+        policy = self.kv_policy
         began, self._paused = time.monotonic(), True
         cut = self._mark(policy)
         try:
@@ -339,7 +359,7 @@ class VllmAdapter(Elsewhere):
             if cut:
                 await self._timed("end its requests", self._all_ended())
             await self._timed("hand over its tokens", self._vllm.drain())
-            await self._load(version, label, staged)
+            await load()
             self._version, self._label = version, label
             if policy == "recompute":
                 await self._timed("drop its KV", self._vllm.recompute())
@@ -351,14 +371,14 @@ class VllmAdapter(Elsewhere):
                 self._go_on(cut)
         return self._arrived - began
 
-    def _mark(self, policy: KVPolicy) -> list[_Leg]:
+    def _mark(self, policy: KVPolicy) -> list[Leg]:
         """Prepares the requests for a pause; those that it ends and that have to go on after it."""
         for leg in self._legs.values():
             leg.uncertain = leg.uncertain or not self._vllm.orders_outputs
             leg.cut = policy == "abort" and not leg.dropped
         return [leg for leg in self._legs.values() if leg.cut]
 
-    def _go_on(self, cut: Iterable[_Leg]) -> None:
+    def _go_on(self, cut: Iterable[Leg]) -> None:
         """Puts requests in again with the tokens they have."""
         for leg in cut:
             if leg.key in self._legs:  # the pause failed before it ended this one
@@ -386,13 +406,28 @@ class VllmAdapter(Elsewhere):
             self._whole = all(state["intact"] and state["loaded"] != str(staged.path) for state in states)
             if self._whole:
                 raise WeightsError(f"version {version} refused, {self._version} still served: {error}") from error
-            broken = EngineError(
-                f"{self._vllm.describe()} failed in the middle of loading version {version} and answers nothing more; "
-                f"its log is {self._spec.log}"
-            )
-            self._flights.fail(broken)
-            raise broken from error
+            raise self._broken(version) from error
         self._whole = True
+
+    async def _take_sent(self, version: PolicyVersion, label: str, update: Mapping[str, object] | None) -> None:
+        """
+        Raises:
+            EngineError: vLLM loads what comes as it comes, so after any error its model is nobody's.
+        """
+        self._whole = False
+        try:
+            await self._timed("take the weights", self._vllm.take(update, label))
+        except EngineError as error:
+            raise self._broken(version) from error
+        self._whole = True
+
+    def _broken(self, version: PolicyVersion) -> EngineError:
+        broken = EngineError(
+            f"{self._vllm.describe()} failed in the middle of loading version {version} and answers nothing more; "
+            f"its log is {self._spec.log}"
+        )
+        self._flights.fail(broken)
+        return broken
 
     async def _verify(self, version: PolicyVersion, staged: Staged) -> None:
         """Has every worker look through the file, while requests go on.
@@ -450,26 +485,3 @@ class VllmAdapter(Elsewhere):
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await self._vllm.close()
-
-
-def seed_of(seed: int, rollout: int, position: int) -> int:
-    """Of vLLM's noise for a rollout that goes on after ``position`` completion tokens; each place has its own."""
-    return xxhash.xxh3_64_intdigest(struct.pack("<qqq", seed, rollout, position)) >> 2
-
-
-def _versions(leg: _Leg, spans: Sequence[Span] | None) -> list[PolicyVersion]:
-    """Version of each token of a request of vLLM's, as vLLM says it.
-
-    Raises:
-        EngineError: it does not say it of every token once.
-    """
-    versions: list[PolicyVersion] = []
-    for span in spans or ():
-        label = re.fullmatch(r"(\d+)\.(\d+)\.\S+", span.label)
-        if label is None or span.start != len(versions) or span.end < span.start:
-            break
-        versions += [PolicyVersion(int(label[2]), int(label[1]))] * (span.end - span.start)
-    else:
-        if len(versions) == leg.tokens:
-            return versions
-    raise EngineError(f"request {leg.id}: vLLM's version spans do not fit its {leg.tokens} tokens: {spans}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -75,6 +75,14 @@ class Vllm(Protocol):
 
     async def update(self, staged: Staged, label: str) -> None:
         """vLLM's start_weight_update, update_weights and finish_weight_update."""
+        ...
+
+    async def join(self, init: Mapping[str, object]) -> None:
+        """vLLM's init_weight_transfer_engine: its workers meet the learner."""
+        ...
+
+    async def take(self, update: Mapping[str, object] | None, label: str) -> None:
+        """As `update`, of weights that the learner sends; None: none of them differ."""
         ...
 
     async def recompute(self) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import importlib.metadata
+import json
 import logging
 import multiprocessing
 import os
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -115,6 +116,9 @@ class LocalVllm:
             "VLLM_NO_USAGE_STATS": "1",
             "HF_HUB_OFFLINE": "1",
         }
+        if spec.direct == "ipc":
+            # vLLM takes shared memory's handles pickled alone; they come from this process.
+            os.environ["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"
         for name, value in defaults.items():
             os.environ.setdefault(name, value)
 
@@ -128,7 +132,7 @@ class LocalVllm:
             "max_num_seqs": spec.slots,
             "logprobs_mode": "processed_logprobs",
             "worker_extension_cls": EXTENSION,
-            "weight_transfer_config": {"backend": BACKEND},
+            "weight_transfer_config": {"backend": spec.direct or BACKEND},
             "enable_prefix_caching": True,
             "skip_tokenizer_init": True,
             "generation_config": "vllm",
@@ -190,8 +194,27 @@ class LocalVllm:
 
         update = {"path": str(staged.path), "hashes": dict(staged.hashes)}
         with self._said("load weights"):
+            if self._spec.direct is not None:  # vLLM's one backend is another than ours
+                await self.engine.collective_rpc("r1async_load", args=(json.dumps(update),))
+                await self.engine.update_weight_version(label)
+                return
             await self.engine.start_weight_update()
             await self.engine.update_weights(WeightTransferUpdateRequest(update_info=update))
+            await self.engine.finish_weight_update(weight_version=label)
+
+    async def join(self, init: Mapping[str, object]) -> None:
+        from vllm.distributed.weight_transfer.base import WeightTransferInitRequest
+
+        with self._said("join the learner's group"):
+            await self.engine.init_weight_transfer_engine(WeightTransferInitRequest(init_info=dict(init)))
+
+    async def take(self, update: Mapping[str, object] | None, label: str) -> None:
+        from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
+
+        with self._said("take weights"):
+            await self.engine.start_weight_update()
+            if update is not None:
+                await self.engine.update_weights(WeightTransferUpdateRequest(update_info=dict(update)))
             await self.engine.finish_weight_update(weight_version=label)
 
     async def recompute(self) -> None:

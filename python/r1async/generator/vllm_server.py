@@ -89,10 +89,11 @@ class HttpVllm:
                 raise self._unfit(f"is no vLLM server: {error}") from error
 
     def _unfit(self, why: str) -> EngineError:
+        backend = self._spec.direct or BACKEND
         return EngineError(
             f"{self.describe()} {why}; start it with: VLLM_SERVER_DEV_MODE=1 vllm serve {self._spec.model_path} "
             f"--enable-scale-out --logprobs-mode processed_logprobs --worker-extension-cls {EXTENSION} "
-            f"""--weight-transfer-config '{{"backend": "{BACKEND}"}}' --dtype {self._spec.dtype} """
+            f"""--weight-transfer-config '{{"backend": "{backend}"}}' --dtype {self._spec.dtype} """
             f"--max-model-len {self._spec.max_len} --max-num-seqs {self._spec.slots} (see docs/engines.md)"
         )
 
@@ -143,9 +144,22 @@ class HttpVllm:
         """Nothing: see `orders_outputs`."""
 
     async def update(self, staged: Staged, label: str) -> None:
-        await self._post("/start_weight_update")
         update = {"path": str(staged.path), "hashes": dict(staged.hashes)}
+        if self._spec.direct is not None:  # vLLM's one backend is another than ours
+            await self.workers("r1async_load", json.dumps(update))
+            await self._post("/update_weight_version", {"new_version": label})
+            return
+        await self._post("/start_weight_update")
         await self._post("/update_weights", {"update_info": update})
+        await self._post("/finish_weight_update", {"weight_version": label})
+
+    async def join(self, init: Mapping[str, object]) -> None:
+        await self._post("/init_weight_transfer_engine", {"init_info": dict(init)})
+
+    async def take(self, update: Mapping[str, object] | None, label: str) -> None:
+        await self._post("/start_weight_update")
+        if update is not None:
+            await self._post("/update_weights", {"update_info": dict(update)})
         await self._post("/finish_weight_update", {"weight_version": label})
 
     async def recompute(self) -> None:

@@ -20,7 +20,7 @@ import torch
 import xxhash
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
-from vllm.config import VllmConfig
+from vllm.config import VllmConfig, set_current_vllm_config
 from vllm.distributed.weight_transfer.base import (
     WeightTransferEngine,
     WeightTransferInitInfo,
@@ -161,6 +161,11 @@ class Extension:
         """Begins to verify a `FileUpdate`, given as JSON."""
         _transfer(self).stage(FileUpdate(**json.loads(update)))
 
+    def r1async_load(self, update: str) -> None:
+        """Loads a `FileUpdate` where vLLM's backend is another than ours; the caller has paused and sets the label."""
+        with set_current_vllm_config(self.vllm_config):  # pyright: ignore[reportAttributeAccessIssue]  (the worker's)
+            _transfer(self).update_weights(json.loads(update))
+
     def r1async_state(self) -> dict[str, object]:
         """`FileTransfer.state`, and the ``pid``. That the call exists says that the extension is in."""
         return {"pid": os.getpid(), **_transfer(self).state()}
@@ -168,7 +173,10 @@ class Extension:
     def r1async_settings(self) -> dict[str, object]:
         """What this vLLM was started with, as far as our side relies on it."""
         config: VllmConfig = self.vllm_config  # pyright: ignore[reportAttributeAccessIssue]  (the worker's)
+        backend = config.weight_transfer_config
         return {
+            "backend": None if backend is None else backend.backend,
+            "device": config.device_config.device_type,
             "logprobs_mode": config.model_config.logprobs_mode,
             "dtype": str(config.model_config.dtype).removeprefix("torch."),
             "max_model_len": config.model_config.max_model_len,
@@ -191,9 +199,17 @@ def repack_heads(model: nn.Module) -> None:
 
 def _transfer(worker: object) -> FileTransfer:
     transfer = getattr(worker, "weight_transfer_engine", None)  # vLLM's attribute: we are mixed into its class
-    if not isinstance(transfer, FileTransfer):
+    if isinstance(transfer, FileTransfer):
+        return transfer
+    if transfer is None:
         raise RuntimeError(f"this vLLM was not started with the weight-transfer backend {BACKEND!r}")
-    return transfer
+    # Weights come by vLLM's own backend. The first, a canary's and an evaluation's still come as files.
+    beside = _BESIDE.get(transfer)
+    if beside is None:
+        beside = _BESIDE[transfer] = FileTransfer(
+            transfer.config, transfer.vllm_config, transfer.device, transfer.model
+        )
+    return beside
 
 
 def _read(path: str) -> dict[str, Tensor]:
@@ -219,6 +235,9 @@ def _check_all_loaded(parameters: set[str], loaded: object) -> None:
     if passed:
         raise RuntimeError(f"vLLM loaded no weights into {passed[0]!r} ({len(passed)} such)")
 
+
+_BESIDE: dict[WeightTransferEngine, FileTransfer] = {}
+"""By a worker's engine of another backend: ours."""
 
 WeightTransferEngineFactory.register_engine(BACKEND, FileTransfer)
 end_with_owner()

@@ -17,12 +17,17 @@ from r1async.settings import to_yaml
 
 LIFE = (
     "config.yaml", "cold_start.yaml", "cold_start.json", "start_model", "started", "epoch", "logs", "metrics",
-    "tensorboard", "checkpoints", "journal", "model", "evaluation.jsonl", "audit.json", "summary.json", "report.html",
+    "tensorboard", "checkpoints", "journal", "model", "evaluation.jsonl", "evaluations", "audit.json", "summary.json",
+    "report.html",
 )  # fmt: skip
 """What one life of a run leaves in its folder. A sweep's points may lie in there too, and stay."""
 
-FIXED = ("seed", "group.group_size", "model.dtype", "data.task", "data.path", "data.epochs", "data.shuffle")
-"""Settings that a resumed run shares with its former life: the ledger's rollouts are numbered and ordered by them."""
+FIXED = (
+    "seed", "group.group_size", "model.dtype", "data.task", "data.path", "data.prompt_key", "data.answer_key",
+    "data.template", "data.epochs", "data.shuffle", "data.slow_share", "data.slow_path", "reward.think_prefilled",
+)  # fmt: skip
+"""Settings that a resumed run shares with its former life: the ledger's rollouts are numbered by them, and its prompts
+are made by them."""
 
 _STEP = re.compile(r"step-(\d+)")
 
@@ -78,7 +83,7 @@ def prepare(config: Config) -> Start:
             f"resume: false, but {run_dir} holds a run already; set name=OTHER, resume=auto, or remove it"
         )
     if is_used(run_dir) and has_journal(run_dir):
-        return Start(True, newest_step(run_dir), _changes(config, run_dir / "config.yaml"))
+        return Start(True, newest_step(run_dir), _changes(config, config_path(run_dir)))
     if config.resume == "true":
         raise ConfigError(f"resume: true, but {run_dir} holds no journal; set resume=auto to start from step 0")
     if is_used(run_dir):
@@ -87,7 +92,7 @@ def prepare(config: Config) -> Start:
 
 
 def is_used(run_dir: Path) -> bool:
-    return (run_dir / "config.yaml").exists()
+    return config_path(run_dir).exists()
 
 
 def newest_step(run_dir: Path) -> int:
@@ -143,15 +148,18 @@ def flat(config: Config) -> dict[str, object]:
     return {key: value_of(config, key) for key, _ in all_fields()}
 
 
-def write_config(config: Config) -> Path:
+def config_path(run_dir: Path) -> Path:
+    """Where `write_config` writes."""
+    return run_dir / "config.yaml"
+
+
+def write_config(config: Config) -> None:
     """The settings that roles see, in the run's folder.
 
     `resume` is auto there: `prepare` has decided it for the whole run, and a learner that is started again within the
     run goes on from the run's own checkpoint, whatever the user wanted of the folder.
     """
-    path = config.run_dir / "config.yaml"
-    write_atomic(path, to_yaml(replace(config, resume="auto")).encode())
-    return path
+    write_atomic(config_path(config.run_dir), to_yaml(replace(config, resume="auto")).encode())
 
 
 def make_ipc_dir(config: Config) -> None:
@@ -203,7 +211,7 @@ def write_outcome(config: Config, outcome: Outcome) -> None:
 def is_done(config: Config) -> bool:
     """Whether the folder holds this very run, finished: same settings, all steps, evaluations and summary."""
     run_dir = config.run_dir
-    outcome, summary, former = run_dir / "outcome.json", run_dir / "summary.json", run_dir / "config.yaml"
+    outcome, summary, former = run_dir / "outcome.json", run_dir / "summary.json", config_path(run_dir)
     if not (outcome.is_file() and summary.is_file() and former.is_file()):
         return False
     if json.loads(outcome.read_text())["outcome"] != "done":

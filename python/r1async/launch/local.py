@@ -27,6 +27,7 @@ from r1async.launch.folders import (
     FolderLock,
     Outcome,
     Start,
+    config_path,
     is_done,
     make_ipc_dir,
     prepare,
@@ -47,6 +48,7 @@ from r1async.launch.roles import (
 from r1async.launch.stall import Diagnosis, StallWatch, end_s
 from r1async.launch.start_model import with_start_model
 from r1async.launch.supervise import Exit, Role, Signals, Supervisor
+from r1async.launch.warm import READY_S, Warm, WarmError, usable
 from r1async.monitor.live import LiveView
 from r1async.monitor.metrics import read_metrics, run_started
 from r1async.monitor.summary import print_summary, write_summary
@@ -125,13 +127,17 @@ class Launcher:
 
     def run(self) -> Outcome:
         started = run_started(self._config.run_dir)
+        if usable() and any(self._supervisor.may_fork(role) for role in self._roles()):
+            self._supervisor.warm = Warm(self._lifeline, self._config.run_dir / "logs" / "warm.log")
         try:
-            outcome = self._cold_start()
+            outcome = self._warm_up() or self._cold_start()
             if outcome is not None:
                 return outcome
-            self._config_path = write_config(self._config)
+            write_config(self._config)
             outcome = self._train()
         finally:
+            if self._supervisor.warm is not None:
+                self._supervisor.warm.close()
             self._lifeline.close()
         if outcome.kind != "mistake":
             drawn = outcome.kind != "interrupted" and not self._sampling
@@ -143,6 +149,28 @@ class Launcher:
                     raise
                 print(f"r1async: no room for the summary in {self._config.run_dir}", file=sys.stderr)
         return outcome
+
+    def _warm_up(self) -> Outcome | None:
+        """Waits until roles can be forked, or are to be started by themselves; an outcome if that ends the run."""
+        warm, deadline = self._supervisor.warm, time.monotonic() + READY_S
+        if warm is None:
+            return None
+        poller = zmq.Poller()
+        poller.register(self._signals, zmq.POLLIN)
+        poller.register(warm, zmq.POLLIN)
+        while not self._signals.requests:
+            ready = dict(poller.poll(max(0, math.ceil((deadline - time.monotonic()) * 1000))))
+            self._signals.drain()
+            if ready and warm.fileno() not in ready:
+                continue
+            try:
+                if warm.is_ready():
+                    return None
+            except WarmError as error:
+                self._supervisor.cool(error)
+                return None
+        number = self._signals.requests.popleft()
+        return Outcome("interrupted", 128 + number, "ended before anything was started")
 
     def _cold_start(self) -> Outcome | None:
         """Makes the start model where the settings ask for it; an outcome if that ends the run."""
@@ -213,11 +241,12 @@ class Launcher:
             context.destroy(linger=0)
 
     def _roles(self) -> list[Role]:
-        config, path = self._config, self._config_path
-        pools = [buffer_role(config, path), *generator_roles(config, path), *scorer_roles(config, path)]
+        config, path = self._config, config_path(self._config.run_dir)
+        pools = [*generator_roles(config, path), *scorer_roles(config, path)]
         if self._sampling:
-            return [*pools, sampler_role(path)]
-        return [*pools, *learner_roles(config, path), evaluator_role(path)]
+            return [buffer_role(config, path), *pools, sampler_role(path)]
+        # The learner first: the weights that everybody waits for are its.
+        return [buffer_role(config, path), *learner_roles(config, path), *pools, evaluator_role(path)]
 
     def _say_start(self, view: LiveView) -> None:
         if self._start.resumed:

@@ -6,7 +6,7 @@ import socket
 from pathlib import Path
 
 from r1async.config import Config
-from r1async.engines import generator_python
+from r1async.engines import engine_of, generator_python
 from r1async.launch.supervise import Role
 
 EVALUATOR_RESTARTS = 3
@@ -35,6 +35,7 @@ def generator_roles(config: Config, config_path: Path) -> list[Role]:
             program=(generator_python(config, index), "-m", "r1async"),
             environment=_threads(config.generator.threads),
             restarts=config.generator.restarts,
+            warm=engine_of(config, index) == "torch",  # the others' packages start processes of their own
         )
         for index in range(config.generator.count)
     ]

@@ -6,6 +6,7 @@ Takes: roles to start. Gives: their exits. Waits for: SIGCHLD, SIGINT, SIGTERM. 
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import signal
 import socket
@@ -21,9 +22,13 @@ from types import FrameType, TracebackType
 from typing import Self
 
 from r1async.launch.lifeline import Lifeline
+from r1async.launch.warm import Forked, Warm, WarmError
+
+log = logging.getLogger(__name__)
 
 TAIL_LINES = 15
 """Lines of a dead role's log that the error repeats."""
+R1ASYNC = (sys.executable, "-m", "r1async")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,9 +40,11 @@ class Role:
     kind: str
     """Roles of one kind that cannot live without one another (learner ranks) die and start together."""
     arguments: tuple[str, ...]
-    program: tuple[str, ...] = (sys.executable, "-m", "r1async")
+    program: tuple[str, ...] = R1ASYNC
     environment: Mapping[str, str] = field(default_factory=dict)
     restarts: int = 0
+    warm: bool = True
+    """May be forked from a process that has imported torch; only if `program` is ours."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,13 +115,19 @@ class Supervisor:
     def __init__(self, lifeline: Lifeline, logs: Path) -> None:
         self._lifeline = lifeline
         self._logs = logs
-        self._running: dict[str, tuple[Role, subprocess.Popen[bytes]]] = {}
+        self._running: dict[str, tuple[Role, subprocess.Popen[bytes] | Forked]] = {}
         self._started: dict[str, float] = {}
+        self.warm: Warm | None = None
+        """Forks roles that may be; without it every role is started by itself."""
         logs.mkdir(parents=True, exist_ok=True)
 
     @property
     def running(self) -> dict[str, Role]:
         return {name: role for name, (role, _) in self._running.items()}
+
+    def may_fork(self, role: Role) -> bool:
+        """Whether the role may come out of a warm process, if there is one."""
+        return role.warm and role.program == R1ASYNC
 
     def log(self, role: Role) -> Path:
         return self._logs / f"{role.name}.log"
@@ -127,22 +140,40 @@ class Supervisor:
             own_output: stdout and stderr go to the role's log; False leaves them on ours.
         """
         assert role.name not in self._running, f"{role.name} runs already"
-        environment = {**os.environ, "PYTHONUNBUFFERED": "1", **role.environment, **self._lifeline.environment()}
+        environment = {"PYTHONUNBUFFERED": "1", **role.environment, **self._lifeline.environment()}
         with self.log(role).open("ab") as log:
             started = datetime.now().astimezone().isoformat(timespec="seconds")
             log.write(f"--- {started} r1async {' '.join(role.arguments)}\n".encode())
             log.flush()
-            process = subprocess.Popen(
+            outputs = (log.fileno(), log.fileno()) if own_output else (1, 2)
+            process = self._fork(role, environment, outputs) or subprocess.Popen(
                 [*role.program, *role.arguments],
                 stdin=subprocess.DEVNULL,
-                stdout=log if own_output else None,
-                stderr=log if own_output else None,
-                env=environment,
+                stdout=outputs[0],
+                stderr=outputs[1],
+                env={**os.environ, **environment},
                 pass_fds=[self._lifeline.read_end],
                 process_group=0,
             )
         self._running[role.name] = (role, process)
         self._started[role.name] = time.monotonic()
+
+    def _fork(self, role: Role, environment: Mapping[str, str], outputs: tuple[int, int]) -> Forked | None:
+        """The role out of the warm process; None if it has to be started by itself."""
+        if self.warm is None or not self.may_fork(role):
+            return None
+        try:
+            return self.warm.fork(role.arguments, environment, outputs)
+        except WarmError as error:
+            self.cool(error)
+            return None
+
+    def cool(self, error: WarmError) -> None:
+        """Goes on without the warm process."""
+        assert self.warm is not None
+        log.warning("roles are started by themselves from now on: %s", error)
+        self.warm.close()
+        self.warm = None
 
     def reap(self) -> list[Exit]:
         """The roles that have ended since the last call. What they left in their process group is killed."""
@@ -154,7 +185,18 @@ class Supervisor:
             _signal_group(process.pid, signal.SIGKILL)
             exits.append(Exit(role, process.wait()))
             del self._running[name]
+        if self.warm is not None:
+            self._bury(self.warm)
         return exits
+
+    def _bury(self, warm: Warm) -> None:
+        """Reaps what ended roles had left behind: with the warm process we are the parent of those."""
+        ours = {warm.pid, *(process.pid for _, process in self._running.values())}
+        with contextlib.suppress(ChildProcessError):
+            while (ended := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)) is not None:
+                if ended.si_pid in ours:
+                    return  # its own turn comes with the next `reap`: it has sent its signal
+                os.waitpid(ended.si_pid, 0)
 
     def terminate(self, names: Iterable[str]) -> None:
         """Asks roles to end: SIGTERM, to the role and not to its workers, which it ends itself."""

@@ -157,6 +157,7 @@ class Learner:
                 chunk_bytes=config.weights.chunk_bytes, deadline_s=config.weights.deadline_s,
                 window=config.weights.window, threads=config.weights.threads,
                 directory=config.weights_directory, keys=server_keys(config, "weights"),
+                direct=None if config.direct_medium is None else config.weights.direct_address,
             )  # fmt: skip
             self.link = connect_first(config, step=self.saved_steps, stats=self._stats, inbox=self.inbox)
             epoch = self.link.epoch
@@ -272,6 +273,8 @@ class Learner:
             return
         with self.timeline.busy("metrics"):
             self.writer.write("step", {**metrics, "staleness/histogram": self.core.staleness})
+            if self.publisher is not None and self._published == self.core.version:
+                self.writer.write("push", self.publisher.report())
             if self.board is not None:
                 self.board.scalars(step, metrics)
 

@@ -23,6 +23,7 @@ from rich.table import Table
 from rich.text import Text
 
 from r1async.config import Config
+from r1async.monitor.pools import PoolFigures, cost, pool_figures, seconds, statuses
 from r1async.monitor.rundata import role_of
 from r1async.monitor.summary import audit_line, duration, percent
 
@@ -89,6 +90,7 @@ class LiveView:
         self._recent: deque[Mapping[str, Any]] = deque(maxlen=RUNNING_STEPS)
         self._stats: Mapping[str, Any] = {}
         self._rates: dict[str, Rate] = {}
+        self._pool_rates: dict[str, Rate] = {}
         self._published = 0
         self._drawn_at: float = -float("inf")
         self._live: Live | None = None
@@ -109,6 +111,8 @@ class LiveView:
                     counter = COUNTERS.get(role_of(str(peer.get("name"))), ("", ""))[0]
                     if counter in peer.get("stats", {}):
                         self._rates.setdefault(peer["name"], Rate()).saw(peer["stats"][counter], now)
+                for name, pool in pool_figures(header.get("peers", [])).items():
+                    self._pool_rates.setdefault(name, Rate()).saw(pool.verdicts, now)
 
     def note(self, text: str) -> None:
         """Say something once, above what redraws; quiet keeps it for standard error."""
@@ -156,6 +160,8 @@ class LiveView:
     def render(self) -> RenderableType:
         """The state as a table."""
         body = [self._progress(), self._figures(), self._peers()]
+        if pools := pool_figures(self._stats.get("peers", [])):
+            body.append(self._pools(pools))
         waits = self.waits()
         if waits:
             body.append(Text("waits for: " + "; ".join(waits), style="yellow"))
@@ -230,6 +236,26 @@ class LiveView:
             f"version {self._published} published",
         ]
         return Text("   ".join(part for part in parts if part), style="bold")
+
+    def _pools(self, pools: Mapping[str, PoolFigures]) -> Table:
+        table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
+        table.add_column("pool", style="dim")
+        for name in ("queue", "rate", "p50", "p99"):
+            table.add_column(name, justify="right")
+        table.add_column("verdicts; slowest rollout", overflow="ellipsis", no_wrap=True)
+        for name, pool in pools.items():
+            rate = self._pool_rates[name].per_s if name in self._pool_rates else None
+            words = [statuses(pool), cost(pool)]
+            words += [f"rollout {rollout} took {seconds(took)}" for rollout, took in pool.slowest[:1]]
+            table.add_row(
+                escape(name),
+                f"{pool.queued:,}",
+                "" if rate is None else f"{rate:,.1f}/s",
+                seconds(pool.p50_s),
+                seconds(pool.p99_s),
+                escape("; ".join(word for word in words if word)),
+            )
+        return table
 
     def _peers(self) -> Table:
         table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from r1async.files import write_atomic
 from r1async.monitor.charts import Chart, charts, styled
+from r1async.monitor.pools import PoolFigures, cost, seconds, statuses
 from r1async.monitor.rundata import Record, RunData, load_run
 from r1async.monitor.summary import audit_line, duration, percent, summarize, waste_line
 
@@ -30,6 +31,7 @@ def render(run: RunData, wall_s: float | None = None) -> str:
     sections = [
         section("", figures(drawn)) if drawn else "",
         section("Completions before and after", samples_table(run.evaluations)),
+        section("Verdicts by pool", pools_table(summary["pools"])),
         section("Where every rollout and token went", audit_table(run.audit)),
         section("Settings", settings_table(run.config)),
     ]
@@ -158,6 +160,20 @@ def _completion(sample: Record | None) -> str:
     cut = ", cut at max_tokens" if sample.get("truncated") else ""
     note = f"{mark}{reward}, {sample['tokens']} token{'s' * (sample['tokens'] != 1)}{cut}"
     return f'<td><code>{escape(sample["completion"])}</code><div class="note">{note}</div></td>'
+
+
+def pools_table(pools: Mapping[str, Record]) -> str:
+    """What each pool of workers gave, how long it took, and which rollouts took longest."""
+    if not pools:
+        return ""
+    head = "".join(f"<th>{name}</th>" for name in ("pool", "verdicts", "p50", "p99", "statuses", "slowest", "cost"))
+    rows = []
+    for name, record in pools.items():
+        pool = PoolFigures.of(record)
+        slow = ", ".join(f"rollout {rollout} {seconds(took)}" for rollout, took in pool.slowest)
+        cells = [name, f"{pool.verdicts:,}", seconds(pool.p50_s), seconds(pool.p99_s), statuses(pool), slow, cost(pool)]
+        rows.append("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in cells) + "</tr>")
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
 
 
 def audit_table(audit: Mapping[str, object] | None) -> str:

@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from r1async.files import write_json
+from r1async.monitor.pools import PoolFigures, cost, pool_figures, seconds, statuses
 from r1async.monitor.rundata import Record, RunData, busy_fractions, load_run, staleness_histogram
 
 
@@ -57,6 +58,8 @@ def summarize(run: RunData, wall_s: float | None = None) -> Record:
         },
         "role_busy_fraction": busy_fractions(run.bins, *training_window(run.steps)),
         "engines": engine_figures(run.engines),
+        "rewards": rewards(run.config),
+        "pools": {name: pool.as_record() for name, pool in last_pools(run.buffer).items()},
         "incidents": incident_counts(run.incidents),
         "quarantined": quarantined(run.incidents),
         "stall": run.stall,
@@ -111,6 +114,26 @@ def engine_line(figures: Record) -> str:
     if figures["canaries"]:
         words.append(f"mismatch {figures['mismatch_mean']:.1g} nats in the worst of {figures['canaries']} canaries")
     return "; ".join(words)
+
+
+def rewards(config: Record) -> dict[str, Record]:
+    """The weights of each domain's reward; those of all others under `others`."""
+    reward = config.get("reward") or {}
+    domains = {name: domain["weights"] for name, domain in (reward.get("domains") or {}).items()}
+    return {"others": reward.get("weights") or {}, **domains}
+
+
+def last_pools(buffer: Sequence[Record]) -> dict[str, PoolFigures]:
+    """What the scorers' pools told last, before the scorers left."""
+    told = (pool_figures(record.get("peers") or []) for record in reversed(buffer))
+    return next((pools for pools in told if pools), {})
+
+
+def pool_line(pool: PoolFigures) -> str:
+    """One pool in words."""
+    words = [f"{pool.verdicts:,} verdicts, p50 {seconds(pool.p50_s)}, p99 {seconds(pool.p99_s)}", statuses(pool)]
+    slow = ", ".join(f"rollout {rollout} {seconds(took)}" for rollout, took in pool.slowest[:3])
+    return "; ".join(word for word in [*words, cost(pool), f"slowest: {slow}" if slow else ""] if word)
 
 
 def incident_counts(incidents: Sequence[Record]) -> dict[str, int]:
@@ -249,6 +272,8 @@ def _figures(summary: Record) -> Table:
     for name, figures in summary["engines"].items():
         if figures["engine"]:
             table.add_row(name, engine_line(figures))
+    for name, record in summary["pools"].items():
+        table.add_row(f"pool {name}", pool_line(PoolFigures.of(record)))
     faults = ", ".join(f"{count} {name}" for name, count in summary["incidents"].items())
     if faults:
         table.add_row("faults", faults)

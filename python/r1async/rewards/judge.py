@@ -50,8 +50,6 @@ the code {code}, then a colon, then RIGHT or WRONG.
 VALUES = {"RIGHT": 1.0, "WRONG": 0.0}
 REMEMBERED = 16_384
 """Verdicts kept for predictions that ask the same again."""
-COSTS = ("requests", "prompt_tokens", "completion_tokens", "cost")
-"""Parts of a verdict that say what it cost."""
 
 
 class Judge:
@@ -169,5 +167,4 @@ def _cost(reply: Reply) -> dict[str, float]:
 
 def _free(verdict: Verdict) -> Verdict:
     """The same for one who did not pay for it."""
-    parts = {name: value for name, value in verdict.parts.items() if name not in COSTS}
-    return Verdict(total=verdict.total, parts=parts, status=verdict.status, detail=verdict.detail)
+    return Verdict(total=verdict.total, status=verdict.status, detail=verdict.detail)

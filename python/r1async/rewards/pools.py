@@ -10,7 +10,7 @@ import logging
 import time
 from collections import Counter, deque
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 import numpy as np
@@ -25,6 +25,12 @@ from r1async.types import Verdict
 
 log = logging.getLogger(__name__)
 
+COSTS = frozenset(
+    f"{part}.{what}"
+    for part in ("judge", "helpfulness", "harmlessness")
+    for what in ("requests", "prompt_tokens", "completion_tokens", "cost")
+)
+"""Parts that say what a verdict cost."""
 RECENT = 1024
 """Verdicts of a pool that its latencies are taken over."""
 SLOWEST = 5
@@ -76,6 +82,8 @@ class Figures:
     """From the queue to the verdict."""
     slowest: list[tuple[float, int]] = field(default_factory=list)
     """(seconds in a worker, job)."""
+    costs: dict[str, float] = field(default_factory=dict)
+    """What asking endpoints cost so far."""
 
 
 @dataclass(slots=True)
@@ -201,7 +209,7 @@ class Pools:
         whole = []
         for key, verdict, elapsed_s in settled:
             job = self._jobs[key]
-            job.verdicts[name] = verdict
+            job.verdicts[name] = free_of_costs(verdict)
             job.waits_for.remove(name)
             job.elapsed_s += elapsed_s
             self._count(name, key, job, verdict, elapsed_s)
@@ -223,6 +231,10 @@ class Pools:
         figures.queued -= 1
         figures.verdicts += 1
         figures.statuses[verdict.status] += 1
+        for part, value in verdict.parts.items():
+            if part in COSTS:
+                what = part.partition(".")[2]
+                figures.costs[what] = figures.costs.get(what, 0.0) + value
         figures.latencies_s.append(time.monotonic() - job.begun_at)
         figures.slowest = sorted([*figures.slowest, (elapsed_s, key)], reverse=True)[:SLOWEST]
         if said := figures.alarm.saw(verdict):
@@ -235,6 +247,13 @@ class Pools:
             return domain_of(self._reward, decode_meta(meta).extra)
         except ValueError:
             return OTHERS  # the worker says what is wrong with it
+
+
+def free_of_costs(verdict: Verdict) -> Verdict:
+    """The same without what it cost: that is the pool's, and no part of the reward."""
+    if COSTS.isdisjoint(verdict.parts):
+        return verdict
+    return replace(verdict, parts={part: value for part, value in verdict.parts.items() if part not in COSTS})
 
 
 def shown(figures: Mapping[str, Figures], names: Mapping[int, int]) -> dict[str, float]:
@@ -253,6 +272,8 @@ def shown(figures: Mapping[str, Figures], names: Mapping[int, int]) -> dict[str,
             flat[f"pool:{name}:p50_s"], flat[f"pool:{name}:p99_s"] = round(float(p50), 4), round(float(p99), 4)
         for status, count in pool.statuses.copy().items():
             flat[f"pool:{name}:status:{status}"] = float(count)
+        for what, spent in pool.costs.copy().items():
+            flat[f"pool:{name}:{what}"] = float(spent)
         for seconds, job in list(pool.slowest):
             flat[f"pool:{name}:slow:{names.get(job, job)}"] = round(seconds, 4)
     return flat

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from r1async.simulate.model import Outcome
+from r1async.simulate.plot import plot
 from r1async.simulate.run import MORE, Point, Split, best
 
 COLUMNS: Mapping[str, tuple[Callable[[Outcome], Any], str]] = {
@@ -33,15 +34,15 @@ COLUMNS: Mapping[str, tuple[Callable[[Outcome], Any], str]] = {
 
 def to_terminal(points: Sequence[Point], splits: Sequence[Split] = ()) -> str:
     """A line for each point, what holds it back, and the splits of machines if there are any."""
-    keys = [key for key, _ in points[0].values]
-    table = Table(*(key.rpartition(".")[2] for key in keys), *COLUMNS, "bottleneck")
+    swept = [key.rpartition(".")[2] for key, _ in points[0].values]
+    table = Table(*(Column(name, min_width=len(name)) for name in swept), *COLUMNS, "bottleneck")
     for point in points:
         figures = [format(read(point.outcome), form) for read, form in COLUMNS.values()]
         table.add_row(*(value for _, value in point.values), *figures, point.bottleneck.pool)
     parts = [table, *(_why(point) for point in points)]
     if splits:
-        parts.append(_split_table(splits))
-    console = Console(width=max(160, 12 * (len(keys) + len(COLUMNS))))
+        parts += [_split_table(splits), _best_split(splits)]
+    console = Console(width=max(200, 13 * (len(COLUMNS) + 1) + sum(len(name) + 3 for name in swept)))
     with console.capture() as capture:
         for part in parts:
             console.print(part, highlight=False)
@@ -60,6 +61,7 @@ def _why(point: Point) -> str:
             "a quarter more speed of one pool, or one more step of staleness, changes steps/h by: "
             + ", ".join(f"{what} {growth:+.1%}" for what, growth in tried)
         )
+    lines.append("staleness of trained tokens: " + _distribution(outcome["staleness"]["histogram"]))
     if outcome["waste"]:
         shares = sorted(outcome["waste"].items(), key=lambda item: -item[1])
         lines.append("waste of tokens: " + ", ".join(f"{reason} {share:.2%}" for reason, share in shares))
@@ -71,6 +73,13 @@ def _why(point: Point) -> str:
     return "\n  ".join([head + lines[0], *lines[1:]])
 
 
+def _distribution(histogram: Mapping[str, int]) -> str:
+    """Shares of tokens by staleness, youngest first."""
+    tokens = sum(histogram.values())
+    ages = sorted(histogram.items(), key=lambda item: int(item[0]))
+    return ", ".join(f"{age}: {count / tokens:.1%}" for age, count in ages) or "none was trained"
+
+
 def _split_table(splits: Sequence[Split]) -> Table:
     winner = best(splits)
     table = Table("generators", "learner machines", *COLUMNS, "", title="splits of the machines")
@@ -78,6 +87,19 @@ def _split_table(splits: Sequence[Split]) -> Table:
         figures = [format(read(each.outcome), form) for read, form in COLUMNS.values()]
         table.add_row(str(each.generators), str(each.learners), *figures, "best" if each is winner else "")
     return table
+
+
+def _best_split(splits: Sequence[Split]) -> str:
+    winner = best(splits)
+    others = [each.outcome["steps_per_s"] for each in splits if each is not winner]
+    speed = winner.outcome["steps_per_s"]
+    text = (
+        f"best split of {winner.generators + winner.learners} machines: {winner.generators} to sample, "
+        f"{winner.learners} to learn, {speed * 3600:,.1f} steps/h"
+    )
+    if others and max(others) > 0.999 * speed:
+        text += "; others are as fast: neither pool holds the run back"
+    return text
 
 
 def write_files(folder: Path, points: Sequence[Point], splits: Sequence[Split] = ()) -> None:
@@ -117,33 +139,3 @@ def as_json(points: Sequence[Point], splits: Sequence[Split]) -> dict[str, Any]:
         if splits
         else None,
     }
-
-
-def plot(points: Sequence[Point], paths: Sequence[Path]) -> None:
-    """Speed, idle shares and staleness over the values of the first swept key, a line for each of the others."""
-    from matplotlib.figure import Figure
-
-    lines: dict[str, list[Point]] = {}
-    for point in points:
-        lines.setdefault(", ".join(f"{key}={value}" for key, value in point.values[1:]), []).append(point)
-    places = list(dict.fromkeys(_place(point) for point in points))
-    canvas = Figure(figsize=(10.0, 3.6), layout="constrained")
-    panels = canvas.subplots(1, 3)
-    for axes, name in zip(panels, ("steps/h", "learner idle", "staleness"), strict=True):
-        read = COLUMNS[name][0]
-        for label, line in lines.items():
-            where = [places.index(_place(point)) for point in line]
-            axes.plot(where, [read(point.outcome) for point in line], marker="o", label=label or None)
-        axes.set_xticks(range(len(places)), places)
-        axes.set_xlabel(points[0].values[0][0] if points[0].values else "")
-        axes.set_ylabel(name if name != "staleness" else "mean staleness of trained tokens")
-        axes.set_ylim(bottom=0)
-        axes.grid(alpha=0.3)
-    if any(lines):
-        panels[0].legend()
-    for path in paths:
-        canvas.savefig(path, dpi=150)
-
-
-def _place(point: Point) -> str:
-    return point.values[0][1] if point.values else "all"

@@ -210,6 +210,9 @@ class DirectoryReceiver:
     def acknowledge(self, ack: Ack) -> None:
         self._order(lambda: self._acknowledge(ack))
 
+    def direct(self, asked: Mapping[str, object]) -> None:
+        raise AssertionError("nobody at the other end of a folder could send anything")
+
     def release(self, version: PolicyVersion) -> None:
         """Nothing: how long a folder stays is the learner's to say, and the evaluator tells it by the socket."""
 

@@ -31,6 +31,11 @@ class PushFigures:
                 manifest = delta.manifest
                 self._push |= {"push/density": manifest.density, "push/delta_bytes": manifest.total_bytes}
 
+    def newest(self) -> dict[str, float]:
+        """What the newest push cost the learner."""
+        with self._lock:
+            return dict(self._push)
+
     def figures(self, acks: Mapping[str, Ack]) -> dict[str, float]:
         """`acks`: the newest of each receiver."""
         with self._lock:

@@ -36,6 +36,10 @@ class Sink(Protocol):
         """Whether this version may be taken; if not, it is not even fetched."""
         ...
 
+    def diverts(self, manifest: Manifest) -> bool:
+        """Whether the engine takes this version, which is the newest, itself (`direct.py`): nothing is fetched."""
+        ...
+
     def complete(self, package: Package, pinned: bool, sync_s: float) -> bool:
         """Every chunk is there and right, so many seconds after the manifest.
 
@@ -46,6 +50,10 @@ class Sink(Protocol):
 
     def missing(self, version: PolicyVersion, newest: PolicyVersion | None) -> None:
         """The publisher does not have (any more) what was asked for by name."""
+        ...
+
+    def direct(self, answer: Mapping[str, object]) -> None:
+        """The learner's answer to `ReceivingMedium.direct`."""
         ...
 
     def stuck(self, version: PolicyVersion, waited_s: float) -> None:
@@ -70,6 +78,10 @@ class ReceivingMedium(Protocol):
 
     def acknowledge(self, ack: Ack) -> None:
         """Tell the learner what is installed."""
+        ...
+
+    def direct(self, asked: Mapping[str, object]) -> None:
+        """Ask the learner to send a version to the engine itself."""
         ...
 
     def release(self, version: PolicyVersion) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor
 from r1async.keys import ServerKeys
 from r1async.types import PolicyVersion
 from r1async.weights.acks import Ack
+from r1async.weights.direct_sender import DirectSender
 from r1async.weights.directory import DirectoryWriter
 from r1async.weights.figures import PushFigures
 from r1async.weights.manifest import Snapshot, TensorEntry, take_snapshot
@@ -39,6 +40,7 @@ class Publisher:
         threads: that hash and encode a version at most.
         deadline_s: a version that is being read is kept this long after the reader's last question.
         directory: each version is also written into this folder of all runs; None: none is.
+        direct: address of this machine where engines meet the learner to be sent versions themselves; None: nobody is.
         keys: of the socket, and who is let in; None where it needs none.
     """
 
@@ -53,6 +55,7 @@ class Publisher:
         window: int = 16,
         threads: int = 1,
         directory: Path | None = None,
+        direct: str | None = None,
         keys: ServerKeys | None = None,
     ) -> None:
         self._run = run
@@ -67,7 +70,8 @@ class Publisher:
         self._directory = (
             None if directory is None else DirectoryWriter(directory, run, window, self._whole, self._store.versions)
         )
-        self._medium: SendingMedium = ZmqSender(endpoint, self._store, run=run, keys=keys)
+        self._direct = None if direct is None else DirectSender(self._store, address=direct, timeout_s=deadline_s)
+        self._medium: SendingMedium = ZmqSender(endpoint, self._store, run=run, keys=keys, direct=self._direct)
 
     def publish(self, version: PolicyVersion, tensors: Mapping[str, Tensor], *, retain: bool = False) -> str:
         """Copies and encodes the tensors and returns, whatever receivers do; they are served while the learner goes on.
@@ -153,6 +157,25 @@ class Publisher:
         """Of the newest push, and of what receivers said since this was last asked; docs/metrics-learner.md."""
         return self._push.figures(self._acks())
 
+    def report(self) -> dict[str, object]:
+        """Of the newest push, and by receiver what it said of the version that it serves: name, hash, what it cost."""
+        newest = self._store.newest()
+        return {
+            "version": None if newest is None else list(newest.version),
+            "hash": None if newest is None else newest.hash,
+            **self._push.newest(),
+            "receivers": {
+                name: {
+                    "version": list(ack.version),
+                    "hash": ack.hash,
+                    "bytes": ack.bytes,
+                    "sync_s": ack.sync_s,
+                    "pause_s": ack.pause_s,
+                }
+                for name, ack in self._acks().items()
+            },
+        }
+
     def _acks(self) -> dict[str, Ack]:
         by_files = {} if self._directory is None else self._directory.acknowledged()
         return {**by_files, **self._medium.acknowledged()}
@@ -162,6 +185,8 @@ class Publisher:
 
     def close(self) -> None:
         self._medium.close()
+        if self._direct is not None:
+            self._direct.close()
 
     def __enter__(self) -> Self:
         return self

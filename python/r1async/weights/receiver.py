@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from types import TracebackType
 from typing import Self
 
@@ -25,6 +26,7 @@ from r1async.inbox import Inbox
 from r1async.keys import ClientKeys
 from r1async.types import PolicyVersion
 from r1async.weights.acks import Ack
+from r1async.weights.direct import Direct, DirectError, whole_tensors
 from r1async.weights.directory import DirectoryReceiver
 from r1async.weights.fence import Fence
 from r1async.weights.manifest import Base, Manifest, Snapshot
@@ -38,14 +40,15 @@ FIGURES = (
     "packages_refused",
     "deltas",
     "snapshots",
+    "directs",
     "push_bytes",
     "push_density",
     "push_sync_s",
     "push_pause_s",
 )
-"""Packages that did not lead to the version they name; versions taken as a delta,
-and whole; of the newest version: bytes that travelled, share of values that changed (1 if it came whole), seconds from
-announcement to verified, seconds that the engine stood still."""
+"""Packages that did not lead to the version they name; versions taken as a delta, whole, and by the engine itself; of
+the newest version: bytes that travelled, share of values that changed (1 if it came whole), seconds from announcement
+to verified, seconds that the engine stood still."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +98,8 @@ class Receiver:
         newest: False: fetch pinned versions only.
         keys: ours for this socket; None where it needs none.
         threads: that decode a version at most.
+        direct: the engine takes versions itself: all but the first, which proves the engine, and those that it was
+            refused come as `Direct`.
         stuck: told, in the medium's thread, of a version whose chunks stopped coming and for how many seconds.
     """
 
@@ -111,6 +116,7 @@ class Receiver:
         keys: ClientKeys | None = None,
         threads: int = 1,
         directory: Path | None = None,
+        direct: bool = False,
         stuck: Callable[[PolicyVersion, float], None] | None = None,
     ) -> None:
         self._inbox = inbox
@@ -126,6 +132,10 @@ class Receiver:
         self._spare: NDArray[np.uint8] | None = None
         """Of the version before the current one: the next is decoded into it."""
         self._stuck = stuck
+        self._takes_direct = direct
+        self._diverting = False
+        """Whether the next version is left to the engine."""
+        self._answers: SimpleQueue[Mapping[str, object]] = SimpleQueue()
         self._medium: ReceivingMedium
         if directory is not None:
             self._medium = DirectoryReceiver(
@@ -155,7 +165,30 @@ class Receiver:
         )  # fmt: skip
         self._medium.acknowledge(ack)
         if not ready.pinned:
+            self._diverting = self._takes_direct
             self._medium.want(Base(ready.version, ready.hash))
+
+    def installed_direct(self, taken: Direct, sync_s: float, pause_s: float) -> None:
+        """The engine has taken `taken` itself and serves it now."""
+        with self._lock:
+            self._current = self._spare = None  # nothing here is the base of what comes next
+            self._figures["push_pause_s"], self._figures["push_sync_s"] = pause_s, sync_s
+            self._figures["directs"] += 1
+        sent = sum(tensor.num_bytes for tensor in taken.tensors)
+        ack = Ack(
+            name=self._name, version=taken.version, hash=taken.hash, pinned=False, bytes=sent, sync_s=sync_s,
+            pause_s=pause_s,
+        )  # fmt: skip
+        self._medium.acknowledge(ack)
+        self._diverting = True
+        self._medium.want(Base(taken.version, taken.hash))
+
+    def fetch_instead(self, refused: Direct) -> None:
+        """The engine could not take `refused` itself: the newest version comes by the socket."""
+        log.info("version %s is fetched instead", refused.version)
+        self._diverting = False
+        current = self._current
+        self._medium.want(None if current is None else current.base)
 
     def fetch(self, version: PolicyVersion) -> None:
         """Ask for one version by name: `WeightsReady(pinned=True)` or `WeightsMissing` will come."""
@@ -183,6 +216,26 @@ class Receiver:
     def accepts(self, manifest: Manifest) -> bool:
         """Called by the medium's thread."""
         return self._fence.accepts(manifest.version)
+
+    def diverts(self, manifest: Manifest) -> bool:
+        """Called by the medium's thread."""
+        if not self._diverting:
+            return False
+        self._inbox.put(Direct(manifest.version, manifest.hash, whole_tensors(manifest), self._ask_direct))
+        return True
+
+    def direct(self, answer: Mapping[str, object]) -> None:
+        """Called by the medium's thread."""
+        self._answers.put(answer)
+
+    def _ask_direct(self, asked: Mapping[str, object], deadline_s: float) -> Mapping[str, object]:
+        while not self._answers.empty():
+            self._answers.get()  # to a question that nobody waits for any more
+        self._medium.direct(asked)
+        try:
+            return self._answers.get(timeout=deadline_s)
+        except Empty:
+            raise DirectError(f"no answer of the learner within {deadline_s:g} s") from None
 
     def complete(self, package: Package, pinned: bool, sync_s: float) -> bool:
         """Called by the medium's thread."""

@@ -12,6 +12,7 @@ import dataclasses
 import logging
 import threading
 import time
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Self
 
@@ -167,6 +168,12 @@ class Relay:
 
     def accepts(self, manifest: Manifest) -> bool:
         return self._fence.accepts(manifest.version)
+
+    def diverts(self, manifest: Manifest) -> bool:
+        return False
+
+    def direct(self, answer: Mapping[str, object]) -> None:
+        raise AssertionError("a relay asks for nothing directly")
 
     def complete(self, package: Package, pinned: bool, sync_s: float) -> bool:
         begun, manifest = time.monotonic(), package.manifest

@@ -117,6 +117,9 @@ class ZmqReceiver:
     def acknowledge(self, ack: Ack) -> None:
         self._order(ack.header())
 
+    def direct(self, asked: Mapping[str, object]) -> None:
+        self._order({**asked, "t": "direct"})
+
     def release(self, version: PolicyVersion) -> None:
         self._order({"t": "release", "pin": list(version)})
 
@@ -259,6 +262,8 @@ class ZmqReceiver:
                 self._on_chunk(want, message)
             case "missing":
                 self._on_missing(want, header)
+            case "directed":
+                self._sink.direct(header)
             case "error" if header.get("code") == "run":
                 raise PublisherError(f"the publisher at {self.endpoint} refused us: {header.get('message')}")
             case "error":
@@ -280,6 +285,9 @@ class ZmqReceiver:
                 want.end()
                 self._sink.missing(manifest.version, None)
                 self._next_pin()
+            return
+        if not want.pinned and self._sink.diverts(manifest):
+            want.end()
             return
         want.transfer = Transfer(manifest)
         self._go_on(want)

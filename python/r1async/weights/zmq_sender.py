@@ -11,9 +11,10 @@ version is [epoch, number], a base [version, hash] of what the receiver can take
     ack {name, version, hash, pinned, bytes, sync_s, pause_s}    the version is installed; no answer
     look {run, name, pin}      -> held {version, hash}: we have it, and keep it for the receivers; or missing
     release {pin}              -> released {pin}: no evaluation needs that version any more
+    direct {version, way, base, workers, device, fresh}    -> directed {join, update} or {error}: see direct.py
     anything else              -> error {code, message, about}
 
-Of a connection that has not sent a `want` or `look` with this run's name, `ack` and `release` are refused; `ack` must
+Of a connection that has not sent a `want` or `look` with this run's name, the last three are refused; `ack` must
 have the name of that `want`, or begin with it and a slash (a relay's receivers), and `release` a version that the
 connection asked for by name. A package that has to be made first is made in another thread: nobody waits for it but
 who asked.
@@ -26,8 +27,9 @@ import threading
 import time
 import uuid
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from queue import SimpleQueue
 from typing import Protocol, TypeVar
 
 import zmq
@@ -37,6 +39,7 @@ from r1async.keys import Gate, ServerKeys
 from r1async.sockets import bind, router
 from r1async.types import PolicyVersion
 from r1async.weights.acks import Ack
+from r1async.weights.direct_sender import DirectSender
 from r1async.weights.manifest import Base, read_base, read_version
 from r1async.weights.package import Package
 from r1async.weights.store import Builder, Key, VersionStore
@@ -100,18 +103,29 @@ class ZmqSender:
         run: receivers of another run are refused.
         keys: who is let in; None where everybody is who reaches the address.
         above: who may have versions that the store lacks; None of a publisher, which is the first to have them.
+        direct: sends versions to engines themselves; None: nobody does.
 
     Raises:
         ConfigError: the address cannot be bound; the text names it.
     """
 
     def __init__(
-        self, endpoint: str, store: VersionStore, *, run: str, keys: ServerKeys | None, above: Above | None = None
+        self,
+        endpoint: str,
+        store: VersionStore,
+        *,
+        run: str,
+        keys: ServerKeys | None,
+        above: Above | None = None,
+        direct: DirectSender | None = None,
     ) -> None:
         self.endpoint = endpoint
         self._store = store
         self._run = run
         self._above = above
+        self._direct_sender = direct
+        self._answers: SimpleQueue[tuple[bytes, dict]] = SimpleQueue()
+        """Of other threads, to be sent by this socket's."""
         self._lock = threading.Lock()
         self._acknowledged: OrderedDict[str, Ack] = OrderedDict()
         self._readers: OrderedDict[bytes, _Reader] = OrderedDict()
@@ -177,6 +191,7 @@ class ZmqSender:
                     if self._woken.recv() == b"close":
                         return
                     self._offer_all()
+                    self._answer_all()
                 if self._router in ready:
                     self._receive()
         except BaseException as error:
@@ -204,6 +219,7 @@ class ZmqSender:
             "chunks": self._chunks,
             "ack": self._ack,
             "look": self._look,
+            "direct": self._direct,
             "release": self._release,
         }
         handler = handlers.get(message.type)
@@ -325,6 +341,23 @@ class ZmqSender:
             self._above.acknowledged(ack)
         if ack.name == own:
             self._store.done(peer, ack.version, time.monotonic())
+
+    def _direct(self, peer: bytes, header: dict) -> None:
+        name = self._reader(peer, "direct").name
+        if self._direct_sender is None:
+            text = "this learner sends nothing directly: its weights.medium is another"
+            self._send(peer, {"t": "directed", "error": text})
+            return
+
+        def reply(answer: Mapping[str, object]) -> None:
+            self._answers.put((peer, {**answer, "t": "directed"}))
+            self._wake_up()
+
+        self._direct_sender.begin(name, header, reply)
+
+    def _answer_all(self) -> None:
+        while not self._answers.empty():
+            self._send(*self._answers.get())
 
     def _release(self, peer: bytes, header: dict) -> None:
         version = read_version(header.get("pin"))

@@ -464,8 +464,7 @@ impl Ledger {
         if let Some(reason) = self.hold(now, step, &chosen, dying.tokens) {
             return Some(Bind::Wait(reason));
         }
-        self.waste.next_step();
-        self.waste.died(dying.all);
+        self.waste.bound(dying.all);
         let mut batch = self.take_groups(step, &chosen.groups);
         self.tell_batch(&mut batch);
         self.batches.push_back(batch);
@@ -848,7 +847,7 @@ fn bind_rollout(
         _ => unreachable!("every member of a closed group has ended"),
     };
     let oldest = settings.oldest_of(source, step.0).unwrap_or(0);
-    let runs = rollout.runs.as_slice().to_vec();
+    let runs = rollout.runs.into_vec();
     let over_age: Vec<bool> = runs.iter().map(|run| run.version.number < oldest).collect();
     if over_age.iter().all(|over| *over) {
         return Err(DropReason::Stale);

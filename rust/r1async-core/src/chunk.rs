@@ -104,6 +104,9 @@ pub enum ChunkError {
     },
 }
 
+/// Columns have room for a multiple of so many numbers.
+const ROOM: usize = 16;
+
 impl Ledger {
     /// Files the tokens of a chunk, if its lease is current; skips what is held already. A chunk that
     /// leaves out tokens before it is not filed: the answer says from where to send again.
@@ -222,8 +225,9 @@ impl Ledger {
         let (source, counts_age) = (group.source, group.counts_age());
         let rollout = &mut group.members[member.index];
         let lowest = rollout.runs.lowest();
-        append(&mut rollout.tokens, new);
-        append(&mut rollout.logprobs, &chunk.logprobs[skip..]);
+        let is_last = chunk.finish.is_some();
+        append(&mut rollout.tokens, new, is_last);
+        append(&mut rollout.logprobs, &chunk.logprobs[skip..], is_last);
         for run in runs_after(chunk.runs, skip) {
             rollout.runs.push(run);
             if counts_age {
@@ -240,7 +244,7 @@ impl Ledger {
         if training {
             self.tell(|| Event::Tokens {
                 rollout,
-                runs: runs_after(chunk.runs, skip),
+                runs: runs_after(chunk.runs, skip).collect(),
             });
         }
         if counts_age {
@@ -275,9 +279,8 @@ impl Ledger {
             return;
         };
         rollout.finish = Some(finish);
-        // It came in pieces, for which the columns grew ahead: up to a quarter of what is held would be air.
-        rollout.tokens.shrink_to_fit();
-        rollout.logprobs.shrink_to_fit();
+        trim(&mut rollout.tokens);
+        trim(&mut rollout.logprobs);
         rollout.state = State::Unscored(place);
         if let Some(at) = rollout.deadline.take() {
             self.timers.clear(at, Timer::Rollout(member));
@@ -359,27 +362,34 @@ fn is_sound(tokens: &[i32], logprobs: &[f32]) -> bool {
     signs >= 0 && finite
 }
 
-/// Grows by a quarter: what is held a piece at a time is mostly held for long, and the room that doubling gives up
-/// again at the end is too small for the next to grow in.
-fn append<T: Copy>(column: &mut Vec<T>, new: &[T]) {
+/// Grows by a quarter, or by what comes last: what is held a piece at a time is mostly held for long, and the room
+/// that doubling gives up again at the end is too small for the next to grow in. Room comes in few sizes, which an
+/// allocator hands out again more readily.
+fn append<T: Copy>(column: &mut Vec<T>, new: &[T], is_last: bool) {
     if column.capacity() - column.len() < new.len() {
-        column.reserve_exact(new.len().max(column.len() / 4));
+        let ahead = if is_last { 0 } else { column.len() / 4 };
+        let room = (column.len() + new.len().max(ahead)).next_multiple_of(ROOM);
+        column.reserve_exact(room - column.len());
     }
     column.extend_from_slice(new);
 }
 
+/// It came in pieces, for which the column grew ahead: up to a quarter of what is held would be air.
+fn trim<T>(column: &mut Vec<T>) {
+    if column.capacity() - column.len() >= ROOM + column.len() / 16 {
+        column.shrink_to(column.len().next_multiple_of(ROOM));
+    }
+}
+
 /// Version runs without their first `skip` tokens.
-fn runs_after(runs: &[VersionRun], mut skip: usize) -> Vec<VersionRun> {
-    let mut rest = Vec::with_capacity(runs.len());
-    for run in runs {
+fn runs_after(runs: &[VersionRun], mut skip: usize) -> impl Iterator<Item = VersionRun> {
+    let rest = move |run: &VersionRun| {
         let skipped = skip.min(run.count as usize);
         skip -= skipped;
-        if skipped < run.count as usize {
-            rest.push(VersionRun {
-                count: run.count - skipped as u32,
-                ..*run
-            });
+        VersionRun {
+            count: run.count - skipped as u32,
+            ..*run
         }
-    }
-    rest
+    };
+    runs.iter().map(rest).filter(|run| run.count > 0)
 }

@@ -262,6 +262,7 @@ impl Ledger {
             };
             self.learner.committed += 1;
             self.books.train(&batch);
+            self.keep_places(&batch.bound);
             self.figures.add(&batch.figures);
             self.tell(|| Event::Trained {
                 step: batch.bound.step,

@@ -105,14 +105,10 @@ impl Leases {
 
     /// Generation is done: the holder is free of it, but the lease is remembered.
     pub(crate) fn mark_sent(&mut self, id: LeaseId, timers: &mut Timers) {
-        if let Some(lease) = self.end(id, timers) {
-            self.table.insert(
-                id,
-                Lease {
-                    work: Work::Sent,
-                    ..lease
-                },
-            );
+        if let Some(held) = self.table.get_mut(&id) {
+            let lease = *held;
+            held.work = Work::Sent;
+            self.let_go(id, lease, timers);
         }
     }
 
@@ -152,7 +148,8 @@ impl Leases {
 
     /// The lease runs from `now` again.
     pub(crate) fn renew(&mut self, id: LeaseId, until: f64, timers: &mut Timers) {
-        if let Some(lease) = self.table.get_mut(&id) {
+        let known = self.table.get_mut(&id);
+        if let Some(lease) = known.filter(|lease| lease.until != until) {
             timers.clear(lease.until, Timer::Lease(id));
             if let Some(holder) = lease.holder.and_then(|it| self.holders.get_mut(&it)) {
                 holder.leases.remove(&(Moment(lease.until), id));

@@ -7,7 +7,7 @@ use rustc_hash::FxHashMap;
 use serde::{Deserialize, Serialize};
 
 use crate::audit::{Books, DropReason};
-use crate::batch::{BoundGroup, Hold, StepBatch};
+use crate::batch::{BoundBatch, BoundGroup, Hold, StepBatch};
 use crate::evaluation::Evaluations;
 use crate::group::{Ended, Group, Purpose, State};
 use crate::ids::{GroupId, Member};
@@ -103,6 +103,9 @@ pub struct Ledger {
     /// Groups that may have brought down their generators, on their last try.
     pub(crate) suspects: BTreeSet<GroupId>,
     pub(crate) filtered: Filtered,
+    /// Groups of the last trained steps, by source: some generator may not have their weights yet.
+    #[serde(default)]
+    trained: VecDeque<Vec<usize>>,
     #[serde(skip)]
     pub(crate) incidents: Incidents,
     /// What happened since it was last taken, if anybody listens.
@@ -147,6 +150,7 @@ impl Ledger {
             quarantine: Quarantine::default(),
             suspects: BTreeSet::new(),
             filtered: Filtered::default(),
+            trained: VecDeque::new(),
             incidents: Incidents::default(),
             news: News {
                 prompts: true,
@@ -190,14 +194,19 @@ impl Ledger {
     /// Groups of other windows count from the moment they are ready.
     pub(crate) fn places(&self, installed: u64) -> usize {
         let bound = self.bound_groups(installed).count();
-        self.open.len_of(MAIN) + self.ready.len() + bound
+        let trained: usize = self.trained_groups(installed).flatten().sum();
+        self.open.len_of(MAIN) + self.ready.len() + bound + trained
     }
 
     /// Places taken in the window of `source`, likewise.
     pub(crate) fn window_places(&self, source: usize, installed: u64) -> usize {
         let bound = self.bound_groups(installed);
         let own = bound.filter(|group| group.source == source).count();
-        self.open.len_of(source) + self.ready_by_source.len_of(source) + own
+        let trained: usize = self
+            .trained_groups(installed)
+            .map(|step| step[source])
+            .sum();
+        self.open.len_of(source) + self.ready_by_source.len_of(source) + own + trained
     }
 
     /// Groups in batches whose weights `installed` does not have.
@@ -206,6 +215,24 @@ impl Ledger {
         newest_first
             .take_while(move |batch| batch.bound.step.0 >= installed)
             .flat_map(|batch| &batch.bound.groups)
+    }
+
+    /// Groups, by source, of each trained step whose weights `installed` does not have.
+    fn trained_groups(&self, installed: u64) -> impl Iterator<Item = &Vec<usize>> {
+        let missing = self.learner.committed.saturating_sub(installed) as usize;
+        self.trained.iter().rev().take(missing)
+    }
+
+    /// A step is trained. It keeps its places for generators without its weights, as far behind as may sample.
+    pub(crate) fn keep_places(&mut self, batch: &BoundBatch) {
+        let mut groups = vec![0; self.settings.sources()];
+        for group in &batch.groups {
+            groups[group.source] += 1;
+        }
+        self.trained.push_back(groups);
+        while self.trained.len() as u64 > self.settings.pacing {
+            self.trained.pop_front();
+        }
     }
 
     /// Groups that the steps without a batch can train.

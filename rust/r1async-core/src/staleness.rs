@@ -88,6 +88,11 @@ impl VersionRuns {
         self.0.last().map(|run| run.version)
     }
 
+    /// The runs themselves.
+    pub(crate) fn into_vec(self) -> Vec<VersionRun> {
+        self.0
+    }
+
     /// Forgets all runs.
     pub(crate) fn clear(&mut self) {
         self.0.clear();

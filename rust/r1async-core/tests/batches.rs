@@ -264,6 +264,18 @@ fn a_drop_at_packing_frees_its_place() {
 }
 
 #[test]
+fn a_trained_step_keeps_its_places_until_the_generator_that_asks_has_its_weights() {
+    let mut run = Run::new(with_bound(1, settings())); // 2 places.
+    run.complete_group(0, 5, &[0.0, 1.0]);
+    run.batch(0);
+    run.step(0);
+    run.commit(1); // A checkpoint that comes sooner than the weights do frees nothing.
+    assert_eq!(run.lease(0, 100).len(), 2);
+    assert_eq!(run.lease(0, 100).len(), 0);
+    assert_eq!(run.lease(1, 100).len(), 2);
+}
+
+#[test]
 fn the_last_batch_is_short_when_the_prompts_are_used_up() {
     let mut run = Run::with_prompts(
         3,

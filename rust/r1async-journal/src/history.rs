@@ -59,6 +59,10 @@ impl Payloads {
                     }
                     *self = next;
                 }
+                // A new file is begun when all before it is on the disk: nothing was cut off here.
+                None if exists(&files::payload(&self.folder, self.generation + 1)) => {
+                    return Err(lost_snapshot(&self.folder, self.generation + 1));
+                }
                 None => return Ok(false),
             }
         }
@@ -272,22 +276,35 @@ impl History {
 
 fn open_events(folder: &Path) -> Result<(Records, Header), JournalError> {
     let path = files::events(folder);
-    if !exists(&path) {
+    if exists(&path) {
+        return Records::open(path, ("events", 0));
+    }
+    if !folder.is_dir()
+        || generations(folder, "payload")?.is_empty() && generations(folder, "snapshot")?.is_empty()
+    {
         return Err(JournalError::Missing(folder.to_owned()));
     }
-    Records::open(path, ("events", 0))
+    let text = "it is missing".to_owned();
+    Err(JournalError::Parts { path, text })
 }
 
 /// A payload that is newer than the newest snapshot is left of one that was not finished, and empty.
 fn check_newest(folder: &Path, generation: u64) -> Result<(), JournalError> {
     let newest = generations(folder, "payload")?.pop().unwrap_or(0);
-    let payload = Records::open(files::payload(folder, newest), ("payload", newest));
-    if newest <= generation || payload.map_or(true, |(records, _)| records.torn() == 0) {
+    if newest <= generation {
         return Ok(());
     }
-    let path = files::snapshot(folder, newest);
+    match Records::begin(files::payload(folder, newest), ("payload", newest))? {
+        Some((records, _)) if records.torn() > 0 => Err(lost_snapshot(folder, newest)),
+        // Not even its header was written.
+        Some(_) | None => Ok(()),
+    }
+}
+
+fn lost_snapshot(folder: &Path, generation: u64) -> JournalError {
+    let path = files::snapshot(folder, generation);
     let text = "it is missing, but not the payload since".to_owned();
-    Err(JournalError::Parts { path, text })
+    JournalError::Parts { path, text }
 }
 
 fn read_snapshot(folder: &Path, generation: u64) -> Result<(Header, Replay), JournalError> {

@@ -12,7 +12,7 @@ use r1async_core::journal::{Chain, Kind, Pending, Recorded, append, link};
 use crate::error::JournalError;
 use crate::files::{self, Header, Identity, generations, sync_folder};
 use crate::history::History;
-use crate::stream::Tail;
+use crate::stream::{Records, Tail, exists};
 
 /// What an acknowledgement means.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -174,10 +174,29 @@ pub struct Journal {
 }
 
 impl Journal {
-    /// Whether a run has left a journal in `folder`.
-    #[must_use]
-    pub fn exists(folder: &Path) -> bool {
-        fs::metadata(files::events(folder)).is_ok_and(|events| events.len() > 0)
+    /// Whether a run has left a journal in `folder`. One that a crash or a full disk kept from its beginning is none:
+    /// nothing had been answered yet.
+    ///
+    /// # Errors
+    /// There is one, and it is damaged.
+    pub fn exists(folder: &Path) -> Result<bool, JournalError> {
+        if !folder.is_dir() {
+            return Ok(false);
+        }
+        let (events, payload) = (files::events(folder), files::payload(folder, 0));
+        if exists(&events) && Records::begin(events, ("events", 0))?.is_some() {
+            return Ok(true);
+        }
+        let mut later = generations(folder, "payload")?;
+        later.retain(|generation| *generation > 0);
+        if !later.is_empty() || !generations(folder, "snapshot")?.is_empty() {
+            return Ok(true); // the events are gone, as `open` will say
+        }
+        let begun = match exists(&payload) {
+            true => Records::begin(payload, ("payload", 0))?,
+            false => None,
+        };
+        Ok(begun.is_some_and(|(records, _)| records.torn() > 0))
     }
 
     /// A journal without a history, and the ledger that it belongs to.

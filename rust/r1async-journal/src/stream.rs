@@ -91,6 +91,17 @@ pub(crate) struct Records {
 impl Records {
     /// Opens a file of the stream and generation given, behind its header.
     pub(crate) fn open(path: PathBuf, what: (&str, u64)) -> Result<(Self, Header), JournalError> {
+        Self::begin(path.clone(), what)?.ok_or_else(|| JournalError::Foreign {
+            path,
+            text: "it does not begin with a header".to_owned(),
+        })
+    }
+
+    /// The same; `None` if a crash cut the header.
+    pub(crate) fn begin(
+        path: PathBuf,
+        what: (&str, u64),
+    ) -> Result<Option<(Self, Header)>, JournalError> {
         let file = File::open(&path).map_err(JournalError::io(&path))?;
         let length = file.metadata().map_err(JournalError::io(&path))?.len();
         let mut records = Self {
@@ -103,13 +114,16 @@ impl Records {
             length,
         };
         let mut body = Vec::new();
-        let kind = records.next(&mut body)?;
-        if kind != Some(Kind::Header) {
-            let text = "it does not begin with a header".to_owned();
-            return Err(JournalError::Foreign { path, text });
+        match records.next(&mut body)? {
+            Some(Kind::Header) => {}
+            Some(kind) => {
+                let text = format!("it begins with a record of kind {kind:?}");
+                return Err(JournalError::Foreign { path, text });
+            }
+            None => return Ok(None),
         }
         let header = Header::read(&body, what, &path)?;
-        Ok((records, header))
+        Ok(Some((records, header)))
     }
 
     /// Goes on at a place where a record begins.

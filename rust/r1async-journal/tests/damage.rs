@@ -153,3 +153,106 @@ fn a_lost_snapshot_does_not_cut_what_came_after_it() {
     fs::write(&snapshot, saved).unwrap();
     assert!(open(folder.path()).is_ok());
 }
+
+#[test]
+fn neither_does_one_that_is_lost_with_the_header_of_its_payload() {
+    let folder = tempfile::tempdir().unwrap();
+    run(folder.path());
+    fs::remove_file(folder.path().join("snapshot-000001")).unwrap();
+    let payload = folder.path().join("payload-000001");
+    let whole = fs::read(&payload).unwrap();
+    let header = records(&payload)[0].len();
+    for at in [0, 9, header / 2, header - 1] {
+        let mut bytes = whole.clone();
+        bytes[at] ^= 4;
+        fs::write(&payload, &bytes).unwrap();
+        let text = open(folder.path()).unwrap_err().to_string();
+        let named = format!("{} is damaged at byte 0", payload.display());
+        assert!(text.starts_with(&named), "{at}: {text}");
+    }
+    // Cut within the header it looks like one that a crash left, but then the events would end before it, too.
+    for length in [0, 9, header - 1] {
+        fs::write(&payload, &whole[..length]).unwrap();
+        let text = open(folder.path()).unwrap_err().to_string();
+        assert!(
+            text.ends_with("snapshot-000001: it is missing, but not the payload since"),
+            "{length}: {text}"
+        );
+    }
+}
+
+#[test]
+fn events_that_are_gone_are_missed_and_not_begun_anew() {
+    let folder = tempfile::tempdir().unwrap();
+    run(folder.path());
+    let events = folder.path().join("events");
+    let whole = fs::read(&events).unwrap();
+    fs::write(&events, &whole[..9]).unwrap();
+    assert!(Journal::exists(folder.path()).unwrap());
+    let text = open(folder.path()).unwrap_err().to_string();
+    assert!(
+        text.ends_with("events is not what its name says: it does not begin with a header"),
+        "{text}"
+    );
+    fs::remove_file(&events).unwrap();
+    // Whatever is left tells that there was a journal.
+    for left in ["snapshot-000001", "payload-000001", "payload-000000"] {
+        assert!(Journal::exists(folder.path()).unwrap());
+        let text = open(folder.path()).unwrap_err().to_string();
+        assert!(text.ends_with("events: it is missing"), "{text}");
+        fs::remove_file(folder.path().join(left)).unwrap();
+    }
+    assert!(!Journal::exists(folder.path()).unwrap());
+    assert!(!Journal::exists(&folder.path().join("nowhere")).unwrap());
+}
+
+#[test]
+fn a_journal_that_a_crash_kept_from_its_beginning_is_none() {
+    let folder = tempfile::tempdir().unwrap();
+    drop(Journal::create(folder.path(), identity(), KEEP(), settings()).unwrap());
+    let (events, payload) = (
+        folder.path().join("events"),
+        folder.path().join("payload-000000"),
+    );
+    for file in [&events, &payload] {
+        let whole = fs::read(file).unwrap();
+        for length in [whole.len() - 1, 9, 0] {
+            fs::write(file, &whole[..length]).unwrap();
+            assert!(!Journal::exists(folder.path()).unwrap());
+        }
+    }
+    fs::remove_file(&events).unwrap();
+    assert!(!Journal::exists(folder.path()).unwrap());
+    drop(Journal::create(folder.path(), identity(), KEEP(), settings()).unwrap());
+    assert!(Journal::exists(folder.path()).unwrap());
+}
+
+#[test]
+fn a_crash_while_a_snapshot_is_taken_costs_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut buffer = Buffer::create(folder.path(), KEEP());
+    buffer.sample(0, 40);
+    buffer.train(0);
+    let audit = buffer.ledger.audit();
+    drop(buffer.journal);
+    let other = tempfile::tempdir().unwrap();
+    run(other.path());
+    let header = &records(&other.path().join("payload-000001"))[0];
+    // Created, half written, whole; zeros where the disk has not got it yet.
+    let zeros = vec![0; header.len()];
+    for left in [
+        &[][..],
+        &header[..9],
+        &header[..header.len() - 1],
+        &zeros,
+        header,
+    ] {
+        fs::write(folder.path().join("snapshot-000001.partial"), b"half").unwrap();
+        fs::write(folder.path().join("payload-000001"), left).unwrap();
+        let (journal, ledger, recovery) =
+            Journal::open(folder.path(), identity(), KEEP(), settings()).unwrap();
+        assert_eq!((ledger.audit(), recovery.torn), (audit.clone(), 0));
+        drop(journal);
+        assert!(!folder.path().join("payload-000001").exists());
+    }
+}

@@ -202,7 +202,7 @@ impl Buffer {
         };
         let ledger = settings.ledger.clone();
         let (journal, recorded, recovery) = py
-            .detach(|| match Journal::exists(&folder) {
+            .detach(|| match Journal::exists(&folder)? {
                 true => Journal::open(&folder, identity, options, ledger)
                     .map(|(journal, recorded, recovery)| (journal, recorded, Some(recovery))),
                 false => Journal::create(&folder, identity, options, ledger)

@@ -33,6 +33,7 @@ fn main() {
         generators: Generators {
             count: 64,
             slots: 64,
+            chunk_tokens: 64,
             token_s: 0.025,
             token_alone_s: 0.012,
             turnaround_s: 0.1,

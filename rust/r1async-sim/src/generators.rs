@@ -96,8 +96,18 @@ impl Generator {
         self.alive && !self.installing && self.taken > 0
     }
 
+    /// How far it is at `now`, `unit_s` seconds for one held token of each slot.
+    fn progress_at(&self, now: f64, unit_s: f64) -> f64 {
+        if self.decodes() {
+            self.progress + (now - self.at) / unit_s
+        } else {
+            self.progress
+        }
+    }
+
     /// Lets it come as far as it is at `now`, `unit_s` seconds for one held token of each slot.
     fn advance(&mut self, now: f64, unit_s: f64) {
+        self.progress = self.progress_at(now, unit_s);
         let seconds = now - self.at;
         self.at = now;
         if !self.alive {
@@ -106,9 +116,6 @@ impl Generator {
             self.installing_slot_s += seconds * self.slots.len() as f64;
         } else {
             self.decoding_slot_s += seconds * self.taken as f64;
-            if self.taken > 0 {
-                self.progress += seconds / unit_s;
-            }
         }
     }
 
@@ -247,22 +254,48 @@ impl Simulation {
             .expect("a simulated chunk is one that can be")
     }
 
+    /// Generators whose newest tokens have their last chance in `step` have told of them, but for the last chunk
+    /// of each rollout. Nothing depends on the other tokens before their weights are replaced.
+    pub(crate) fn tell_last_chances(&mut self, step: u64) {
+        let (bound, unit) = (
+            self.ledger.settings().max_staleness,
+            self.model.tokens_per_unit,
+        );
+        if bound == 0 {
+            return; // A step waits for every open group then, whatever it has heard.
+        }
+        let chunk = u64::from(self.model.generators.chunk_tokens.div_ceil(unit));
+        for index in 0..self.generators.len() {
+            let generator = &self.generators[index];
+            if generator.alive && generator.installed + bound <= step {
+                self.send_chunks(index, chunk);
+            }
+        }
+    }
+
     /// Sends what every rollout of a generator has; rollouts that are no longer wanted leave.
     fn send_all(&mut self, index: usize) {
+        self.send_chunks(index, 1);
+    }
+
+    /// Likewise as many whole chunks, of `chunk` held tokens each, as there are.
+    fn send_chunks(&mut self, index: usize, chunk: u64) {
         let mut lost = 0;
+        let progress = self.generators[index].progress_at(self.now, self.unit_s(index));
         for place in 0..self.generators[index].slots.len() {
-            let generator = &mut self.generators[index];
-            let Some(slot) = &mut generator.slots[place] else {
+            let Some(slot) = &mut self.generators[index].slots[place] else {
                 continue;
             };
-            let have = (generator.progress - slot.begin + SAME).floor().max(0.0) as u64;
+            let have = (progress - slot.begin + SAME).floor().max(0.0) as u64;
             let have = have.min(slot.length);
-            if have <= slot.sent {
+            let have = slot.sent + have.saturating_sub(slot.sent) / chunk * chunk;
+            if have == slot.sent {
                 continue;
             }
             let before = *slot;
             slot.sent = have;
             if self.send(index, before, have, false) == ChunkAck::Lost {
+                self.advance(index);
                 self.generators[index].leave(place);
                 lost += 1;
             }
@@ -448,56 +481,4 @@ impl Simulation {
             self.ask_for(index, lost);
         }
     }
-}
-
-/// Empty slots that each generator has asked rollouts for.
-#[derive(Debug)]
-pub(crate) struct Rooms {
-    slots: Vec<usize>,
-    /// Who has the most, while that is known: until they have less, it is asked for far more often than it changes.
-    most: Option<Option<(usize, usize)>>,
-}
-
-impl Rooms {
-    pub(crate) fn new(generators: usize, slots: usize) -> Self {
-        Self {
-            slots: vec![slots; generators],
-            most: None,
-        }
-    }
-
-    fn set(&mut self, generator: usize, slots: usize) {
-        self.slots[generator] = slots;
-        let Some(known) = self.most else { return };
-        let (first, most) = known.unwrap_or((usize::MAX, 0));
-        if slots > most || (slots == most && generator < first && slots > 0) {
-            self.most = Some(Some((generator, slots)));
-        } else if generator == first && slots < most {
-            self.most = None;
-        }
-    }
-
-    fn add(&mut self, generator: usize, slots: usize) {
-        self.set(generator, self.slots[generator] + slots);
-    }
-
-    /// Who has the most room, and how much; the first among equals. `None`: nobody has any.
-    fn most(&mut self, passed_over: &[usize]) -> Option<(usize, usize)> {
-        if passed_over.is_empty() {
-            let slots = &self.slots;
-            return *self.most.get_or_insert_with(|| most_room(slots, &[]));
-        }
-        most_room(&self.slots, passed_over)
-    }
-}
-
-fn most_room(rooms: &[usize], passed_over: &[usize]) -> Option<(usize, usize)> {
-    let mut most = None;
-    for (index, &room) in rooms.iter().enumerate() {
-        let more = room > most.map_or(0, |(_, room)| room);
-        if more && !passed_over.contains(&index) {
-            most = Some((index, room));
-        }
-    }
-    most
 }

@@ -47,6 +47,7 @@ impl Simulation {
     pub(crate) fn ask_for_batch(&mut self) -> Result<(), SimulationError> {
         let step = Step(self.ledger.steps_done());
         let part = self.training.parts;
+        self.tell_last_chances(step.0);
         let answer = self.ledger.bind_part(self.now, step, part);
         match answer.map_err(refused)? {
             BindPart::Ready(batch, part) => {
@@ -138,9 +139,8 @@ impl Simulation {
         } else {
             0.0
         };
-        if version.is_multiple_of(every) {
-            self.ledger.committed(EPOCH, version).map_err(refused)?;
-        }
+        // A learner that never dies has no use for what its steps were made of; only the seconds are a checkpoint's.
+        self.ledger.committed(EPOCH, version).map_err(refused)?;
         self.queue.plan(self.now + checkpoint_s, Event::Free);
         self.after_step(version);
         Ok(())

@@ -12,6 +12,7 @@ mod queue;
 mod random;
 mod results;
 mod rollouts;
+mod rooms;
 mod scorers;
 mod simulation;
 

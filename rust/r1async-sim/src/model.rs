@@ -112,6 +112,8 @@ pub struct Generators {
     pub count: usize,
     /// Rollouts that each decodes at a time.
     pub slots: usize,
+    /// Tokens of an unfinished rollout after which the ledger is told of them.
+    pub chunk_tokens: u32,
     /// Seconds for one token of every slot when all slots are taken.
     pub token_s: f64,
     /// Seconds for one token of a slot that is alone; between the two it is linear in the slots taken.

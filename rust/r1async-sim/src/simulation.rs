@@ -3,12 +3,16 @@
 use r1async_core::{HolderId, Ledger, Settings, SettingsError};
 use thiserror::Error;
 
-use crate::generators::{Generator, Rooms};
+use crate::generators::Generator;
 use crate::learner::{LearnerState, Training, refused};
 use crate::model::{Model, ModelError};
 use crate::queue::{Event, Queue};
 use crate::results::{LengthBins, Outcome, Parts, Tally};
+use crate::rooms::Rooms;
 use crate::scorers::Scorer;
+
+/// Added to any time of a run it is the same moment: a lease that never ends, and that no chunk moves.
+const ENDLESS_S: f64 = 1e30;
 
 /// The one learner life of a simulation.
 pub(crate) const EPOCH: u64 = 0;
@@ -86,7 +90,7 @@ impl Simulation {
         let ledger = Ledger::new(Settings {
             max_tokens: settings.max_tokens.div_ceil(model.tokens_per_unit),
             // Chunks are sent when something changes, not every few seconds: only deaths lose leases here.
-            lease_s: settings.rollout_deadline_s.max(settings.lease_s),
+            lease_s: ENDLESS_S,
             ..settings.clone()
         })?;
         let (generators, scorers) = (&model.generators, &model.scorers);

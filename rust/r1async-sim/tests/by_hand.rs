@@ -35,6 +35,7 @@ fn model() -> Model {
         generators: Generators {
             count: 1,
             slots: 1,
+            chunk_tokens: 64,
             token_s: 1.0,
             token_alone_s: 1.0,
             turnaround_s: 0.0,
@@ -117,6 +118,40 @@ fn bound_1_trains_while_it_samples() {
     assert_eq!(counts.len(), 2);
     assert_eq!(counts[0].1, counts[1].1);
     assert_eq!(outcome.max_staleness, 1);
+}
+
+#[test]
+fn a_step_is_held_for_the_tokens_that_generators_have_told_of() {
+    // Step v is bound when version v comes out, while every token of version v - 1, which has its last chance then,
+    // is of a rollout that goes on. Whoever tells of them only with the last one makes the rule blind.
+    let waste = |chunk_tokens| {
+        let rule = Settings {
+            group_size: 4,
+            min_group_size: 2,
+            groups_per_step: 8,
+            waste_budget: 0.0,
+            baseline: Baseline::Mean,
+            hold_deadline_s: 1e6,
+            ..settings(1, 200)
+        };
+        let mut many = model();
+        many.generators.slots = 32;
+        many.generators.chunk_tokens = chunk_tokens;
+        many.lengths.completion = Distribution::Lognormal {
+            median: 40.0,
+            sigma: 1.0,
+        };
+        many.scorers.workers = 32;
+        many.scorers.queue = 1000;
+        many.scorers.verdict_s = Distribution::Constant(0.0);
+        many.learner.step_s = 120.0;
+        many.learner.token_s = 0.0;
+        let outcome = simulate(&rule, &many).unwrap();
+        outcome.waste.values().sum::<f64>()
+    };
+    let (told, blind) = (waste(1), waste(1000));
+    assert_eq!(told, 0.0);
+    assert!(blind > 0.02, "{blind}");
 }
 
 #[test]
@@ -240,6 +275,7 @@ fn varied(seed: u64) -> (Settings, Model) {
     model.generators = Generators {
         count: pick(8, &[1.0, 3.0]) as usize,
         slots: pick(9, &[2.0, 4.0, 17.0]) as usize,
+        chunk_tokens: pick(16, &[1.0, 8.0, 64.0]) as u32,
         token_s: 0.2,
         token_alone_s: 0.1,
         turnaround_s: pick(10, &[0.0, 0.3]),
