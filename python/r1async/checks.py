@@ -258,6 +258,8 @@ def _source_problems(config: Config) -> list[str]:
         found.append("data.path: data.task=file needs a JSONL or parquet file or a data set folder; set data.path=FILE")
     if config.data.task == "swe" and not config.data.path:
         found.append("data.path: data.task=swe needs a JSONL file of instances; set data.path=FILE")
+    if config.rollout.tool == "shell":
+        found += _shell_problems(config)
     if config.data.slow_path and (config.data.task != "chain-mod" or not config.data.slow_share):
         found.append("data.slow_path: takes the place of problems of data.task=chain-mod; set data.slow_share above 0")
     if config.cold_start.enabled and config.data.task != "chain-mod":
@@ -268,6 +270,21 @@ def _source_problems(config: Config) -> list[str]:
         )
     if not config.cold_start.enabled and not config.model.path:
         found.append("model.path: must be the folder of a Hugging Face causal LM (or set cold_start.enabled=true)")
+    return found
+
+
+def _shell_problems(config: Config) -> list[str]:
+    """Why rollouts of several turns cannot work."""
+    found, swe = [], config.resolved_reward.swe
+    if config.data.task != "swe":
+        found.append("rollout.tool: shell needs an instance for every prompt; set data.task=swe")
+    if "{observation}" not in config.rollout.observation:
+        found.append("rollout.observation: must hold {observation}")
+    if swe.turn_s >= config.group.lease_s:
+        found.append(
+            f"reward.swe.turn_s: {swe.turn_s:g} s without a token would lose the lease (group.lease_s="
+            f"{config.group.lease_s:g}); make it shorter, or the lease longer"
+        )
     return found
 
 

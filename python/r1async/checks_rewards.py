@@ -49,6 +49,11 @@ RANGES: dict[str, Range] = {
     "reward.swe.gold_runs": Range(1, 1000),
     "reward.swe.max_patch_kib": Range(1, 2**20),
     "reward.swe.deadline_s": SECONDS,
+    "rollout.environments": Range(1, 4096),
+    "reward.swe.turns": Range(1, 10_000),
+    "reward.swe.turn_s": SECONDS,
+    "reward.swe.session_s": SECONDS,
+    "reward.swe.observation_chars": Range(16, 2**24),
 }
 POOL = {
     "workers": Range(0, 1024),

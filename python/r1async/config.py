@@ -15,6 +15,7 @@ from typing import Literal
 
 from r1async.config_eval import EvalConfig as EvalConfig
 from r1async.config_rewards import DomainConfig, JudgeConfig, PoolConfig, RewardModelConfig
+from r1async.config_rollout import RolloutConfig
 from r1async.config_sample import SampleConfig
 from r1async.config_swe import SweConfig
 from r1async.reward_pools import lines_of, pools_of
@@ -591,6 +592,7 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
     cold_start: ColdStartConfig = field(default_factory=ColdStartConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
     generator: GeneratorConfig = field(default_factory=GeneratorConfig)
     reward: RewardConfig = field(default_factory=RewardConfig)
     scorer: ScorerConfig = field(default_factory=ScorerConfig)

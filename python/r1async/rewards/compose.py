@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 from r1async.answers import extract_answer, last_boxed
 from r1async.config import CodeConfig, ConfigError, RewardConfig
 from r1async.config_rewards import REWARD_PARTS
+from r1async.config_swe import SweConfig
 from r1async.reward_pools import OTHERS, weights_of
 from r1async.rewards.benchmarks import benchmark_judge
 from r1async.rewards.code import CodeGrader
@@ -251,12 +252,33 @@ def _code(settings: CodeConfig, before_slow: Callable[[], None]) -> Judge:
     return judge
 
 
+def _swe(settings: SweConfig, before_slow: Callable[[], None]) -> Judge:
+    # Imported here: most rewards do without.
+    from r1async.rewards.swe import SweJudge
+
+    judge_of = SweJudge(settings)
+    abstentions: Counter[str] = Counter()
+
+    def judge(question: Question, completion: Completion) -> Verdict:
+        before_slow()
+        verdict = judge_of.judge(question, completion.text)
+        if verdict.total is None:
+            abstentions[verdict.status] += 1
+            times = abstentions[verdict.status]
+            if times <= LOG_FIRST or times % LOG_EVERY == 0:
+                log.error("swe abstains, %s: %.500s (%d so far)", verdict.status, verdict.detail, times)
+        return verdict
+
+    return judge
+
+
 JUDGES: Mapping[str, Callable[[RewardConfig, Callable[[], None]], Judge]] = {
     "accuracy": lambda settings, before_slow: _accuracy(
         settings, Equivalence(settings.equivalence == "symbolic", before_slow)
     ),
     "format": lambda settings, before_slow: _format(settings),
     "code": lambda settings, before_slow: _code(settings.code, before_slow),
+    "swe": lambda settings, before_slow: _swe(settings.swe, before_slow),
     "language": _language,
     "overlong": lambda settings, before_slow: _overlong(settings),
     "repetition": lambda settings, before_slow: _repetition(settings),
