@@ -170,10 +170,7 @@ CHEATS: dict[str, Case] = {
     ),
     "modules of the standard library": _case(
         INTERVALS,
-        {
-            name: "import os\nos._exit(0)\n"
-            for name in ("json.py", "unittest.py", "difflib.py", "traceback.py", "re.py")
-        },
+        dict.fromkeys(("json.py", "unittest.py", "difflib.py", "traceback.py", "re.py"), "import os\nos._exit(0)\n"),
     ),
     "bytecode of the tests": _case(
         INTERVALS,
