@@ -7,6 +7,7 @@ verifier that hangs in a C call holds its worker.
 
 from __future__ import annotations
 
+import os
 import random
 import statistics
 import sys
@@ -15,13 +16,15 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+from r1async._core import advantages
 from r1async.answers import extract_answer
 from r1async.config import RewardConfig, ScorerConfig
 from r1async.inbox import DeadlineExceeded, Inbox
 from r1async.rewards.format import in_format
 from r1async.rewards.language import consistency
 from r1async.rewards.math import Equivalence, grade
-from r1async.rewards.pool import Job, Report
+from r1async.rewards.pool import Job, Report, Settled
 from r1async.rewards.pools import Pools
 from r1async.rewards.words import repetition
 from r1async.tasks.meta import Question, encode_meta
@@ -35,6 +38,13 @@ ctypes.pythonapi.PyErr_CheckSignals.argtypes = []
 def hang(prompt, completion):
     ctypes.PyDLL(None).pause()
 """
+CRASHES = """
+import os, random
+def grade(prompt, completion):
+    if random.random() < 0.05:
+        os._exit(1)
+    return float(completion.text)
+"""
 DEADLINE_S = 1.0
 
 
@@ -43,6 +53,7 @@ def main() -> None:
     lengths()
     towers()
     hung()
+    crashes()
 
 
 def fast_path(rows: int = 50_000, repeats: int = 5) -> None:
@@ -77,18 +88,53 @@ def milliseconds(work: Callable[[], object], repeats: int = 7) -> float:
     return best * 1e3
 
 
+HOSTILE = {
+    "braces": "{" * 98_000,
+    "boxes": "\\boxed{1} " * 9_800,
+    "open boxes": "\\boxed{" * 14_000,
+    "backslashes": "\\" * 98_000,
+    "answers": "<answer>1</answer>" * 5_400,
+    "thoughts": "<think>" * 14_000,
+    "Chinese": "首先把两个数相加，然后把和除以三。" * 1_900,
+    "dollars": "$x " * 32_000,
+    "one word": "a" * 98_000,
+    "links": "https://a.b/c?" * 7_000,
+}
+"""Completions of about 32,000 tokens that somebody wrote to make a scan slow."""
+
+
 def lengths() -> None:
+    """Fails if a reward takes 5 ms at 32k tokens, or more than twice its share of time at any length."""
     print(f"{'tokens':>7} {'chars':>7} {'math ms':>8} {'format ms':>9} {'language ms':>11} {'repetition ms':>13}")
     consistency("to be or not to be", "en")
+    taken: dict[int, tuple[float, ...]] = {}
     for tokens in (1_000, 2_000, 4_000, 8_000, 16_000, 32_000, 64_000, 128_000):
         thought = "".join(SENTENCE.format(i) for i in range(tokens // 32))
         text = f"<think>{thought}</think><answer>\\boxed{{5}}</answer>"
-        print(
-            f"{tokens:>7} {len(text):>7} {milliseconds(lambda: grade(extract_answer(text) or '', '5', EXACT)):>8.2f}"  # noqa: B023
-            f" {milliseconds(lambda: in_format(text, 'r1_zero')):>9.2f}"  # noqa: B023
-            f" {milliseconds(lambda: consistency(thought, 'en')):>11.2f}"  # noqa: B023
-            f" {milliseconds(lambda: repetition(text, 20)):>13.2f}"  # noqa: B023
-        )
+        taken[tokens] = of_text(text, thought)
+        print(f"{tokens:>7} {len(text):>7} " + "{:>8.2f} {:>9.2f} {:>11.2f} {:>13.2f}".format(*taken[tokens]))
+    for name, text in HOSTILE.items():
+        hostile = of_text(text, text)
+        print(f"{name:>15} " + "{:>8.2f} {:>9.2f} {:>11.2f} {:>13.2f}".format(*hostile))
+        assert max(hostile[:3]) < LIMIT_MS, f"{name}: {max(hostile[:3]):.1f} ms at 32k tokens, {LIMIT_MS:g} allowed"
+    assert max(taken[32_000][:3]) < LIMIT_MS, f"{max(taken[32_000][:3]):.1f} ms at 32k tokens, {LIMIT_MS:g} allowed"
+    for reward in range(4):
+        # A tenth of a millisecond at most is spent whatever the length.
+        per_token = [(times[reward] - 0.1) / tokens for tokens, times in taken.items() if times[reward] > 0.5]
+        assert not per_token or max(per_token) < 2 * min(per_token), f"not linear: ms a token {per_token}"
+
+
+LIMIT_MS = 5.0
+
+
+def of_text(text: str, thought: str) -> tuple[float, ...]:
+    """Milliseconds of math, format, language (without the identifier) and repetition."""
+    return (
+        milliseconds(lambda: grade(extract_answer(text) or "", "5", EXACT)),
+        milliseconds(lambda: in_format(text, "r1_zero")),
+        milliseconds(lambda: consistency(thought, "en")),
+        milliseconds(lambda: repetition(text, 20)),
+    )
 
 
 class Driver:
@@ -102,6 +148,9 @@ class Driver:
             self.step()
 
     def step(self) -> list[int]:
+        return [each.key for each in self.settle()]
+
+    def settle(self) -> list[Settled]:
         settled = []
         try:
             report = self.inbox.get("a report", max(0.0, min(1.0, self.pool.next_deadline() - time.monotonic())))
@@ -109,7 +158,15 @@ class Driver:
             settled = self.pool.handle(report)
         except DeadlineExceeded:
             settled = self.pool.expire(time.monotonic())
-        return [each.key for each in settled]
+        return settled
+
+    def verdicts(self, texts: list[str]) -> dict[int, float | None]:
+        """The total of each text's verdict."""
+        meta, found = encode_meta(Question(text="?", answer="")), {}
+        self.pool.submit([Job(i, meta, text, 9, "stop") for i, text in enumerate(texts)])
+        while len(found) < len(texts):
+            found |= {each.key: each.verdict.total for each in self.settle()}
+        return found
 
     def grade(self, answers: list[str], gold: str) -> dict[int, float]:
         """Seconds until each had its verdict."""
@@ -143,8 +200,6 @@ def hung() -> None:
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "hanging_verifier.py").write_text(HANGS)
         sys.path.insert(0, folder)
-        import os
-
         os.environ["PYTHONPATH"] = os.pathsep.join([folder, os.environ.get("PYTHONPATH", "")])
         reward = RewardConfig(weights={"hanging_verifier:hang": 1.0}, deadline_s=DEADLINE_S, retries=0)
         driver = Driver(reward, workers=1)
@@ -156,6 +211,43 @@ def hung() -> None:
                 driver.step()
         driver.pool.close()
     print(f"a verifier hung in C holds its worker {max(held):.2f} s at most, with a deadline of {DEADLINE_S:g} s")
+
+
+def crashes(groups: int = 128, size: int = 8) -> None:
+    """A verifier that brings down its worker in 5 % of its calls, at random: what becomes of the advantages."""
+    rng = random.Random(0)
+    rewards = [[float(rng.random() < rate) for _ in range(size)] for rate in (rng.random() for _ in range(groups))]
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "crashing_verifier.py").write_text(CRASHES)
+        sys.path.insert(0, folder)
+        os.environ["PYTHONPATH"] = os.pathsep.join([folder, os.environ.get("PYTHONPATH", "")])
+        for retries in (1, 0):
+            reward = RewardConfig(weights={"crashing_verifier:grade": 1.0}, retries=retries)
+            driver = Driver(reward, workers=2)
+            texts = [f"{total:g}" for group in rewards for total in group]
+            found = driver.verdicts(texts)
+            driver.pool.close()
+            compare(rewards, [found[i] for i in range(len(texts))], driver.pool.counts["worker_lost"], retries)
+
+
+def compare(rewards: list[list[float]], found: list[float | None], lost: int, retries: int) -> None:
+    before, after = [], []
+    size = len(rewards[0])
+    for number, group in enumerate(rewards):
+        got = found[number * size : (number + 1) * size]
+        whole = advantages(np.array(group), baseline="std", std="population", eps=1e-6)
+        kept = [i for i, value in enumerate(got) if value is not None]
+        assert all(got[i] == group[i] for i in kept), "who has a verdict has the right one"
+        if len(kept) > 1:
+            mended = advantages(np.array([group[i] for i in kept]), baseline="std", std="population", eps=1e-6)
+            before += [whole[i] for i in kept]
+            after += list(mended)
+    shift = (statistics.mean(after) - statistics.mean(before)) / statistics.pstdev(before)
+    missing = sum(value is None for value in found)
+    print(
+        f"5 % crashes, retries={retries}: {lost} workers lost, {missing} of {len(found)} verdicts missing; mean "
+        f"advantage of the others moves by {100 * shift:+.3f} % of its standard deviation"
+    )
 
 
 if __name__ == "__main__":

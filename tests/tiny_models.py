@@ -108,3 +108,22 @@ def generate(model: PreTrainedModel, prompts_BL: Tensor, settings: GenerationCon
         "generate", attention_mask=torch.ones_like(prompts_BL), generation_config=settings, inputs=prompts_BL
     )
     return call(model)
+
+
+def byte_tokenizer() -> PreTrainedTokenizerFast:
+    """Any text: a token for each byte, after the special ones."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: i for i, token in enumerate([*SPECIAL, *alphabet])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.add_special_tokens(SPECIAL)
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>")
+
+
+def save_byte_model(folder: Path) -> None:
+    """A random model of 300 kB that can be asked anything and answers noise."""
+    tokenizer = byte_tokenizer()
+    model = tiny_model(vocabulary=len(tokenizer), hidden=32, mlp=64)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)

@@ -39,6 +39,19 @@ def last_tagged(text: str) -> str | None:
     return text[start : text.index("</answer>", start)]
 
 
+def response_of(text: str) -> str:
+    """What a completion says after its thought; a thought that does not end leaves no response.
+
+    Inside of `<answer>…</answer>` where that is the whole of it (R1-Zero's template).
+    """
+    _, found, rest = text.rpartition("</think>")
+    response = rest if found else "" if text.lstrip().startswith("<think>") else text
+    bare = response.strip()
+    if bare.startswith("<answer>") and bare.endswith("</answer>"):
+        return bare[len("<answer>") : -len("</answer>")].strip()
+    return response.strip()
+
+
 def last_boxed(text: str) -> str | None:
     r"""Inside of the last complete ``\boxed{…}`` or ``\fbox{…}``; braces balance, ``\{`` is a letter.
 
@@ -169,6 +182,7 @@ def normalise(answer: str) -> str:
     text = boxed[1] if boxed else text
     text = _ROOT.sub(r"\\sqrt{\1\2}", text)
     text = _SIZES.sub("", _TEXT.sub(r"\1", text))
+    text = _THIN.sub(r"\1 ", text)
     for old, new in _REPLACEMENTS:
         text = text.replace(old, new)
     text = " ".join(text.split())
@@ -247,6 +261,8 @@ writing or strike a letter out are not here: they are left, and nothing is equal
 _WHOLE_BOX = re.compile(r"\\(?:boxed|fbox)\{([^{}]*)\}")
 _TEXT = re.compile(r"\\(?:text|mathrm|textbf|mathbf|operatorname)\s?\{([^{}]*)\}")
 _SIZES = re.compile(r"\\(?:left|right|!)(?![a-zA-Z])")
+_THIN = re.compile(r"(?<!\\)((?:\\\\)*)\\[ ,;]")
+"""A command for space; behind a line break of a matrix there is none."""
 _ROOT = re.compile(r"\\sqrt\s?(?:\(([^(){}]*)\)|(\d))")
 """math-verify reads 4\\sqrt(2) as 4."""
 _LETTER = re.compile(r"\(([A-Za-z])\)")
@@ -254,11 +270,9 @@ _LETTER = re.compile(r"\(([A-Za-z])\)")
 _REPLACEMENTS = (
     ("\\dfrac", "\\frac"),
     ("\\tfrac", "\\frac"),
-    ("\\,", " "),
-    ("\\;", " "),
-    ("\\ ", " "),
     ("~", " "),
     ("{,}", ","),
+    ("{}", ""),
     ("\\%", "%"),
     ("\\$", ""),
     ("\\varnothing", "\\emptyset"),

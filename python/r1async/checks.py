@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from r1async.benchmarks import SAMPLE, load_benchmark
 from r1async.checks_rewards import RANGES as REWARD_RANGES
 from r1async.checks_rewards import pools_out_of_range, reward_problems_of_parts
-from r1async.config import TARGET_LANGUAGES, DirectMedium
+from r1async.config import TARGET_LANGUAGES, ConfigError, DirectMedium
 from r1async.engines import ENGINES, kinds, python_for
 from r1async.ranges import COUNT, MAYBE, POSITIVE, SECONDS, SHARE, Range
 from r1async.reward_pools import lines_of, pools_of, weights_of
@@ -120,11 +121,18 @@ RANGES: dict[str, Range] = {
     "weights.threads": Range(1, 256),
     "weights.deadline_s": SECONDS,
     "eval.every": MAYBE,
-    "eval.prompts": COUNT,
+    "eval.prompts": MAYBE,
     "eval.samples": Range(1, 65536),
     "eval.temperature": Range(0, 10, above=True),
     "eval.top_p": Range(0, 1, above=True),
     "eval.deadline_s": SECONDS,
+    "eval.protocol.samples": Range(0, 65536),
+    "eval.protocol.temperature": Range(0, 10),
+    "eval.protocol.top_p": Range(0, 1, above=True),
+    "eval.protocol.max_tokens": Range(0, 10_000_000),
+    "eval.protocol.max_prompt_tokens": COUNT,
+    "eval.protocol.problems": MAYBE,
+    "eval.protocol.seed": Range(0, 2**63 - 1),
     "monitor.interval_s": Range(0.05, 3600),
     "progress.limit_s": SECONDS,
     "progress.end_s": Range(0, 30 * 86400),
@@ -187,18 +195,24 @@ def value_of(config: object, key: str) -> object:
 
 def problems(config: Config) -> list[str]:
     """Why this configuration cannot work; empty when it can. Combinations are looked at once all ranges hold."""
-    return out_of_range(config) or [
-        *_source_problems(config),
-        *reward_problems(config),
-        *_group_problems(config),
-        *_staleness_problems(config),
-        *_window_problems(config),
-        *_learning_problems(config),
-        *_endpoint_problems(config),
-        *_medium_problems(config),
-        *_progress_problems(config),
-        *_engine_problems(config),
-    ]
+    # Benchmarks decide which pools there are: none of the others can be looked at without them.
+    return (
+        out_of_range(config)
+        or _benchmark_problems(config)
+        or [
+            *_source_problems(config),
+            *reward_problems(config),
+            *_group_problems(config),
+            *_staleness_problems(config),
+            *_window_problems(config),
+            *_learning_problems(config),
+            *_evaluation_problems(config),
+            *_endpoint_problems(config),
+            *_medium_problems(config),
+            *_progress_problems(config),
+            *_engine_problems(config),
+        ]
+    )
 
 
 def ranges_broken(config: object, ranges: Mapping[str, Range]) -> list[str]:
@@ -241,6 +255,8 @@ def _source_problems(config: Config) -> list[str]:
         found.append("data.path: data.task=file needs a JSONL or parquet file or a data set folder; set data.path=FILE")
     if config.data.task == "swe" and not config.data.path:
         found.append("data.path: data.task=swe needs a JSONL file of instances; set data.path=FILE")
+    if config.rollout.tool == "shell":
+        found += _shell_problems(config)
     if config.data.slow_path and (config.data.task != "chain-mod" or not config.data.slow_share):
         found.append("data.slow_path: takes the place of problems of data.task=chain-mod; set data.slow_share above 0")
     if config.cold_start.enabled and config.data.task != "chain-mod":
@@ -251,6 +267,21 @@ def _source_problems(config: Config) -> list[str]:
         )
     if not config.cold_start.enabled and not config.model.path:
         found.append("model.path: must be the folder of a Hugging Face causal LM (or set cold_start.enabled=true)")
+    return found
+
+
+def _shell_problems(config: Config) -> list[str]:
+    """Why rollouts of several turns cannot work."""
+    found, swe = [], config.resolved_reward.swe
+    if config.data.task != "swe":
+        found.append("rollout.tool: shell needs an instance for every prompt; set data.task=swe")
+    if "{observation}" not in config.rollout.observation:
+        found.append("rollout.observation: must hold {observation}")
+    if swe.turn_s >= config.group.lease_s:
+        found.append(
+            f"reward.swe.turn_s: {swe.turn_s:g} s without a token would lose the lease (group.lease_s="
+            f"{config.group.lease_s:g}); make it shorter, or the lease longer"
+        )
     return found
 
 
@@ -289,6 +320,11 @@ def missing_files(config: Config) -> list[str]:
     found += [
         f"{key}: {path}: no such file or folder" for key, path in named.items() if path and not Path(path).exists()
     ]
+    for name, path in config.eval.data.items():
+        if path != SAMPLE and not Path(path).exists():
+            found.append(
+                f"eval.data.{name}: {path}: no such file or folder; `{SAMPLE}` takes the dozen that come along"
+            )
     keys = config.security.keys
     if keys and not Path(keys).is_dir():
         found.append(f"security.keys: {keys}: no such folder; `r1async keys --out {keys}` makes it")
@@ -434,6 +470,41 @@ def _learning_problems(config: Config) -> list[str]:
     return found
 
 
+def _benchmark_problems(config: Config) -> list[str]:
+    found, evaluation = [], config.eval
+    if len(set(evaluation.benchmarks)) < len(evaluation.benchmarks):
+        found.append(f"eval.benchmarks: each once, got {', '.join(evaluation.benchmarks)}")
+    made = {}
+    for name in evaluation.benchmarks:
+        try:
+            made[load_benchmark(name).name] = name
+        except ConfigError as error:
+            found.append(str(error))
+    if not found and len(made) < len(evaluation.benchmarks):
+        found.append("eval.benchmarks: two of them have the same name, by which their results are filed")
+    found += [
+        f"eval.data.{name}: is no benchmark of eval.benchmarks={list(evaluation.benchmarks)}"
+        for name in evaluation.data
+        if name not in made and not found
+    ]
+    return found
+
+
+def _evaluation_problems(config: Config) -> list[str]:
+    found, evaluation = [], config.eval
+    if not evaluation.prompts and not evaluation.benchmarks:
+        found.append("eval.prompts: 0 leaves nothing to evaluate; set it, or eval.benchmarks=[NAME]")
+    if config.data.task == "none" and config.steps:
+        found.append(f"data.task: none has nothing to train steps={config.steps} on; set steps=0 or another task")
+    if config.data.task == "none" and evaluation.prompts:
+        found.append(f"eval.prompts: data.task=none holds no prompts out, got {evaluation.prompts}; set eval.prompts=0")
+    if evaluation.generator == "dedicated" and config.generator.count < 2:
+        found.append(
+            "eval.generator: dedicated leaves none of generator.count=1 to train; set generator.count=2 or more"
+        )
+    return found
+
+
 def _endpoint_problems(config: Config) -> list[str]:
     found, seen = [], {}
     for name in ("rollouts", "batches", "events", "weights", "relay"):
@@ -557,7 +628,7 @@ def window_places(config: Config, source: str) -> int:
 
 def rollouts_in_flight(config: Config) -> int:
     """Rollouts that generators decode at a time, at most."""
-    return min(config.generator.count * config.generator.slots, places(config) * config.group.group_size)
+    return min(config.training_generators * config.generator.slots, places(config) * config.group.group_size)
 
 
 def warnings(config: Config) -> list[str]:
@@ -581,17 +652,17 @@ def warnings(config: Config) -> list[str]:
             f"staleness.max_staleness={e}: full speed with long-tailed lengths wants e + 1 >= {needed:.1f} "
             "(3.4 x rollouts in flight / rollouts per step); expect steps held or tokens masked"
         )
-    if config.generator.count * config.generator.slots < config.group.group_size:
+    if config.training_generators * config.generator.slots < config.group.group_size:
         found.append(
-            f"generator.slots: all {config.generator.count * config.generator.slots} slots hold less than one group of "
-            f"{config.group.group_size}; its rollouts will age behind one another"
+            f"generator.slots: all {config.training_generators * config.generator.slots} slots hold less than one "
+            f"group of {config.group.group_size}; its rollouts will age behind one another"
         )
     if "accuracy" not in config.reward.parts:
         found.append(
             "reward.weights has no accuracy: evaluation knows no accuracy, pass@k or cons@k then; "
             "a weight of 0 measures accuracy without rewarding it"
         )
-    slowest = max(pool.deadline_s for pool in pools_of(config.reward, config.scorer).values())
+    slowest = max(pool.deadline_s for pool in pools_of(config.resolved_reward, config.scorer).values())
     if config.progress.limit_s < slowest:
         found.append(
             f"progress.limit_s={config.progress.limit_s:g}: one verdict may take "
@@ -619,7 +690,7 @@ def implications(config: Config) -> list[str]:
         ),
         f"places: pacing {w} opens at most {places(config)} groups = floor(({w} + 1) x {step_groups} x "
         f"{config.group.oversample:g}), {places(config) * size} rollouts",
-        f"rollouts in flight: at most {rollouts_in_flight(config)} ({config.generator.count} generator(s) x "
+        f"rollouts in flight: at most {rollouts_in_flight(config)} ({config.training_generators} generator(s) x "
         f"{config.generator.slots} slots)",
         f"one step: {step_groups} groups x {size} = {step_groups * size} rollouts, at most "
         f"{step_groups * size * config.sampling.max_tokens} completion tokens; {config.steps} steps: "
@@ -635,7 +706,7 @@ def implications(config: Config) -> list[str]:
 
 def _reward_lines(config: Config) -> list[str]:
     """What adds up to each domain's reward, and which workers grade it."""
-    pools, shown = pools_of(config.reward, config.scorer), []
+    pools, shown = pools_of(config.resolved_reward, config.scorer), []
     for domain, weights in weights_of(config.reward).items():
         parts = " + ".join(f"{weight:g} {part}" for part, weight in weights.items())
         others = "reward of other domains" if config.reward.domains else "reward"

@@ -49,6 +49,11 @@ RANGES: dict[str, Range] = {
     "reward.swe.gold_runs": Range(1, 1000),
     "reward.swe.max_patch_kib": Range(1, 2**20),
     "reward.swe.deadline_s": SECONDS,
+    "rollout.environments": Range(1, 4096),
+    "reward.swe.turns": Range(1, 10_000),
+    "reward.swe.turn_s": SECONDS,
+    "reward.swe.session_s": SECONDS,
+    "reward.swe.observation_chars": Range(16, 2**24),
 }
 POOL = {
     "workers": Range(0, 1024),
@@ -129,7 +134,7 @@ def _pool_problems(config: Config) -> list[str]:
             found.append(f"scorer.pools.{name}: must be {known}, or list the functions it grades under parts")
         if name in ("judge", "reward_model") and pool.parts:
             found.append(f"scorer.pools.{name}.parts: its workers ask others; functions need a pool of their own")
-    lines = lines_of(pools_of(config.reward, config.scorer))
+    lines = lines_of(pools_of(config.resolved_reward, config.scorer))
     for name in config.scorer.serve:
         if name not in lines:
             what = "no rollout waits for that pool" if name in pool_names(config.scorer) else "there is no such pool"

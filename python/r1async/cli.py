@@ -126,6 +126,20 @@ FETCH_HELP = """SmolLM2-135M-Instruct as a Hugging Face directory (538 MB), made
   r1async fetch-smollm2
   r1async run configs/smollm2.yaml"""
 
+EVAL_HELP = f"""Evaluate a model, or join a run as its evaluator.
+
+  r1async eval configs/eval.yaml model=DIR eval.benchmarks=[aime2024,math500] eval.data.aime2024=FILE
+  r1async eval configs/eval.yaml model=DIR eval.benchmarks=[gsm8k] eval.data.gsm8k=sample eval.protocol.max_tokens=2048
+  r1async eval configs/math.yaml
+  r1async eval compare A B
+  r1async eval winrate A B --url http://HOST:PORT/v1 --model NAME
+
+With model=DIR: this model, with roles of its own. Without: the model that CONFIG's own run left, if that run is over;
+else the evaluator of that run, whose other roles are started elsewhere. compare and winrate have a --help of their own.
+Benchmarks, protocols and figures: docs/evaluation.md.
+
+{EXIT_CODES}"""
+
 ROLE_HELP = """Start one role by itself. Roles of one run share the config and its endpoints, and may be started in any
 order. Without `endpoints.*` they meet at sockets of this machine that belong to the run's folder.
 
@@ -146,6 +160,8 @@ def main(arguments: Sequence[str] | None = None, *, launched: bool = False) -> i
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if arguments[:1] == ["bench"]:  # has a command line of its own
         return _bench(arguments[1:])
+    if arguments[:1] == ["eval"] and arguments[1:2] in (["compare"], ["winrate"]):
+        return _eval_tool(arguments[1], arguments[2:])
     parser = _parser()
     options, rest = parser.parse_known_args(arguments)
     unknown = [each for each in rest if each.startswith("-")]
@@ -177,7 +193,7 @@ def _parser() -> argparse.ArgumentParser:
     run = _command(commands, "run", "start all roles on this machine and see the run through", RUN_HELP, _run)
     run.add_argument("--dry-run", action="store_true", help="print the resolved settings and what they imply, and end")
     for name, (help_text, start) in _ROLES.items():
-        role = _command(commands, name, help_text, ROLE_HELP, start)
+        role = _command(commands, name, help_text, EVAL_HELP if name == "eval" else ROLE_HELP, start)
         if name in ("generate", "score"):
             role.add_argument("--index", type=_index, default=0, help="number of this process among its kind, from 0")
         if name == "learn":
@@ -398,6 +414,16 @@ def _simulate(options: argparse.Namespace) -> int:
     return 0
 
 
+def _eval_tool(name: str, arguments: Sequence[str]) -> int:
+    """What reads the results of evaluations."""
+    from r1async.evaluation import compare, winrate
+
+    try:
+        return {"compare": compare.main, "winrate": winrate.main}[name](arguments)
+    except ConfigError as error:
+        return _mistake(error)
+
+
 def _bench(arguments: Sequence[str]) -> int:
     if arguments[:1] == ["buffer"]:
         from r1async.bench.buffer import main as bench_buffer
@@ -509,14 +535,16 @@ def _relay(options: argparse.Namespace) -> int:
 
 def _eval(options: argparse.Namespace) -> int:
     if not options.launched:
-        from r1async.evaluation.standalone import evaluation_only, finished_model
+        from r1async.evaluation.standalone import evaluate_offline, evaluation_only, finished_model, offline_config
 
-        config = load_config(options.config, options.overrides)
-        model = finished_model(config)
-        if model is not None:
-            from r1async.launch.local import run
-
-            return run(evaluation_only(config, model))
+        offline = offline_config(options.config, options.overrides)
+        if offline is None:
+            config = load_config(options.config, options.overrides)
+            model = finished_model(config)
+            offline = None if model is None else evaluation_only(config, model)
+        if offline is not None:
+            _refuse(missing_files(offline) + missing_engines(offline))
+            return evaluate_offline(offline)
 
     def start(config: Config) -> None:
         from r1async.evaluation.evaluator import main
@@ -553,6 +581,6 @@ _ROLES: dict[str, tuple[str, Callable[[argparse.Namespace], int]]] = {
     "score": ("a scorer: grades completions", _score),
     "learn": ("a learner rank: trains, publishes weights, checkpoints", _learn),
     "relay": ("a relay of weights: takes each version once for a host and serves it there", _relay),
-    "eval": ("the evaluator: scores pinned versions on held-out prompts", _eval),
+    "eval": ("evaluate a model on benchmarks, or the versions of a run that goes on", _eval),
     "cold-start": ("supervised fine-tuning of the start checkpoint", _cold_start),
 }

@@ -13,7 +13,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
+from r1async.config_eval import EvalConfig as EvalConfig
 from r1async.config_rewards import DomainConfig, JudgeConfig, PoolConfig, RewardModelConfig
+from r1async.config_rollout import RolloutConfig
 from r1async.config_sample import SampleConfig
 from r1async.config_swe import SweConfig
 from r1async.reward_pools import lines_of, pools_of
@@ -37,9 +39,10 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DataConfig:
-    task: Literal["chain-mod", "file", "swe"] = "file"
+    task: Literal["chain-mod", "file", "swe", "none"] = "file"
     """chain-mod: the embedded arithmetic task. file: prompts and answers from `data.path`. swe: `data.path` has
-    software-engineering instances, each asked in one shot with the files that matter; their source is `swe`."""
+    software-engineering instances, each asked in one shot with the files that matter; their source is `swe`.
+    none: nothing to train on, for evaluations on benchmarks alone."""
     path: str = ""
     """JSONL or parquet file, or a directory saved by `datasets`, for task=file."""
     eval_path: str = ""
@@ -445,24 +448,6 @@ class WeightsConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class EvalConfig:
-    every: int = 0
-    """Optimizer steps between two evaluations while training goes on; 0: only before and after."""
-    prompts: int = 400
-    """Held-out prompts of one evaluation."""
-    samples: int = 1
-    """k completions per prompt for pass@1, pass@k and cons@k."""
-    temperature: float = 0.6
-    """Of the sampled evaluation (DeepSeek-R1, section 3)."""
-    top_p: float = 0.95
-    """Of the sampled evaluation (DeepSeek-R1, section 3)."""
-    greedy: bool = True
-    """Also decode each prompt once greedily."""
-    deadline_s: float = 1800.0
-    """Seconds one evaluation may take before it is given up, by name."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class EndpointsConfig:
     rollouts: str = ""
     """Buffer's socket for generators, scorers and evaluation. Empty: ipc:// inside the run's folder."""
@@ -593,6 +578,7 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
     cold_start: ColdStartConfig = field(default_factory=ColdStartConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
     generator: GeneratorConfig = field(default_factory=GeneratorConfig)
     reward: RewardConfig = field(default_factory=RewardConfig)
     scorer: ScorerConfig = field(default_factory=ScorerConfig)
@@ -621,6 +607,11 @@ class Config:
         return self.staleness.max_staleness if self.staleness.pacing < 0 else self.staleness.pacing
 
     @property
+    def training_generators(self) -> int:
+        """Generators that sample for training."""
+        return self.generator.count - (self.eval.generator == "dedicated")
+
+    @property
     def min_group_size(self) -> int:
         return self.group.min_group_size or max(1, self.group.group_size // 2)
 
@@ -631,16 +622,19 @@ class Config:
     @property
     def scoring_deadline_s(self) -> float:
         """The longest a verdict can take: every try runs into its deadline, in the slowest pool."""
-        return max(line.deadline_s for line in lines_of(pools_of(self.reward, self.scorer)).values())
+        return max(line.deadline_s for line in lines_of(pools_of(self.resolved_reward, self.scorer)).values())
 
     @property
     def resolved_reward(self) -> RewardConfig:
-        """reward, with what it takes from other tables."""
+        """reward, with what it takes from other tables. Each grader of a benchmark is a domain of its own."""
+        from r1async.benchmarks import domains_of, instances_of  # which needs the classes above
+
         instances = self.reward.swe.instances or (self.data.path if self.data.task == "swe" else "")
         return replace(
             self.reward,
+            domains={**self.reward.domains, **domains_of(self.eval.benchmarks)},
             overlong_max=self.reward.overlong_max or self.sampling.max_tokens,
-            swe=replace(self.reward.swe, instances=instances),
+            swe=replace(self.reward.swe, instances=instances or instances_of(self)),
         )
 
     @property

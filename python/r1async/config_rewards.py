@@ -18,6 +18,9 @@ POOL_OF = {
     "judge": "judge",
     "helpfulness": "reward_model",
     "harmlessness": "reward_model",
+    "math": "rules",
+    "choice": "rules",
+    "ifeval": "rules",
 }
 """Parts of a reward that come with r1async, and the pool of workers that grades each. Functions of your own are graded
 in `rules`, unless a pool names them."""

@@ -97,7 +97,7 @@ MAX_OPEN = 2**19
 def sample_problems(config: Config) -> list[str]:
     """Why rejection sampling cannot work with these settings; looked at by `r1async sample` alone."""
     found, sample = [], config.sample
-    measured = set(config.reward.weights)
+    measured = set(config.reward.weights).union(*(each.weights for each in config.reward.domains.values()))
     missing = sorted(set(sample.keep.parts) - measured)
     found += [
         f"sample.keep.parts.{part}: reward.weights has no such part; a weight of 0 measures it" for part in missing

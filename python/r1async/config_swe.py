@@ -45,6 +45,14 @@ class SweConfig:
     """Folder that remembers checked instances and fetched repositories. Empty: ~/.cache/r1async/swe."""
     deadline_s: float = 1800.0
     """Seconds for one verdict, the check of its instance before the first one included."""
+    turns: int = 30
+    """Commands of one session of the shell tool at most."""
+    turn_s: float = 60.0
+    """Seconds for one of them."""
+    session_s: float = 900.0
+    """Seconds for a session, from its start."""
+    observation_chars: int = 8192
+    """Of a command's output that the policy reads; from the middle of more, so much is left out."""
     cgroup: str = ""
     """Folder of control groups that may be divided, as reward.code.cgroup."""
     unsafe: bool = False

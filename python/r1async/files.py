@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from r1async.monitor.metrics import jsonable
 
@@ -37,6 +39,22 @@ def write_atomic(path: Path, data: bytes, *, synced: bool = True) -> None:
         os.fsync(folder)  # or the new name may be lost with the power
     finally:
         os.close(folder)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[IO[bytes]]:
+    """A file to write in pieces, which takes its name when all of them are written and on the disk."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    temporary.replace(path)
 
 
 def write_json(path: Path, value: Mapping[str, object], *, synced: bool = True) -> None:

@@ -107,7 +107,7 @@ class Router:
     """The line of each prompt of a run."""
 
     def __init__(self, config: Config) -> None:
-        self._reward, self._pools = config.reward, pools_of(config.reward, config.scorer)
+        self._reward, self._pools = config.resolved_reward, pools_of(config.resolved_reward, config.scorer)
         self.lines = list(lines_of(self._pools))
         """Names, as the buffer numbers them."""
 
@@ -149,8 +149,8 @@ def _asking(name: str, weights: Mapping[str, Mapping[str, float]], reward: Rewar
         if all(model.url for model in models):
             return "many", min((model.concurrency for model in models), default=1)
         return "batch", LOCAL_BATCH
-    # One of minutes shall not keep others waiting that another worker could take.
-    return "one", 1 if name == "swe" else PIPE_BATCH
+    # One of seconds or minutes shall not keep others waiting that another worker could take.
+    return "one", PIPE_BATCH if name == FIRST else 1
 
 
 PIPE_BATCH = 64

@@ -11,6 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 FinishReason = Literal["stop", "length"]
+OBSERVED = 1.0
+"""Behavior logprob of a token that nobody sampled (a tool's output). No probability has it: logarithms of those are at
+most 0."""
 
 
 class PolicyVersion(NamedTuple):
@@ -88,6 +91,15 @@ class VersionRun:
 
     version: PolicyVersion
     count: int
+
+
+class Step(NamedTuple):
+    """What an environment says to a turn of the policy."""
+
+    observation: str
+    """What the policy reads next; no gradient goes through it. Never empty."""
+    done: bool
+    """The rollout ends after the observation."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

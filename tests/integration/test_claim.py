@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import pytest
+from r1async.config import Config, EvalConfig, GeneratorConfig
+from r1async.generator.engines import evaluates, trains
 from r1async.weights.publisher import Publisher
 from r1async.wire import Message
 
@@ -104,3 +107,36 @@ def test_an_engine_beside_one_with_a_second_weight_set_offers_none(config, buffe
     with Running(config, PlayedEngine(pinned_capacity=0), offers_evaluation=False):
         ready = start(buffer).header
         assert (ready["free"], ready["eval_free"]) == (4, 0)
+
+
+@pytest.mark.parametrize("pinned_capacity", [0, 2])
+def test_a_dedicated_engine_offers_nothing_to_training(
+    config, buffer: Router, learner: Publisher, pinned_capacity: int
+):
+    publish(learner, V0)
+    with Running(config, PlayedEngine(pinned_capacity=pinned_capacity), offers_training=False):
+        ready = start(buffer).header
+        assert (ready["free"], ready["eval_free"]) == (0, pinned_capacity or 4)
+
+
+def test_beside_a_dedicated_engine_a_second_weight_set_offers_none(config, buffer: Router, learner: Publisher):
+    publish(learner, V0)
+    with Running(config, PlayedEngine(pinned_capacity=2), offers_evaluation=False):
+        ready = start(buffer).header
+        assert (ready["free"], ready["eval_free"]) == (4, 0)
+
+
+@pytest.mark.parametrize(
+    ("engine", "generator", "roles"),
+    [
+        # (trains, evaluates) of each generator
+        ("torch", "shared", [(True, True), (True, True)]),
+        ("vllm+torch", "shared", [(True, False), (True, True)]),
+        ("vllm", "dedicated", [(True, False), (False, True)]),
+        ("torch+vllm", "dedicated", [(True, False), (False, True)]),
+    ],
+)
+def test_who_trains_and_who_evaluates(engine: str, generator: str, roles: list[tuple[bool, bool]]):
+    made = Config(generator=GeneratorConfig(engine=engine, count=2), eval=EvalConfig(generator=generator))
+    assert [(trains(made, i), evaluates(made, i)) for i in range(2)] == roles
+    assert made.training_generators == sum(each for each, _ in roles)

@@ -35,6 +35,8 @@ class PlayedRun:
         """Version numbers that the learner does not have."""
         self.silent = False
         """Evaluations are accepted, and nothing comes of them."""
+        self.answers = 10**9
+        """Evaluations that are answered before it falls silent."""
         self.forget_once = False
         """The first evaluation is answered as by a buffer that has just started."""
         self.epoch, self.published, self.final = 1, 0, -1
@@ -106,7 +108,9 @@ class PlayedRun:
                 return [({"t": "error", "code": "hello", "message": "who are you", "about": "evaluate", **common}, {})]
             case "evaluate":
                 accepted = ({"t": "accepted", "id": header["id"], "groups": len(header["metas"]), **common}, {})
-                return [accepted] if self.silent else [accepted, *self._evaluated(message, common)]
+                self.answers -= 1
+                silent = self.silent or self.answers < 0
+                return [accepted] if silent else [accepted, *self._evaluated(message, common)]
         return [({"t": "alive", **common}, {})]
 
     def _evaluated(self, message: Message, common: dict) -> Iterator[tuple[dict, dict]]:
@@ -319,3 +323,125 @@ def test_sigterm_ends_it_in_good_order_while_it_waits(tmp_path):
         process.send_signal(signal.SIGTERM)
         assert process.wait(5.0) == 0
         run.wait("bye")
+
+
+K = 20
+"""More than `collecting.MEMBERS`, so that a problem's samples come in two requests."""
+
+
+def make_benchmark(tmp_path: Path, *overrides: str) -> Config:
+    """Three problems in the words of chain-mod's tokenizer."""
+    (tmp_path / "own.yaml").write_text(
+        json.dumps(
+            {
+                "title": "Own",
+                "source": "a test",
+                "format": "plain",
+                "columns": {"id": "id", "question": "q", "answer": "a"},
+                "prompt": "{question}",
+                "grader": "math",
+                "k": K,
+                "temperature": 0.5,
+                "max_tokens": 99,
+            }
+        )
+    )
+    rows = [{"id": f"p{i}", "q": f"{i}+{i}=", "a": str(2 * i)} for i in range(3)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return make_config(
+        tmp_path,
+        "eval.prompts=0",
+        f"eval.benchmarks=[{tmp_path / 'own.yaml'}]",
+        f"eval.data.own={tmp_path / 'rows.jsonl'}",
+        "steps=0",
+        *overrides,
+    )
+
+
+def asked_samples(run: PlayedRun) -> int:
+    return sum(len(m.header["metas"]) * m.header["samples"] for m in run.of("evaluate"))
+
+
+def test_benchmark_is_asked_by_its_protocol_and_its_result_is_written(tmp_path):
+    config = make_benchmark(tmp_path)
+    with playing(config) as (run, process):
+        assert process.wait(DEADLINE_S) == 0
+        first = run.of("evaluate")[0].header
+        assert [(len(m.header["metas"]), m.header["samples"]) for m in run.of("evaluate")] == [(3, 16), (3, 4)]
+    sampling = {"temperature": 0.5, "top_p": 0.95, "top_k": 0, "max_tokens": 99, "greedy": False}
+    assert (first["pin"], first["sampling"]) == ([1, 0], sampling)
+    assert json.loads(first["metas"][1]) == {"text": "1+1=", "answer": "2", "extra": {"domain": "benchmark:math"}}
+    folder = config.run_dir / "evaluations" / "v0"
+    result = json.loads((folder / "own.json").read_text())
+    # Member 0 of each request is right in problems 0 and 2: 2 of 20; problem 0 has two abstentions, so 2 of 18.
+    assert result["by_problem"] == [
+        {"id": "p0", "samples": 18, "passed": 2, "abstained": 2, "truncated": 0},
+        {"id": "p1", "samples": 20, "passed": 0, "abstained": 0, "truncated": 0},
+        {"id": "p2", "samples": 20, "passed": 2, "abstained": 0, "truncated": 0},
+    ]
+    assert result["accuracy"] == pytest.approx((2 / 18 + 0 + 2 / 20) / 3, abs=1e-12)
+    assert (result["hash"], result["unfinished"], result["version"]) == ("hash-0", 0.0, 0)
+    (record,) = records(config, "benchmark")
+    assert (record["benchmark"], record["last"], record["accuracy"]) == ("own", True, result["accuracy"])
+    assert len((folder / "own.jsonl").read_text().splitlines()) == 1 + 3 * K
+    assert "Own" in (folder / "index.html").read_text()
+
+
+def test_interrupted_benchmark_goes_on_with_what_it_has(tmp_path):
+    config = make_benchmark(tmp_path)
+    with playing(config) as (run, process):
+        run.answers = 1
+        run.wait("evaluate", 2)
+        run.wait("heartbeat", 2)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(5.0) == 0
+        assert [m.header["id"] for m in run.of("cancel_evaluation")] == [run.of("evaluate")[1].header["id"]]
+    assert json.loads((config.run_dir / "evaluations/v0/own.json").read_text())["unfinished"] == pytest.approx(4 / 20)
+    with playing(config) as (run, process):
+        assert process.wait(DEADLINE_S) == 0
+        assert asked_samples(run) == 3 * 4
+    result = json.loads((config.run_dir / "evaluations/v0/own.json").read_text())
+    assert (result["unfinished"], [row["samples"] + row["abstained"] for row in result["by_problem"]]) == (0, [K] * 3)
+
+
+def test_killed_benchmark_goes_on_with_what_it_has(tmp_path):
+    config = make_benchmark(tmp_path)
+    with playing(config) as (run, process):
+        run.answers = 1
+        run.wait("evaluate", 2)
+        run.wait("heartbeat", 2)
+        process.kill()
+        process.wait(DEADLINE_S)
+    with playing(config) as (run, process):
+        assert process.wait(DEADLINE_S) == 0
+        assert asked_samples(run) == 3 * 4
+
+
+def test_benchmark_without_samples_in_time_is_given_up_with_what_it_has(tmp_path):
+    config = make_benchmark(tmp_path, "eval.deadline_s=1")
+    with playing(config) as (run, process):
+        run.answers = 1
+        assert process.wait(DEADLINE_S) == 1
+    (given_up,) = records(config, "evaluation_given_up")
+    assert "12 samples of benchmarks at version 0@1" in given_up["reason"]
+    assert json.loads((config.run_dir / "evaluations/v0/own.json").read_text())["unfinished"] == pytest.approx(4 / 20)
+
+
+def test_buffer_that_forgot_a_benchmark_is_asked_for_the_rest(tmp_path):
+    config = make_benchmark(tmp_path)
+    with playing(config) as (run, process):
+        run.forget_once = True
+        assert process.wait(DEADLINE_S) == 0
+    result = json.loads((config.run_dir / "evaluations/v0/own.json").read_text())
+    assert (result["unfinished"], result["problems"]) == (0, 3)
+
+
+def test_benchmark_that_cannot_be_had_is_a_mistake_before_anything_is_asked(tmp_path):
+    config = make_benchmark(tmp_path)
+    (tmp_path / "rows.jsonl").write_text('{"q": "1"}')
+    with playing(config) as (run, process):
+        assert process.wait(DEADLINE_S) == 2
+        assert process.stderr is not None
+        assert "own: " in (text := process.stderr.read())
+        assert "row 1: no 'a' (answer)" in text
+        assert not run.of("evaluate")

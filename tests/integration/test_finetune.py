@@ -12,9 +12,12 @@ from pathlib import Path
 import pytest
 import torch
 from r1async.cli import main
+from r1async.config_rewards import RewardModelConfig
 from r1async.finetune.loop import Loop
+from r1async.finetune.render import Renderer
 from r1async.models.loading import load_model, load_tokenizer, stop_token_ids
 from r1async.monitor.metrics import read_metrics
+from r1async.rewards.classifier import Classifier
 from transformers import AutoModelForSequenceClassification
 
 from tests.tiny_models import save_tiny
@@ -175,12 +178,14 @@ def test_a_reward_model_learns_which_answer_is_better(tmp_path: Path, model: Pat
     assert told["after"]["loss"] < 0.1
     folder = tmp_path / "rm" / "model"
     loaded = AutoModelForSequenceClassification.from_pretrained(folder)
-    tokenizer = load_tokenizer(folder)
-    scores = [
-        loaded(torch.tensor([tokenizer.encode(f"4+4={answer}") + [2]])).logits.item()
-        for answer in ("<answer>8</answer>", "8")
-    ]
+    grader = Classifier(RewardModelConfig(path=str(folder), template="none"), "reward.helpful")
+    answers = ("<answer>8</answer>", "8")
+    texts = [grader.tokens("4+4=", answer) for answer in answers]
+    renderer = Renderer(folder, "none")
+    assert texts == [renderer.scored("4+4=", answer) for answer in answers]
+    scores = grader.scores(texts)
     assert scores[0] > scores[1] + 1
+    assert scores == pytest.approx([loaded(torch.tensor([ids])).logits.item() for ids in texts], abs=1e-5)
     assert json.loads((folder / "r1async.json").read_text()) == {
-        "kind": "reward-model", "template": "none", "end_token_id": 2,
+        "kind": "reward-model", "template": "none",
     }  # fmt: skip

@@ -61,17 +61,39 @@ class Running:
     """A generator in a thread, and what became of it."""
 
     def __init__(
-        self, config: Config, engine: PlayedEngine, *, offers_evaluation: bool = True, canary: Canary | None = None
+        self,
+        config: Config,
+        engine: PlayedEngine,
+        *,
+        offers_evaluation: bool = True,
+        offers_training: bool = True,
+        canary: Canary | None = None,
     ) -> None:
         self.inbox = Inbox()
         self.error: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, args=(config, engine, offers_evaluation, canary))
+        offers = {"offers_evaluation": offers_evaluation, "offers_training": offers_training}
+        self._thread = threading.Thread(target=self._run, args=(config, engine, canary), kwargs=offers)
         self._thread.start()
 
-    def _run(self, config: Config, engine: PlayedEngine, offers_evaluation: bool, canary: Canary | None) -> None:
+    def _run(
+        self,
+        config: Config,
+        engine: PlayedEngine,
+        canary: Canary | None,
+        *,
+        offers_evaluation: bool,
+        offers_training: bool,
+    ) -> None:
         try:
             make = lambda: (engine, canary)  # noqa: E731
-            run(config, "generator-0", make, self.inbox, offers_evaluation=offers_evaluation)
+            run(
+                config,
+                "generator-0",
+                make,
+                self.inbox,
+                offers_evaluation=offers_evaluation,
+                offers_training=offers_training,
+            )
         except Exception as error:  # noqa: BLE001
             self.error = error  # every one of them is the test's to look at
 

@@ -55,6 +55,13 @@ def greedy(prompt, completion):
 def nan(prompt, completion):
     return float("nan")
 
+def nan_once(prompt, completion):
+    try:
+        open(os.environ["FLAG"], "x").close()
+    except FileExistsError:
+        return 1.0
+    return float("nan")
+
 def exit(prompt, completion):
     sys.exit(3)
 """
@@ -267,6 +274,16 @@ def test_broken_meta_abstains(drive):
     driver.pool.submit([Job(0, b"not json", "<answer>5</answer>", 1, "stop")])
     driver.until(lambda: driver.pool.outstanding == 0)
     assert driver.verdicts[0] == Verdict(total=None, status="error")
+
+
+@pytest.mark.parametrize(("retries", "total"), [(0, None), (1, 1.0)])
+def test_a_verdict_that_its_grader_owes_is_asked_for_again(drive, tmp_path, monkeypatch, retries, total):
+    monkeypatch.setenv("FLAG", str(tmp_path / "flag"))
+    driver = drive("nan_once", retries=retries)
+    driver.submit("x")
+    driver.until(lambda: len(driver.verdicts) == 1)
+    assert driver.verdicts[0].total == total
+    assert driver.pool.counts["retried"] == retries
 
 
 def test_workers_end_when_the_scorer_is_killed(tmp_path: Path):

@@ -295,3 +295,17 @@ def test_sources_at_bound_0_must_fit_into_a_batch():
     with pytest.raises(ConfigError, match="open 18 groups, a step trains 16 and the surplus would be lost"):
         load("staleness.max_staleness=0", "staleness.windows={slow: {max_staleness: 0}}")
     load("staleness.max_staleness=0", "staleness.windows={slow: {max_staleness: 1}}")
+
+
+def test_one_setting_of_a_named_table_is_set_and_the_others_stay():
+    config = load(
+        "scorer.pools.rules={workers: 2}",
+        "scorer.pools.rules.queue=7",
+        "reward.domains.mine.weights.accuracy=2",
+        "staleness.windows.slow.share=0.5",
+    )
+    assert (config.scorer.pools["rules"].workers, config.scorer.pools["rules"].queue) == (2, 7)
+    assert config.reward.domains["mine"].weights == {"accuracy": 2.0}
+    assert (config.staleness.windows["slow"].share, config.staleness.windows["slow"].max_staleness) == (0.5, 16)
+    with pytest.raises(ConfigError, match=r"scorer\.pools\.rules\.wrokers: unknown key"):
+        load("scorer.pools.rules.wrokers=2")

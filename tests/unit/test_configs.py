@@ -7,8 +7,12 @@ from pathlib import Path
 import pytest
 from r1async.checks import implications
 from r1async.config import load_config
+from r1async.config_finetune import reward_model_config, sft_config
+from r1async.config_sample import sample_problems
 
-CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
+FINETUNE = {"sft.yaml": sft_config, "reward_model.yaml": reward_model_config}
+FOLDER = Path(__file__).parents[2] / "configs"
+CONFIGS = sorted(path for path in FOLDER.glob("*.yaml") if path.name not in FINETUNE)
 OWN_PATHS = ("model.path=DIR", "data.path=FILE.jsonl")
 """What a user adds to a config for their own model and data."""
 
@@ -26,3 +30,12 @@ def test_the_demo_needs_nothing():
 def test_config_loads(path):
     own = OWN_PATHS if "task: chain-mod" not in path.read_text() else ()
     assert implications(load_config(path, own))
+
+
+@pytest.mark.parametrize("name", FINETUNE)
+def test_fine_tuning_config_loads(name):
+    assert FINETUNE[name](FOLDER / name).data.template == "none"
+
+
+def test_the_sampling_config_can_be_sampled():
+    assert sample_problems(load_config(FOLDER / "sample.yaml")) == []

@@ -2,10 +2,11 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
-from r1async.config import ColdStartConfig, Config
-from r1async.evaluation.standalone import evaluation_only, finished_model
+from r1async.config import ColdStartConfig, Config, ConfigError
+from r1async.evaluation.standalone import evaluation_only, finished_model, offline_config
 
 
 @pytest.fixture
@@ -41,3 +42,47 @@ def test_run_of_no_steps_lies_beside_the_finished_one_and_keeps_the_evaluation(c
     assert alone.run_dir == config.run_dir.with_name("demo-eval-120")
     assert (alone.steps, alone.cold_start.enabled, alone.model.path) == (0, False, str(config.run_dir / "model"))
     assert alone.eval == config.eval
+
+
+@pytest.fixture
+def model(tmp_path) -> Path:
+    folder = tmp_path / "checkpoint"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    (folder / "model.safetensors").write_bytes(b"weights")
+    return folder
+
+
+def test_model_on_the_command_line_is_evaluated_without_a_step_of_training(model, tmp_path):
+    overrides = [f"model={model}", "eval.benchmarks=[math500]", f"runs_dir={tmp_path}"]
+    made = offline_config(Path("configs/eval.yaml"), overrides)
+    assert made is not None
+    assert (made.steps, made.model.path, made.cold_start.enabled) == (0, str(model), False)
+    assert made.name.startswith("eval-eval-checkpoint-")
+    assert made.group.rollout_deadline_s == made.eval.deadline_s  # training's deadline is not the evaluation's
+    assert offline_config(Path("configs/eval.yaml"), overrides[1:]) is None
+
+
+def test_a_training_config_will_do(model, tmp_path):
+    made = offline_config(Path("configs/demo.yaml"), [f"model={model}", f"runs_dir={tmp_path}"])
+    assert made is not None
+    assert (made.steps, made.cold_start.enabled, made.eval.prompts) == (0, False, 400)
+
+
+def test_other_weights_or_another_question_is_another_folder(model, tmp_path):
+    def name(*overrides: str) -> str:
+        made = offline_config(Path("configs/eval.yaml"), [f"model={model}", f"runs_dir={tmp_path}", *overrides])
+        assert made is not None
+        return made.name
+
+    first = name()
+    assert name() == first
+    assert name("eval.benchmarks=[gsm8k]") != first
+    assert name("eval.protocol.samples=2") != first
+    (model / "model.safetensors").write_bytes(b"other weights")
+    assert name() != first
+
+
+def test_folder_without_a_model_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"has no config.json; give the folder"):
+        offline_config(Path("configs/eval.yaml"), [f"model={tmp_path}"])

@@ -9,9 +9,12 @@ import pytest
 from datasets import Dataset
 from r1async.config import ConfigError
 from r1async.config_finetune import PairDataConfig, SftDataConfig
+from r1async.config_rewards import RewardModelConfig
 from r1async.finetune.render import Renderer
 from r1async.finetune.rows import Answered, Conversation, PlainText, pair_rows, sft_rows
 from r1async.finetune.store import encode_rows, make_store, open_store
+from r1async.models.loading import load_scorer
+from r1async.rewards.classifier import Classifier
 from r1async.tasks.templates import apply_template
 from r1async.tasks.tokenizer import load_tokenizer
 
@@ -23,8 +26,8 @@ CHAT = (
 )
 """A question ends in =, an answer in <eos> and then a ; that nobody has to write."""
 MARKED = (
-    "{% for m in messages %}{% if m['role'] == 'assistant' %}{% generation %}{{ m['content'] }}<eos>{% endgeneration %};"
-    "{% else %}<bos>{{ m['content'] }}={% endif %}{% endfor %}"
+    "{% for m in messages %}{% if m['role'] == 'assistant' %}{% generation %}{{ m['content'] }}<eos>"
+    "{% endgeneration %};{% else %}<bos>{{ m['content'] }}={% endif %}{% endfor %}"
 )
 FORGETFUL = (
     "{% for m in messages %}{{ m['content'] if loop.last or m['role'] == 'user' else '?' }}"
@@ -50,6 +53,11 @@ def renderer(folder: Path, template: str = "chat", chat: str = CHAT) -> Renderer
 
 def text(ids: list[int], learned: list[bool], marked: bool = True) -> str:
     return "".join(VOCABULARY[token] for token, mark in zip(ids, learned, strict=True) if mark == marked)
+
+
+def save_scorer(model: Path) -> None:
+    """The causal LM there becomes a reward model."""
+    load_scorer(model, pad=0, seed=0).save_pretrained(model)
 
 
 def write(path: Path, rows: list[object]) -> str:
@@ -90,6 +98,24 @@ def test_thought_that_the_template_has_begun_is_not_begun_twice(tmp_path):
     encoded = renderer(tmp_path, chat=thinking).answered("1+1", "<think>1,2</think>2")
     assert text(*encoded, marked=False) == "<bos>1+1=<think>"
     assert text(*encoded) == "1,2</think>2<eos>"
+
+
+@pytest.mark.parametrize("chat", [CHAT, FORGETFUL])
+def test_a_reward_model_learns_from_the_tokens_that_it_will_score(tmp_path, chat):
+    """Whatever the template does: the grader's own tokens."""
+    made = renderer(tmp_path, chat=chat)
+    save_scorer(tmp_path / "model")
+    grader = Classifier(RewardModelConfig(path=str(tmp_path / "model"), template="chat"), "reward.helpful")
+    for response in ("2", "<think>1,2</think>2"):
+        assert made.scored("1+1", response) == grader.tokens("1+1", response)
+
+
+def test_no_text_ends_in_the_pad_of_a_reward_model(tmp_path):
+    made = renderer(tmp_path)
+    assert made.make_pad() == 0
+    made.tokenizer.pad_token = made.tokenizer.eos_token
+    assert made.make_pad() != made.end
+    assert made.tokenizer.pad_token_id != made.tokenizer.eos_token_id
 
 
 def test_of_plain_text_all_but_the_first_token_is_learned(tmp_path):
@@ -137,12 +163,12 @@ def test_arrow_data_gives_the_same_rows_as_jsonl(tmp_path, form):
         dataset.save_to_disk(path)
     expected = sft_rows(SftDataConfig(), write(tmp_path / "a.jsonl", rows), "data.path")
     got = sft_rows(SftDataConfig(), str(path), "data.path")
-    assert [got[i].messages for i in range(2)] == [expected[i].messages for i in range(2)]
+    assert [got[i][0] for i in range(2)] == [expected[i][0] for i in range(2)]
 
 
 def test_arrow_data_without_the_columns_names_those_it_has(tmp_path):
     Dataset.from_list([{"question": "x"}]).to_parquet(tmp_path / "a.parquet")
-    with pytest.raises(ConfigError, match="it has the columns question; rows must have data.messages_key"):
+    with pytest.raises(ConfigError, match=r"it has the columns question; rows must have data\.messages_key"):
         sft_rows(SftDataConfig(), str(tmp_path / "a.parquet"), "data.path")
 
 

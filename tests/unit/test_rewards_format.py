@@ -108,12 +108,12 @@ def test_special_token_may_be_another():
     assert in_format("##first##second", "special_token", special_token="##")
 
 
-@pytest.mark.parametrize("thought", ["...", "\u200b", "\u2060 \u200b", "- _ -", "\n\n"])
+@pytest.mark.parametrize("thought", ["...", "\u3164", "\u115f\u2800", "\u200b", "\u2060 \u200b", "- _ -", "\n\n"])
 def test_thought_that_says_nothing_is_empty(thought: str):
     assert not in_format(f"<think>{thought}</think><answer>5</answer>", "r1_zero")
 
 
-@pytest.mark.parametrize("answer", ["\u200b", " \u2060", "\x00"])
+@pytest.mark.parametrize("answer", ["\u200b", "\u3164", "\u2800", " \u2060", "\x00"])
 def test_answer_that_cannot_be_seen_is_empty(answer: str):
     assert not in_format(f"<think>1</think><answer>{answer}</answer>", "r1_zero")
 

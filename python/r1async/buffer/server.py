@@ -367,7 +367,7 @@ def open_buffer(config: Config, data: str) -> Buffer:
 
 def core_settings(config: Config) -> Settings:
     """What the buffer decides by."""
-    group, staleness, reward = config.group, config.staleness, config.reward
+    group, staleness, reward = config.group, config.staleness, config.resolved_reward
     rules, *slow = lines_of(pools_of(reward, config.scorer)).values()
     return Settings(
         run=config.name,

@@ -14,8 +14,13 @@ from pathlib import Path
 
 from r1async.client import Connected, Connection, greeting
 from r1async.config import Config
+from r1async.evaluation.benchmark import Asked, ask
+from r1async.evaluation.collecting import Collecting
 from r1async.evaluation.metrics import EvalMetrics, evaluate
+from r1async.evaluation.page import write_page
 from r1async.evaluation.passes import Pass, plans, samples_of
+from r1async.evaluation.result import Record, about, folder_of, result_of, write_result
+from r1async.evaluation.samples import SampleFile
 from r1async.evaluation.schedule import Schedule, settled_numbers
 from r1async.evaluation.side import SideSockets, WeightsReply
 from r1async.inbox import DeadlineExceeded, Inbox, Stopped, stop_on_signals
@@ -35,6 +40,10 @@ WATCHED = ("state", "epoch", "published", "final")
 """Header fields that the schedule lives on: every answered heartbeat repeats them, so no lost event matters."""
 
 
+REQUESTS = 2
+"""Requests of benchmarks under way at a time."""
+
+
 class GivenUp(RuntimeError):  # noqa: N818
     """A version that cannot be evaluated; the text says why."""
 
@@ -52,16 +61,18 @@ def main(config: Config) -> None:
         GivenUp: at the end, if some version could not be evaluated in time.
     """
     model_dir = Path(config.model.path)
-    prompts = open_source(config, model_dir).held_out(config.eval.prompts)
+    # Before anything waits for us: a benchmark that cannot be had is a mistake in the settings.
+    benchmarks = [ask(config, name) for name in config.eval.benchmarks]
+    prompts = open_source(config, model_dir).held_out(config.eval.prompts) if config.eval.prompts else []
     metrics = config.run_dir / "metrics" / f"{ROLE}.jsonl"
     timeline = Timeline(ROLE, metrics, started=run_started(config.run_dir))
     inbox = Inbox()
-    evaluator = Evaluator(config, prompts, Detokenizer(model_dir, config.sampling.stop), inbox, timeline)
+    evaluator = Evaluator(config, prompts, benchmarks, Detokenizer(model_dir, config.sampling.stop), inbox, timeline)
     try:
         with stop_on_signals(inbox), evaluator:
             evaluator.run()
     except Stopped:
-        log.info("told to end while waiting for %s", evaluator.schedule.describe())
+        log.info("told to end while waiting for %s; samples of benchmarks are kept", evaluator.schedule.describe())
     finally:
         timeline.close()
 
@@ -70,12 +81,19 @@ class Evaluator:
     """The loop: `next version, keep it, ask, collect, write, let it go`."""
 
     def __init__(
-        self, config: Config, prompts: Sequence[Prompt], detokenizer: Detokenizer, inbox: Inbox, timeline: Timeline
+        self,
+        config: Config,
+        prompts: Sequence[Prompt],
+        benchmarks: Sequence[Asked],
+        detokenizer: Detokenizer,
+        inbox: Inbox,
+        timeline: Timeline,
     ) -> None:
         self._config = config
         self._prompts = prompts
-        router = Router(config)
-        self._lines = [router.line(prompt.extra) for prompt in prompts]
+        self._benchmarks = benchmarks
+        self._router = Router(config)
+        self._lines = [self._router.line(prompt.extra) for prompt in prompts]
         self._detokenizer = detokenizer
         self._inbox = inbox
         self._timeline = timeline
@@ -149,14 +167,21 @@ class Evaluator:
         self._side.release(version)
 
     def _evaluate(self, version: PolicyVersion) -> None:
-        """Both passes of one version, written down.
+        """The held-out prompts and all benchmarks of one version, written down.
 
         Raises:
             GivenUp: it cannot be evaluated, or not in time.
             LifeEnded: the learner that made it is gone.
         """
-        began = time.monotonic()
         digest = self._keep(version)
+        if self._prompts:
+            self._evaluate_held_out(version, digest)
+        if self._benchmarks:
+            self._evaluate_benchmarks(version, digest)
+        self._stats["evaluations"] += 1
+
+    def _evaluate_held_out(self, version: PolicyVersion, digest: str) -> None:
+        began = time.monotonic()
         passes = [
             Pass(plan=plan, pin=version, prompts=self._prompts, lines=self._lines) for plan in plans(self._config)
         ]
@@ -165,8 +190,81 @@ class Evaluator:
         self._collect(passes, began + self._config.eval.deadline_s)
         with self._timeline.busy("metrics"):
             for each in passes:
-                self._write(each, digest, time.monotonic() - began, last=each is passes[-1])
-        self._stats["evaluations"] += 1
+                last = each is passes[-1] and not self._benchmarks
+                self._write(each, digest, time.monotonic() - began, last=last)
+
+    def _evaluate_benchmarks(self, version: PolicyVersion, digest: str) -> None:
+        """One after another in one stream of requests, so that the tail of one overlaps the head of the next."""
+        folder = folder_of(self._config.run_dir, version.number)
+        described = [about(asked, version, digest, self._config.model.path) for asked in self._benchmarks]
+        files = [
+            SampleFile(folder / f"{asked.benchmark.name}.jsonl", told)
+            for asked, told in zip(self._benchmarks, described, strict=True)
+        ]
+        runs = [
+            Collecting(
+                asked, version, file, self._detokenizer, [self._router.line(each.extra) for each in asked.prompts]
+            )
+            for asked, file in zip(self._benchmarks, files, strict=True)
+        ]
+        try:
+            self._collect_benchmarks(runs)
+        finally:
+            for file in files:
+                file.close()
+            # What there is of one that was given up has its figures too, and says how much of it is missing.
+            results = [self._result(run, told) for run, told in zip(runs, described, strict=True) if run.file.samples]
+            for result in results:
+                write_result(folder, result)
+            if results:
+                write_page(folder)
+        for result in results:
+            self._writer.write("benchmark", {**_in_short(result), "last": result is results[-1]})
+            log.info("version %s, %s: %s", version, result["benchmark"], _in_words(result))
+
+    def _result(self, run: Collecting, told: Record) -> Record:
+        with self._timeline.busy("metrics"):
+            return result_of(run.asked, told, list(run.file.samples.values()))
+
+    def _collect_benchmarks(self, runs: Sequence[Collecting]) -> None:
+        """Keep requests under way until every benchmark has all of its samples."""
+        version = runs[0].pin
+        self._fill(runs)
+        while missing := sum(run.missing for run in runs):
+            owners = {name: run for run in runs for name in run.under_way}
+            try:
+                item = self._next_item(
+                    "samples", f"{missing} samples of benchmarks at version {version}", self._config.eval.deadline_s
+                )
+                match item:
+                    case Connected():  # the buffer forgot us, and what we asked
+                        for run in runs:
+                            run.restart()
+                        self._fill(runs)
+                    case Message(header={"t": "evaluated", "id": str(name)}) if name in owners:
+                        before = owners[name].sampled_tokens
+                        if owners[name].take(item):
+                            self._fill(runs)
+                        self._stats["tokens"] += owners[name].sampled_tokens - before
+                    case Message(header={"t": "error", "about": "evaluate"}):
+                        raise GivenUp(
+                            f"the buffer refused a benchmark of version {version}: {item.header.get('message')}"
+                        )
+                    case _:
+                        pass
+                self._still(version)
+            except DeadlineExceeded as late:
+                self._cancel(list(owners))
+                raise GivenUp(f"benchmarks of version {version}: no sample within eval.deadline_s: {late}") from late
+            except (GivenUp, LifeEnded, Stopped):
+                self._cancel(list(owners))
+                raise
+
+    def _fill(self, runs: Sequence[Collecting]) -> None:
+        """Two requests at a time: while the longest completions of one end, the other keeps generators busy."""
+        for run in runs:
+            while sum(len(each.under_way) for each in runs) < REQUESTS and (request := run.next_request()):
+                self._buffer.send(*request)
 
     def _keep(self, version: PolicyVersion) -> str:
         """The version's hash, once the learner says that it keeps the version for us."""
@@ -199,7 +297,7 @@ class Evaluator:
                     "samples", f"{missing} samples of version {version}", deadline - time.monotonic()
                 )
             except DeadlineExceeded as late:
-                self._cancel(passes)
+                self._cancel([each.id for each in passes])
                 raise GivenUp(f"evaluation of version {version} missed eval.deadline_s: {late}") from late
             match item:
                 case Connected():  # the buffer forgot us, and what we asked
@@ -209,17 +307,17 @@ class Evaluator:
                 case Message(header={"t": "evaluated", "id": str(name)}) if name in by_id:
                     by_id[name].take(item)
                 case Message(header={"t": "error", "about": "evaluate"}):
-                    self._cancel(passes)
+                    self._cancel([each.id for each in passes])
                     raise GivenUp(f"the buffer refused to evaluate version {version}: {item.header.get('message')}")
                 case _:
                     pass
             if self.schedule.epoch != version.epoch:
-                self._cancel(passes)
+                self._cancel([each.id for each in passes])
                 raise LifeEnded
 
-    def _cancel(self, passes: Sequence[Pass]) -> None:
-        for each in passes:
-            self._buffer.send({"t": "cancel_evaluation", "id": each.id})
+    def _cancel(self, ids: Sequence[str]) -> None:
+        for each in ids:
+            self._buffer.send({"t": "cancel_evaluation", "id": each})
 
     def _still(self, version: PolicyVersion) -> None:
         if self.schedule.epoch != version.epoch:
@@ -274,3 +372,17 @@ class Evaluator:
             metrics.problems,
             metrics.abstained,
         )
+
+
+def _in_short(result: Record) -> Record:
+    """For evaluation.jsonl: the figures without the problems, which the result's own file has."""
+    return {key: value for key, value in result.items() if key not in ("by_problem", "kind")}
+
+
+def _in_words(result: Record) -> str:
+    figures = ", ".join(
+        f"{name} {value:.4f}"
+        for name in ("accuracy", "cons_at_k", "rating", "truncated")
+        if isinstance(value := result.get(name), float)
+    )
+    return f"{figures or 'nothing graded'} over {result['problems']} problems, {result['abstained']} abstained"

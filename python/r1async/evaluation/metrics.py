@@ -15,6 +15,10 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from r1async.answers import extract_answer, normalise
+from r1async.rewards.math import Equivalence, grade
+
+Z95 = 1.959963984540054
+"""Quantile of the normal distribution for two-sided 95 %."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,7 +56,12 @@ class EvalMetrics:
     accuracy: float | None
     """pass@1: the mean over problems of the share of samples that pass."""
     stderr: float | None
-    """Standard error of `accuracy`, clustered by problem."""
+    """Standard error of `accuracy`, clustered by problem: as a claim about problems like these. Contains the next."""
+    stderr_sampling: float | None
+    """Standard error of `accuracy` from sampling alone, the problems fixed: for two versions on the same problems. None
+    where no problem has two samples."""
+    interval: tuple[float, float] | None
+    """95 % interval of `accuracy`: Wilson's where every problem has one sample, else 1.96 times `stderr` either way."""
     format: float | None
     reward: float | None
     pass_at_k: Mapping[str, float]
@@ -96,17 +105,36 @@ def consensus(votes: Iterable[tuple[str, bool]]) -> float:
 
     Args:
         votes: answer and whether it is right, of every graded sample. All right answers are one candidate, however
-            they are written (1/2 and 0.5 both equal the reference); wrong ones differ by their text. An empty
-            answer does not vote; if nobody votes the consensus is wrong.
+            they are written (1/2 and 0.5 both equal the reference); so are wrong ones that are equal as written or as
+            exact numbers. An empty answer does not vote; if nobody votes the consensus is wrong.
 
     Source: Wang et al., "Self-consistency" (arXiv 2203.11171); DeepSeek-R1's cons@64.
     """
     count: Counter[str | None] = Counter(None if right else answer for answer, right in votes if right or answer)
-    if not count:
-        return 0.0
-    most = max(count.values())
-    leaders = [answer for answer, votes_ in count.items() if votes_ == most]
-    return 1.0 / len(leaders) if None in leaders else 0.0
+    right = count.pop(None, 0)
+    wrong = _candidates(count)
+    most = max([right, *wrong], default=0)
+    return 1.0 / (1 + wrong.count(most)) if right and right == most else 0.0
+
+
+def _candidates(count: Mapping[str | None, int]) -> list[int]:
+    """Votes of each wrong candidate. An answer is compared with the first member of each, the most frequent spelling:
+    with roundings among them equality is not transitive."""
+    firsts: list[str] = []
+    votes: list[int] = []
+    for answer, number in sorted(count.items(), key=lambda item: (-item[1], str(item[0]))):
+        assert answer is not None, "right answers are counted apart"
+        place = next((i for i, first in enumerate(firsts) if grade(answer, first, _EXACT).value == 1.0), None)
+        if place is None:
+            firsts.append(answer)
+            votes.append(number)
+        else:
+            votes[place] += number
+    return votes
+
+
+_EXACT = Equivalence(symbolic=False, before_slow=lambda: None)
+"""Algebra may hang, and runs in scorers' workers alone."""
 
 
 def answer_of(text: str) -> str:
@@ -123,6 +151,44 @@ def estimate(values: Sequence[float]) -> Estimate:
     return Estimate(value=float(array.mean()), stderr=stderr)
 
 
+def sampling_stderr(passed: Sequence[tuple[int, int]]) -> float | None:
+    """Standard error of pass@1 from sampling alone: ``sqrt(sum_i p_i (1 - p_i) / (k_i - 1)) / N``.
+
+    Args:
+        passed: samples and how many of them passed, of each problem. With ``k - 1`` each term is unbiased for the
+            variance of its problem's mean. None if a problem has one sample, which says nothing about its variance.
+    """
+    if not passed or any(samples < 2 for samples, _ in passed):
+        return None
+    variances = [(p := right / samples) * (1 - p) / (samples - 1) for samples, right in passed]
+    return math.sqrt(math.fsum(variances)) / len(passed)
+
+
+def wilson(passed: int, samples: int, z: float = Z95) -> tuple[float, float]:
+    """Wilson's score interval of a share; z of 95 % by default.
+
+    Raises:
+        ValueError: not ``0 <= passed <= samples`` with at least one sample.
+
+    Source: Wilson, "Probable inference, the law of succession, and statistical inference" (1927).
+    """
+    if not 0 <= passed <= samples or samples < 1:
+        raise ValueError(f"need 0 <= passed <= samples and samples >= 1, got {passed=}, {samples=}")
+    p, z2 = passed / samples, z * z
+    centre = (p + z2 / (2 * samples)) / (1 + z2 / samples)
+    half = z * math.sqrt(p * (1 - p) / samples + z2 / (4 * samples * samples)) / (1 + z2 / samples)
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def _interval(passed: Sequence[tuple[int, int]], accuracy: Estimate) -> tuple[float, float] | None:
+    if passed and all(samples == 1 for samples, _ in passed):
+        return wilson(sum(right for _, right in passed), len(passed))
+    if accuracy.value is None or accuracy.stderr is None:
+        return None
+    half = Z95 * accuracy.stderr
+    return max(0.0, accuracy.value - half), min(1.0, accuracy.value + half)
+
+
 def evaluate(samples: Sequence[Sample], k: int) -> EvalMetrics:
     """The figures of one pass with `k` samples a problem.
 
@@ -136,11 +202,14 @@ def evaluate(samples: Sequence[Sample], k: int) -> EvalMetrics:
             by_prompt.setdefault(sample.prompt, []).append(sample)
     problems = list(by_prompt.values())
     accuracy = estimate([_passed(problem) / len(problem) for problem in problems])
+    passed = [(len(problem), _passed(problem)) for problem in problems]
     votes = estimate([consensus((s.answer, bool(s.passed)) for s in problem) for problem in problems])
     pass_at = {j: _pass_at(problems, j) for j in _ks(k)}
     return EvalMetrics(
         accuracy=accuracy.value,
         stderr=accuracy.stderr,
+        stderr_sampling=sampling_stderr(passed),
+        interval=_interval(passed, accuracy),
         format=estimate([s.format for s in graded if s.format is not None]).value,
         reward=estimate([s.reward for s in graded if s.reward is not None]).value,
         pass_at_k={str(j): at.value for j, at in pass_at.items() if at.value is not None},

@@ -1,16 +1,52 @@
-"""`r1async eval CONFIG` of a run that is over: evaluates its exported model with roles of its own.
+"""`r1async eval CONFIG` without a run to join: evaluates a model directory, or the model of a run that is over.
 
-That is a run of no steps: the learner publishes version 0 and has nothing to train, so the version before training is
-the last one too.
+That is a run of no steps with roles of its own: the learner publishes version 0 and has nothing to train, so the
+version before training is the last one too.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 
-from r1async.config import Config
+from r1async.config import Config, ConfigError, load_config
+from r1async.evaluation.result import folder_of, read_results
+from r1async.evaluation.table import print_results
+
+MODEL = "model="
+"""`r1async eval CONFIG model=DIR`: short for model.path, of a model that no run of this config made."""
+
+
+def offline_config(path: Path, overrides: Sequence[str]) -> Config | None:
+    """The run of no steps that evaluates `model=DIR`; None if the command line names no model.
+
+    Raises:
+        ConfigError: the settings, or no such folder.
+    """
+    named = [each.removeprefix(MODEL) for each in overrides if each.startswith(MODEL)]
+    if not named:
+        return None
+    model = Path(named[-1])
+    if not (model / "config.json").is_file():
+        raise ConfigError(f"model: {model} has no config.json; give the folder of a Hugging Face causal LM")
+    others = [each for each in overrides if not each.startswith(MODEL)]
+    config = load_config(
+        path,
+        ["cold_start.enabled=false", "steps=0", "learner.schedule=constant", "learner.warmup_steps=0", *others,
+         f"model.path={model}"],
+    )  # fmt: skip
+    return _patient(replace(config, name=f"{config.name}-eval-{model.resolve().name}-{_fingerprint(model, config)}"))
+
+
+def _fingerprint(model: Path, config: Config) -> str:
+    """Of the weights as files, and of all that decides what is asked of them: another one is another folder, or an
+    evaluation of something else would pass for done."""
+    files = [(each.name, each.stat().st_size, each.stat().st_mtime_ns) for each in sorted(model.glob("*.safetensors"))]
+    asked = [asdict(config.eval), asdict(config.data), asdict(config.reward), config.sampling.max_tokens, config.seed]
+    return hashlib.sha256(repr([files, asked]).encode()).hexdigest()[:8]
 
 
 def finished_model(config: Config) -> Path | None:
@@ -28,12 +64,35 @@ def evaluation_only(config: Config, model: Path) -> Config:
     place, and an evaluation of the former one would pass for done.
     """
     version: int = json.loads((config.run_dir / "summary.json").read_text())["policy_version"]
-    return replace(
-        config,
-        name=f"{config.name}-eval-{version}",
-        steps=0,
-        resume="auto",
-        model=replace(config.model, path=str(model)),
-        cold_start=replace(config.cold_start, enabled=False),
-        learner=replace(config.learner, schedule="constant", warmup_steps=0),
+    return _patient(
+        replace(
+            config,
+            name=f"{config.name}-eval-{version}",
+            steps=0,
+            resume="auto",
+            model=replace(config.model, path=str(model)),
+            cold_start=replace(config.cold_start, enabled=False),
+            learner=replace(config.learner, schedule="constant", warmup_steps=0),
+        )
     )
+
+
+def _patient(config: Config) -> Config:
+    """With nothing to train, a rollout may take as long as the evaluation: its deadline is for training's groups."""
+    if not config.eval.benchmarks:
+        return config
+    group = replace(config.group, rollout_deadline_s=max(config.group.rollout_deadline_s, config.eval.deadline_s))
+    return replace(config, group=group, eval=replace(config.eval, generator="shared"))
+
+
+def evaluate_offline(config: Config) -> int:
+    """Sees the evaluation through, prints its table; returns the exit code."""
+    from r1async.launch.local import run
+
+    code = run(config)
+    folder = folder_of(config.run_dir, 0)
+    if config.eval.benchmarks and any(folder.glob("*.json")):
+        results = read_results(folder)
+        print_results([results[name] for name in config.eval.benchmarks if name in results])
+        print(f"samples to read: {folder / 'index.html'}; figures: {folder}/*.json")
+    return code

@@ -67,9 +67,7 @@ def sft_job(config: SftConfig) -> Job:
 def reward_model_job(config: RewardModelConfig) -> Job:
     """A fresh head of one number on the base model, and no dropout."""
     renderer = Renderer(Path(config.model.path), config.data.template)
-    pad = renderer.tokenizer.pad_token_id
-    # A model of transformers reads its score at the last token that is not padding.
-    pad = pad if isinstance(pad, int) else renderer.end
+    pad = renderer.make_pad()
 
     def make_model(device: torch.device) -> PreTrainedModel:
         attention = config.model.attention
@@ -82,7 +80,7 @@ def reward_model_job(config: RewardModelConfig) -> Job:
     return Job(
         kind="reward-model", config=config, renderer=renderer, objective=BradleyTerry(pad), width=2, open=open_file,
         make_model=make_model,
-        beside={"kind": "reward-model", "template": config.data.template, "end_token_id": renderer.end},
+        beside={"kind": "reward-model", "template": config.data.template},
     )  # fmt: skip
 
 

@@ -89,6 +89,36 @@ class Renderer:
         after = [*self._continue(completion), self.end] if completion else []
         return Encoded(before + after, [False] * len(before) + [True] * len(after))
 
+    def scored(self, prompt: Question, response: str) -> list[int]:
+        """Tokens that a reward model reads, all of them at once: those of `rewards.classifier`, whatever the template
+        does behind the end of a turn or to thoughts."""
+        if self.template != "chat":
+            text = render(self.template, prompt, self._prompts, prefill=False)
+            ids = self._encode(text + (" " if self.template == "r1_zero" else "") + response, True)
+            return [*ids, self.end] if ids[-1:] != [self.end] else ids
+        asked = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+        whole = self._chat([*asked, {"role": "assistant", "content": response}])
+        if response.strip() not in whole:
+            whole = self._chat(asked, begin_turn=True) + response + str(self.tokenizer.eos_token or "")
+        return self._encode(whole, False)
+
+    def make_pad(self) -> int:
+        """A pad token that no text ends in, which the tokenizer gets if its own is another: a sequence classifier of
+        transformers reads its number at the last token that is no pad."""
+        tokenizer = self.tokenizer
+        eos = tokenizer.eos_token_id
+        ends = {self.end, eos if isinstance(eos, int) else self.end}
+        candidates: list[object] = [
+            tokenizer.pad_token_id,
+            tokenizer.unk_token_id,
+            *tokenizer.all_special_ids,
+            *range(len(ends) + 1),
+        ]
+        pad = next(token for token in candidates if isinstance(token, int) and token not in ends)
+        if pad != tokenizer.pad_token_id:
+            tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pad)
+        return pad
+
     def _text(self, text: str) -> Encoded:
         ids = self._encode(text, True) if text else []
         ids = ids if ids[-1:] == [self.end] else [*ids, self.end]

@@ -126,14 +126,14 @@ def encode_pairs(
     for index in chosen:
         pair = rows[index]
         try:
-            both = [renderer.answered(pair.prompt, answer) for answer in (pair.chosen, pair.rejected)]
+            both = [renderer.scored(pair.prompt, answer) for answer in (pair.chosen, pair.rejected)]
         except ValueError as error:
             raise RowError(f"{pair.where}: {error}") from error
-        longest = max(len(each.token_ids) for each in both)
-        if not all(any(each.learned) for each in both):
+        longest = max(map(len, both))
+        if not (pair.chosen.strip() and pair.rejected.strip()):
             yield Dropped("empty")
         elif longest <= data.max_tokens:
-            yield both
+            yield [Encoded(ids, [True] * len(ids)) for ids in both]
         elif data.too_long == "refuse":
             raise _too_long(pair.where, longest, data.max_tokens)
         else:

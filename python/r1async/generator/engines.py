@@ -9,8 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from r1async.benchmarks import longest_of
 from r1async.config import Config, ipc_dir
-from r1async.engines import kinds, python_for
+from r1async.engines import engine_of, kinds, python_for
 from r1async.generator.canary import REQUESTS, Canary, Verdict
 from r1async.generator.engine import Engine, EngineSpec
 
@@ -22,10 +23,17 @@ CANARY_TOKENS = 320
 """Context that a canary wants: two blocks of vLLM's KV cache on a CPU (128 tokens each) and some."""
 
 
-def evaluates(config: Config, kind: str) -> bool:
-    """Whether a generator of this engine may be claimed for evaluation: where another holds a second weight set, that
-    one takes it without stopping."""
-    return kind == "torch" or "torch" not in kinds(config.generator.engine)
+def evaluates(config: Config, index: int) -> bool:
+    """Whether generator `index` samples evaluations. Where one holds a second weight set, that one takes them without
+    stopping, and no other is claimed for them."""
+    if config.eval.generator == "dedicated":
+        return index == config.generator.count - 1
+    return engine_of(config, index) == "torch" or "torch" not in kinds(config.generator.engine)
+
+
+def trains(config: Config, index: int) -> bool:
+    """Whether generator `index` samples for training: a dedicated one does not."""
+    return config.eval.generator == "shared" or index < config.generator.count - 1
 
 
 @contextmanager
@@ -67,8 +75,9 @@ def make_engine(
     path, max_prompt, max_completion = config.model.path, config.data.max_prompt_tokens, config.sampling.max_tokens
     model = load_config(path)
     check_context(model, max_prompt, max_completion)
+    _check_benchmarks(config, model)
     stop_ids = stop_token_ids(path, load_tokenizer(path), config.sampling.stop) if stops else ()
-    generator, longest = config.generator, max_prompt + max_completion
+    generator = config.generator
     slots = generator.slots + (REQUESTS if generator.canary_every else 0)
     if kind == "torch":
         from r1async.generator.torch_engine import TorchEngine
@@ -78,7 +87,7 @@ def make_engine(
             seed=config.seed,
             slots=slots,
             pinned_slots=generator.eval_slots,
-            max_len=longest,
+            max_len=max_len(config, kind, model),
             stop_ids=stop_ids,
             chunk_tokens=generator.chunk_tokens,
             kv_policy=generator.kv_policy,
@@ -122,6 +131,18 @@ def make_engine(
     raise ValueError(f"no engine {kind!r}")
 
 
+def _check_benchmarks(config: Config, model: PreTrainedConfig) -> None:
+    from r1async.models.loading import ModelError, context_of
+
+    longest, context = longest_of(config), context_of(model)
+    if context is not None and longest > context:
+        raise ModelError(
+            f"eval.protocol: a benchmark's longest request has {longest} tokens, the model has max_position_embeddings="
+            f"{context}; lower eval.protocol.max_prompt_tokens, or set eval.protocol.max_tokens: completions cut there "
+            "are wrong"
+        )
+
+
 def make_canary(config: Config, kind: str, told: Callable[[Verdict], None]) -> Canary | None:
     """What proves the engine; None where the settings trust it."""
     if not config.generator.canary_every:
@@ -145,6 +166,7 @@ def max_len(config: Config, kind: str, model: PreTrainedConfig) -> int:
     from r1async.models.loading import context_of
 
     longest, context = config.data.max_prompt_tokens + config.sampling.max_tokens, context_of(model)
+    longest = max(longest, longest_of(config))
     if kind == "torch":
         return longest
     return max(longest, CANARY_TOKENS if context is None else min(CANARY_TOKENS, context))

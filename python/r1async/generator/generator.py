@@ -16,10 +16,12 @@ from r1async.config import Config
 from r1async.engines import FENCED_EXIT_CODE, engine_of
 from r1async.generator.canary import REQUESTS, Canary, EngineUntrusted, Verdict, refuse
 from r1async.generator.engine import Engine, Progress, TakesDirect
-from r1async.generator.engines import evaluates, make_canary, make_engine, scratch_folder
+from r1async.generator.engines import evaluates, make_canary, make_engine, scratch_folder, trains
+from r1async.generator.environments import make_turns
 from r1async.generator.figures import Figures
 from r1async.generator.held import Held, chunks_message, read_leases
 from r1async.generator.pins import Claim, Pins, SecondSet
+from r1async.generator.turns import Observed, Turns
 from r1async.inbox import DeadlineExceeded, Inbox, Stopped, stop_on_signals
 from r1async.keys import client_keys
 from r1async.monitor.metrics import MetricsWriter, run_started
@@ -35,7 +37,6 @@ log = logging.getLogger(__name__)
 def main(config: Config, index: int) -> int:
     """One generator's process: samples until SIGTERM or SIGINT, or until the run ends; returns its exit code."""
     name, kind, inbox = f"generator-{index}", engine_of(config, index), Inbox()
-    offers = evaluates(config, kind)
     with scratch_folder(config, name) as scratch:
 
         def make() -> tuple[Engine, Canary | None]:
@@ -43,7 +44,14 @@ def main(config: Config, index: int) -> int:
             return engine, make_canary(config, kind, inbox.put)
 
         try:
-            run(config, name, make, inbox, offers_evaluation=offers)
+            run(
+                config,
+                name,
+                make,
+                inbox,
+                offers_evaluation=evaluates(config, index),
+                offers_training=trains(config, index),
+            )
         except EngineUntrusted as error:
             print(f"r1async: {error}", file=sys.stderr, flush=True)
             return FENCED_EXIT_CODE
@@ -57,6 +65,7 @@ def run(
     inbox: Inbox,
     *,
     offers_evaluation: bool = True,
+    offers_training: bool = True,
 ) -> None:
     """Makes the engine, connects, and loops until the run ends or a signal comes.
 
@@ -69,9 +78,11 @@ def run(
     run_dir = config.run_dir
     timeline = Timeline(name, run_dir / "metrics" / f"{name}.jsonl", started=run_started(run_dir))
     engine: Engine | None = None
+    turns: Turns | None = None
     try:
         with timeline.busy("load"):
             engine, canary = make()
+            turns = make_turns(config, inbox.put)
         record = MetricsWriter(run_dir / "metrics" / f"{name}-engine.jsonl", started=run_started(run_dir))
         figures = Figures(timeline, engine.describe(), record)
         # Only now: until there is something to hand back, a signal may end the process where it stands.
@@ -116,11 +127,15 @@ def run(
                 timeline,
                 figures,
                 canary,
+                turns,
                 stall_s=config.progress.limit_s,
                 offers_evaluation=offers_evaluation,
+                offers_training=offers_training,
             )
             loop.run(config.buffer.connect_deadline_s)
     finally:
+        if turns is not None:
+            turns.close()
         if engine is not None:
             engine.close()
         timeline.close()
@@ -141,8 +156,10 @@ class Generator:
         timeline: charged with what the loop does.
         figures: kept up to date for the heartbeat.
         canary: proves the engine; None: it is trusted.
+        turns: rollouts have environments; None: a completion is one turn.
         stall_s: seconds of one wait after which the log says what is waited for.
-        offers_evaluation: whether an engine with one weight set may be claimed for evaluation.
+        offers_evaluation: whether it samples evaluations.
+        offers_training: whether it samples for training.
     """
 
     def __init__(
@@ -154,10 +171,13 @@ class Generator:
         timeline: Timeline,
         figures: Figures,
         canary: Canary | None = None,
+        turns: Turns | None = None,
         *,
         stall_s: float,
         offers_evaluation: bool = True,
+        offers_training: bool = True,
     ) -> None:
+        self._offers_training = offers_training
         self._engine = engine
         self._buffer = buffer
         self._receiver = receiver
@@ -165,6 +185,7 @@ class Generator:
         self._timeline = timeline
         self._figures = figures
         self._canary = canary
+        self._turns = turns
         self._stall_s = stall_s
         self._held = Held()
         self._leases_seen = 0
@@ -172,7 +193,7 @@ class Generator:
         """Of the installed weights."""
         self._pins: Pins
         if engine.pinned_capacity:
-            self._pins = SecondSet(engine, receiver, timeline)
+            self._pins = SecondSet(engine, receiver, timeline, offers=offers_evaluation)
         else:
             self._pins = Claim(engine, receiver, self._hand_back, self._install, offers=offers_evaluation)
         self._proving: PolicyVersion | None = None
@@ -194,6 +215,8 @@ class Generator:
                         reports = self._engine.step()
                     if reports:
                         self._stream(reports)
+                if self._turns is not None:
+                    self._engine.submit(self._turns.ready(self._engine.free))
                 if self._room_changed and self._proven:
                     self._say_ready()
         except Stopped:
@@ -223,6 +246,8 @@ class Generator:
             name, span = "tokens of the engine", self._timeline.busy("decode")
         elif not self._proven:
             name, span = "the proof of the engine", self._timeline.busy("canary")
+        elif self._turns is not None and self._turns.held:
+            name, span = f"{self._turns.held} environments", self._timeline.wait("environments")
         elif fetching:
             name, span = f"weights of pinned version {fetching}", self._timeline.wait("pinned weights")
         else:
@@ -253,6 +278,8 @@ class Generator:
                     self._on_missing(item)
                 case Verdict():
                     self._on_verdict(item)
+                case Observed():
+                    self._on_observed(item)
                 case Connected(first=False):
                     self._say_again()
                 case Connected():
@@ -293,7 +320,7 @@ class Generator:
             # Granted before the buffer heard that there is no room for them any more.
             self._give_back([request.id for request in training])
         elif training:
-            self._engine.submit(training)
+            self._engine.submit(training if self._turns is None else self._turns.begin(training))
         self._pins.serve()
         self._figures.slots_used = len(self._held)
 
@@ -310,6 +337,8 @@ class Generator:
         lost = set(leases)
         self._held.forget(lost)
         self._engine.abort(lost)
+        if self._turns is not None:
+            self._turns.drop(lost)
         self._pins.drop(lost)
         self._pins.serve()
         self._room_changed = True
@@ -390,14 +419,36 @@ class Generator:
         self._give_back(training)
         self._room_changed = True
 
+    def _on_observed(self, observed: Observed) -> None:
+        """An environment has answered: its words are tokens of the rollout, and the engine goes on from there."""
+        assert self._turns is not None
+        if observed.step is None:
+            # Another generator may have more luck; the buffer counts how often.
+            self._give_back([observed.id])
+            self._room_changed = True
+            return
+        report = self._turns.answered(observed, self._figures.version)
+        if report is None:
+            return
+        piece = self._held.report(report)
+        if piece is not None:
+            self._buffer.send(*chunks_message([piece]))
+        if report.finish is not None:
+            self._figures.rollouts += 1
+            self._room_changed = True
+
     def _give_back(self, leases: Sequence[int]) -> None:
         self._held.forget(leases)
+        if self._turns is not None:
+            self._turns.drop(leases)
         if leases:
             self._buffer.send({"t": "release", "leases": list(leases)})
 
     def _stream(self, reports: Sequence[Progress]) -> None:
         with self._timeline.busy("stream"):
             reports = self._without_canaries(reports)
+            if self._turns is not None:
+                reports = self._turns.take(reports)
             pieces = [piece for report in reports if (piece := self._held.report(report)) is not None]
             finished = [report.id for report in reports if report.finish is not None]
             self._figures.tokens += sum(len(report.token_ids) for report in reports)
@@ -415,11 +466,13 @@ class Generator:
 
     def _say_ready(self) -> None:
         engine, version = self._engine, self._figures.version
+        # With their environments: the engine will have them again.
+        out = self._turns.held if self._turns is not None else 0
         kept, canaries = (self._canary.kept, REQUESTS) if self._canary is not None else (0, 0)
         self._buffer.send(
             {
                 "t": "ready",
-                "free": 0 if self._pins.claimed else max(engine.free - kept, 0),
+                "free": 0 if self._pins.claimed or not self._offers_training else max(engine.free - kept - out, 0),
                 "eval_free": max(self._pins.room, 0),
                 "capacity": engine.capacity - canaries,
                 "leases_seen": self._leases_seen,

@@ -93,18 +93,19 @@ class SecondSet:
         engine: that has `pinned_capacity`.
         receiver: fetches versions by name.
         timeline: charged with installs.
+        offers: whether evaluation is wanted here at all.
     """
 
     claimed = False
 
-    def __init__(self, engine: Engine, receiver: Receiver, timeline: Timeline) -> None:
-        self._engine, self._receiver, self._timeline = engine, receiver, timeline
+    def __init__(self, engine: Engine, receiver: Receiver, timeline: Timeline, *, offers: bool = True) -> None:
+        self._engine, self._receiver, self._timeline, self._offers = engine, receiver, timeline, offers
         self._parked = _Parked()
         self.fetching: PolicyVersion | None = None
 
     @property
     def room(self) -> int:
-        return self._engine.pinned_free - len(self._parked)
+        return self._engine.pinned_free - len(self._parked) if self._offers else 0
 
     def add(self, requests: Sequence[Request]) -> None:
         self._parked.add(requests)

@@ -140,9 +140,10 @@ class Launcher:
                 self._supervisor.warm.close()
             self._lifeline.close()
         if outcome.kind != "mistake":
+            drawn = outcome.kind != "interrupted" and not self._sampling
             # Who pressed Ctrl-C waits for the prompt; drawing takes seconds, and the resumed run will do it.
             try:
-                self._report(None if self._start.resumed else time.time() - started, draw=outcome.kind != "interrupted")
+                self._report(None if self._start.resumed else time.time() - started, draw=drawn)
             except OSError as error:
                 if not disk.is_full(error, self._config.run_dir):
                     raise
@@ -504,6 +505,6 @@ class Launcher:
 
             written.append(f"report: {write_report(run_dir)}")
         written.append(f"summary: {run_dir / 'summary.json'}")
-        if self._config.monitor.terminal != "quiet":
+        if self._config.monitor.terminal != "quiet" and not self._sampling:
             print_summary(summary)
             print("   ".join(written))

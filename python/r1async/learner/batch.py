@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from r1async.types import Batch
+from r1async.types import OBSERVED, Batch
 from r1async.wire import Message, WireError
 
 PART = "part:"
@@ -115,7 +115,14 @@ def completion_lengths(batch: Batch) -> NDArray[np.int64]:
 def token_staleness(batch: Batch) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
     """Staleness of each completion token and whether it has a loss, ``(N,)`` each."""
     staleness = np.repeat(batch.step - batch.run_versions.astype(np.int64), batch.run_lengths)
-    return staleness, np.repeat(batch.over_age == 0, batch.run_lengths)
+    return staleness, np.repeat(batch.over_age == 0, batch.run_lengths) & sampled_tokens(batch)
+
+
+def sampled_tokens(batch: Batch) -> NDArray[np.bool_]:
+    """Completion tokens that the policy sampled, ``(N,)``; false on what a tool wrote."""
+    lengths = np.diff(batch.cu_seqlens)
+    places = np.arange(len(batch.token_ids)) - np.repeat(batch.cu_seqlens[:-1], lengths)
+    return batch.behavior_logprobs[places >= np.repeat(batch.prompt_lens, lengths)] < OBSERVED
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -160,6 +167,10 @@ def _micro_batch(batch: Batch, start: int, stop: int, device: torch.device) -> M
     run_lengths_R = _view(batch.run_lengths[runs], device)
     num_tokens = int(batch.run_lengths[runs].sum())
     staleness_R = batch.step - _view(batch.run_versions[runs], device)
+    behavior_logprobs_N = _view(batch.behavior_logprobs[first:last], device)[completion_T]
+    # What a tool wrote is context: nobody sampled it, so there is no probability to make larger or smaller.
+    sampled_N = behavior_logprobs_N < OBSERVED
+    young_N = (_view(batch.over_age[runs], device) == 0).repeat_interleave(run_lengths_R, output_size=num_tokens)
     return MicroBatch(
         token_ids_T=_view(batch.token_ids[first:last], device),
         cu_seqlens=cu_seqlens,
@@ -167,8 +178,8 @@ def _micro_batch(batch: Batch, start: int, stop: int, device: torch.device) -> M
         lengths_n=(sizes_n - prompt_lens_n).long(),
         advantages_n=_view(batch.advantages[start:stop], device),
         completion_T=completion_T,
-        behavior_logprobs_N=_view(batch.behavior_logprobs[first:last], device)[completion_T],
-        loss_mask_N=(_view(batch.over_age[runs], device) == 0).repeat_interleave(run_lengths_R, output_size=num_tokens),
+        behavior_logprobs_N=behavior_logprobs_N.masked_fill(~sampled_N, 0.0),
+        loss_mask_N=young_N & sampled_N,
         staleness_N=staleness_R.repeat_interleave(run_lengths_R, output_size=num_tokens),
     )
 

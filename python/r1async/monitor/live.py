@@ -27,6 +27,8 @@ from r1async.monitor.pools import PoolFigures, cost, pool_figures, seconds, stat
 from r1async.monitor.rundata import role_of
 from r1async.monitor.summary import audit_line, duration, percent
 
+WAITS_SHOWN = 4
+"""Waits named at a time; rejection sampling has many requests open."""
 PLAIN_EVERY_S = 5.0
 """Seconds between two lines of the plain view."""
 RATE_OVER_S = 10.0
@@ -168,7 +170,9 @@ class LiveView:
 
     def waits(self) -> list[str]:
         """What the run itself waits for, by name."""
-        return [str(wait["text"]) for wait in self._stats.get("waits", [])]
+        found = [str(wait["text"]) for wait in self._stats.get("waits", [])]
+        more = len(found) - WAITS_SHOWN
+        return found if more <= 0 else [*found[:WAITS_SHOWN], f"and {more} more"]
 
     def seconds_left(self) -> float | None:
         """Until the last step at the pace since the first one seen; None before two steps were seen."""

@@ -23,7 +23,9 @@ from typing import TYPE_CHECKING
 from r1async.answers import extract_answer, last_boxed
 from r1async.config import CodeConfig, ConfigError, RewardConfig
 from r1async.config_rewards import REWARD_PARTS
+from r1async.config_swe import SweConfig
 from r1async.reward_pools import OTHERS, weights_of
+from r1async.rewards.benchmarks import benchmark_judge
 from r1async.rewards.code import CodeGrader
 from r1async.rewards.format import in_format, thought_of
 from r1async.rewards.math import Equivalence, grade
@@ -250,15 +252,39 @@ def _code(settings: CodeConfig, before_slow: Callable[[], None]) -> Judge:
     return judge
 
 
+def _swe(settings: SweConfig, before_slow: Callable[[], None]) -> Judge:
+    # Imported here: most rewards do without.
+    from r1async.rewards.swe import SweJudge
+
+    judge_of = SweJudge(settings)
+    abstentions: Counter[str] = Counter()
+
+    def judge(question: Question, completion: Completion) -> Verdict:
+        before_slow()
+        verdict = judge_of.judge(question, completion.text)
+        if verdict.total is None:
+            abstentions[verdict.status] += 1
+            times = abstentions[verdict.status]
+            if times <= LOG_FIRST or times % LOG_EVERY == 0:
+                log.error("swe abstains, %s: %.500s (%d so far)", verdict.status, verdict.detail, times)
+        return verdict
+
+    return judge
+
+
 JUDGES: Mapping[str, Callable[[RewardConfig, Callable[[], None]], Judge]] = {
     "accuracy": lambda settings, before_slow: _accuracy(
         settings, Equivalence(settings.equivalence == "symbolic", before_slow)
     ),
     "format": lambda settings, before_slow: _format(settings),
     "code": lambda settings, before_slow: _code(settings.code, before_slow),
+    "swe": lambda settings, before_slow: _swe(settings.swe, before_slow),
     "language": _language,
     "overlong": lambda settings, before_slow: _overlong(settings),
     "repetition": lambda settings, before_slow: _repetition(settings),
+    "math": lambda settings, before_slow: benchmark_judge("math", before_slow),
+    "choice": lambda settings, before_slow: benchmark_judge("choice", before_slow),
+    "ifeval": lambda settings, before_slow: benchmark_judge("ifeval", before_slow),
 }
 """Parts that one worker grades by itself, one rollout at a time. A new one is one entry here, and its pool in
 `config_rewards.POOL_OF`."""

@@ -12,7 +12,9 @@ from typing import Literal
 Layout = Literal["r1_zero", "think", "special_token"]
 
 SPECIAL_TOKEN = "|special_token|"
-_SAYS = re.compile(r"[^\W_]")
+_FILLERS = "\u115f\u1160\u2800\u3164\uffa0"
+"""Letters and signs of Unicode that cannot be seen."""
+_SAYS = re.compile(rf"[^\W_{_FILLERS}]")
 """A letter or digit: a thought of dots or of spaces that cannot be seen is empty."""
 
 
@@ -74,7 +76,7 @@ def _is_marked(text: str, prefilled: bool, mark: str) -> bool:
 
 
 def _is_visible(text: str) -> bool:
-    return any(not letter.isspace() and letter.isprintable() for letter in text)
+    return any(not letter.isspace() and letter.isprintable() and letter not in _FILLERS for letter in text)
 
 
 def _is_one_answer(text: str, rest: str) -> bool:

@@ -40,6 +40,15 @@ def identify(text: str, script: Script) -> str:
 
 @cache
 def _identifier(script: Script) -> LanguageIdentifier:
+    return _load(LANGUAGES[script])
+
+
+@cache
+def _ifeval_identifier() -> LanguageIdentifier:
+    return _load(IFEVAL_LANGUAGES)
+
+
+def _load(languages: tuple[str, ...]) -> LanguageIdentifier:
     try:
         from py3langid.langid import MODEL_FILE, LanguageIdentifier
     except ImportError as error:
@@ -47,5 +56,21 @@ def _identifier(script: Script) -> LanguageIdentifier:
             "reward.identify_sentences: needs py3langid (pip install 'py3langid>=0.4'); false goes by script alone"
         ) from error
     identifier = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
-    identifier.set_languages(list(LANGUAGES[script]))
+    identifier.set_languages(list(languages))
     return identifier
+
+
+IFEVAL_LANGUAGES = (
+    "en", "es", "pt", "ar", "hi", "fr", "ru", "de", "ja", "it", "bn", "uk", "th", "ur", "ta", "te", "bg", "ko", "pl",
+    "he", "fa", "vi", "ne", "sw", "kn", "mr", "gu", "pa", "ml", "fi",
+)  # fmt: skip
+"""Languages that IFEval asks for (arXiv 2311.07911)."""
+
+
+def identify_any(text: str) -> str:
+    """Code of the likeliest of IFEval's languages, however certain: one of them was asked for.
+
+    Raises:
+        ConfigError: py3langid is not installed.
+    """
+    return str(_ifeval_identifier().classify(text)[0])

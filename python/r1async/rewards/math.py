@@ -18,9 +18,14 @@ from r1async.answers import MAX_ANSWER_CHARS, normalise
 from r1async.rewards.reading import (
     MAX_ITEMS,
     Items,
+    brackets_around,
     items_of,
+    joins_more,
+    lone_unit,
+    names_points,
     quantity_of,
     same_in_base,
+    same_ratio,
     says_more,
     sides_of,
     units_agree,
@@ -69,6 +74,8 @@ def grade(answer: str, gold: str, equivalence: Equivalence) -> Grade:
             return RIGHT
         if not (ours.may_round or theirs.may_round):
             return WRONG
+    if ("\\$" in answer) != ("\\$" in gold) and not _may_be_dollars(answer, gold):
+        return WRONG
     answer, gold = normalise(answer), normalise(gold)
     if not gold:
         return UNGRADABLE
@@ -84,6 +91,12 @@ def grade(answer: str, gold: str, equivalence: Equivalence) -> Grade:
     if guard(answer) is not None:
         return GUARDED
     return _grade_items(without_phrase(answer), gold, equivalence.before_slow)
+
+
+def _may_be_dollars(answer: str, gold: str) -> bool:
+    """One of the two has a dollar sign: the other names no unit, or dollars."""
+    other = gold if "\\$" in answer else answer
+    return quantity_of(normalise(other)).unit in ("", "dollar")
 
 
 class _Ratio(NamedTuple):
@@ -124,7 +137,9 @@ def _plain_ratio(text: str) -> _Ratio | None:
 def _same_as_written(answer: str, gold: str) -> bool:
     if answer == gold:
         return True
-    # Case tells variables apart, but not words.
+    # Case tells variables apart, but not words, nor the letters of choices.
+    if len(gold) == 1 and gold.islower():
+        return False
     return answer.casefold() == gold.casefold() and not _MATHEMATICAL.search(gold)
 
 
@@ -133,7 +148,11 @@ def _grade_items(answer: str, gold: str, before_slow: Callable[[], None]) -> Gra
     theirs = Items("", (gold,)) if parse_number(gold) is not None else items_of(gold)
     ours = Items("", (answer,)) if parse_number(answer) is not None else items_of(answer)
     if len(theirs.members) == 1 and len(ours.members) == 1:
+        if joins_more(answer, gold) or (ours.brackets and theirs.members == ("\\emptyset",)):
+            return WRONG
         return _grade_one(ours.members[0], theirs.members[0], before_slow)
+    if "\\infty" in gold and brackets_around(answer) and brackets_around(answer) != brackets_around(gold):
+        return WRONG  # (1, \infty] is not (1, \infty): algebra does not mind
     if _SPANS.search(answer) or _SPANS.search(gold):
         return _grade_one(answer, gold, before_slow)
     if ours.brackets != theirs.brackets and {ours.brackets, theirs.brackets} not in _ALIKE:
@@ -190,11 +209,22 @@ def _grade_one(answer: str, gold: str, before_slow: Callable[[], None]) -> Grade
 
 
 def _grade_value(answer: str, gold: str, before_slow: Callable[[], None]) -> Grade:
+    if gold.removeprefix("+") == answer.removeprefix("+") == "\\infty":
+        return RIGHT
+    if names_points(gold) or gold.lstrip("+-") == "\\infty":
+        return WRONG  # not as written: letters are no product there, and one infinity is like any other to algebra
+    ratio = same_ratio(answer, gold)
+    if ratio is not None:
+        return RIGHT if ratio else WRONG
     in_base = same_in_base(answer, gold)
     if in_base is not None:
         return RIGHT if in_base else WRONG
     ours, theirs = quantity_of(answer), quantity_of(gold)
-    if not units_agree(ours.unit, theirs.unit) or not ours.value or not theirs.value:
+    if not units_agree(
+        ours.unit or lone_unit(ours.value, theirs.unit), theirs.unit or lone_unit(theirs.value, ours.unit)
+    ):
+        return WRONG
+    if not ours.value or not theirs.value:
         return WRONG
     if says_more(ours.value, theirs.value):
         return WRONG

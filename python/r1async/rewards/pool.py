@@ -31,6 +31,8 @@ log = logging.getLogger(__name__)
 START_DEADLINE_S = 120.0
 """For a worker's imports; a custom reward may bring a large library."""
 MAX_FAILED_STARTS = 3
+RETRIED = frozenset(("infra_error", "error", "nan"))
+"""Abstentions that another try may mend. A reference that cannot be read is the same everywhere."""
 JOIN_S = 2.0
 """What a worker's thread gets to notice that its process was killed."""
 
@@ -200,7 +202,7 @@ class WorkerPool:
         self._queue: deque[Job] = deque()
         self._failed_starts = 0
         self.counts: Counter[str] = Counter()
-        """Workers killed at a deadline or lost, by name."""
+        """Workers killed at a deadline (`timeout`) or lost (`worker_lost`); verdicts `retried` for other reasons."""
         self._faults: list[Fault] = []
 
     def start(self) -> None:
@@ -240,7 +242,7 @@ class WorkerPool:
         if report.ended is not None:
             settled = self._replace(worker, "worker_lost", _describe(report.ended))
         for key, total, parts, status, elapsed_s, detail in report.results:
-            if worker.jobs.pop(key, None) is not None:
+            if (job := worker.jobs.pop(key, None)) is not None and not self._retry(job, total, status):
                 verdict = Verdict(total=total, parts=parts, status=status, detail=detail)
                 settled.append(Settled(key, verdict, elapsed_s))
         self._dispatch()
@@ -311,6 +313,15 @@ class WorkerPool:
         culprit, *innocent = worker.jobs.values()
         self._queue.extendleft(reversed(innocent))
         return self._blame(culprit, status, why, now - (worker.progress_at if one else culprit.given_at))
+
+    def _retry(self, job: Job, total: float | None, status: str) -> bool:
+        """Whether the job is tried again: its grader failed, not what it graded."""
+        if total is not None or status not in RETRIED or job.tries >= self._pool.retries:
+            return False
+        job.tries += 1
+        self.counts["retried"] += 1
+        self._queue.append(job)
+        return True
 
     def _blame(self, job: Job, status: str, why: str, waited_s: float) -> list[Settled]:
         job.tries += 1

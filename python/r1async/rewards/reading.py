@@ -8,6 +8,7 @@ apart first, each goes to algebra alone, and what cannot be told apart is not ri
 from __future__ import annotations
 
 import re
+from fractions import Fraction
 from typing import NamedTuple
 
 MAX_ITEMS = 10
@@ -37,6 +38,7 @@ class Quantity(NamedTuple):
 _SEPARATORS = re.compile(
     r"\s*(?:;|\\(?:lor|vee|land|wedge|qquad|quad)(?![a-zA-Z])|(?<![a-zA-Z\\])(?:or|and)(?![a-zA-Z]))\s*", re.IGNORECASE
 )
+_JOINS = re.compile(r";|\\(?:lor|vee|land|wedge)(?![a-zA-Z])|(?<![a-zA-Z\\])(?:or|and)(?![a-zA-Z])", re.IGNORECASE)
 _ROW = re.compile(r"\s*\\\\\s*")
 _PLUS_MINUS = re.compile(r"\\(?:pm|mp)(?![a-zA-Z])")
 _BRACKETS = re.compile(r"\\[{}]|\\.|[()\[\]{},]", re.DOTALL)
@@ -51,7 +53,7 @@ def items_of(text: str) -> Items:
     if "\\begin" not in text:
         text = _ROW.sub(",", text)
     text = _SEPARATORS.sub(",", text)
-    brackets = _brackets_around(text)
+    brackets = brackets_around(text)
     inside = text[len(brackets[0]) : -len(brackets[1])] if brackets else text
     members = [member for part in _at_commas(inside) for member in _signs(part.strip())]
     if len(members) > 1 or (brackets and brackets[0] == "\\{"):
@@ -59,7 +61,12 @@ def items_of(text: str) -> Items:
     return Items("", (text.strip(),) if members == [inside.strip()] else tuple(members))
 
 
-def _brackets_around(text: str) -> tuple[str, str] | tuple[()]:
+def joins_more(answer: str, gold: str) -> bool:
+    """Whether an answer joins things that the reference does not, wherever in it: ``5 (or 6)``."""
+    return len(_JOINS.findall(answer)) > len(_JOINS.findall(gold))
+
+
+def brackets_around(text: str) -> tuple[str, str] | tuple[()]:
     """The brackets that open at the first letter and close at the last."""
     opening = next((each for each in ("\\{", "(", "[", "{") if text.startswith(each)), "")
     if not opening:
@@ -152,10 +159,22 @@ _SCALES = frozenset(
     re.findall(
         r"\w+",
         "hundred thousand million billion trillion dozen half halve third fourth fifth quarter tenth "
-        "hundredth thousandth squared cubed factorial plus minus time over mod base percent not",
+        "hundredth thousandth squared cubed factorial plus minus time over mod base percent not "
+        "kilo mega giga tera milli micro nano pair couple score gross lakh crore double triple twice thrice",
     )
 )
 """Words that change the number before them."""
+
+
+_NO_UNITS = frozenset(
+    re.findall(
+        r"\w+",
+        "at most least is are was be wrong incorrect false true not no ish about around maybe perhaps approximately "
+        "roughly nearly almost more less fewer greater smaller than above below under except but without never nor "
+        "unless if else when isn only same also",
+    )
+)
+"""Words behind a number that say something about it."""
 
 
 def quantity_of(text: str) -> Quantity:
@@ -176,11 +195,21 @@ def _one_spelling(word: str) -> str:
     return _SPELLINGS.get(singular, singular)
 
 
+_LONE = re.compile(r"\d\s?([a-zA-Z])$")
+
+
+def lone_unit(text: str, other: str) -> str:
+    """The one letter behind a number, where the other side has a unit there: the ``s`` of ``5 s`` beside ``5 ms``."""
+    match = _LONE.search(text) if other else None
+    return _SPELLINGS.get(match[1], match[1]) if match else ""
+
+
 def units_agree(ours: str, theirs: str) -> bool:
     """Whether two units are the same, or one is left out where it changes nothing: ``5`` and ``5 cm``."""
     if ours == theirs:
         return True
-    return not (ours and theirs) and not any(word in _SCALES for word in re.split(r"[^a-z]+", ours or theirs))
+    words = re.split(r"[^a-z]+", ours or theirs)
+    return not (ours and theirs) and not any(word in _SCALES or word in _NO_UNITS for word in words)
 
 
 FUNCTIONS = frozenset(
@@ -210,7 +239,7 @@ _KNOWN = frozenset(
     )
 )
 """Commands that algebra reads or that change nothing; it skips the others, as ``\\phantom`` and ``\\Rightarrow``."""
-_STRANGE = re.compile(r"[#@`\"~?]|\.\.|->|=>|(?<=\d)'|(?<=[\d)}])\s(?=\d)")
+_STRANGE = re.compile(r"[#@`\"~?&]|\.\.|->|=>|(?<=\d)'|(?<=[\d)}])\s(?=\d)")
 """What algebra stops at or skips; a question mark, an ellipsis, two numbers side by side."""
 _UNFINISHED = re.compile(r"(?:[-+*/^_=<>.&:]|\\(?:cdot|times|div|pm|mp|le|ge|ne))\s*$")
 
@@ -232,8 +261,15 @@ def says_more(answer: str, gold: str) -> bool:
         return True
     if len(_STRANGE.findall(answer)) > len(_STRANGE.findall(gold)) or _UNFINISHED.search(answer):
         return True
-    if answer.count("|") % 2 != gold.count("|") % 2:
+    if answer.count("|") % 2 != gold.count("|") % 2 or answer.count("'") != gold.count("'"):
         return True
+    commands, named = set(_NAMED.findall(answer)), set(_NAMED.findall(gold))
+    if (commands & _GREEK) - named or ("infty" in commands and "infty" not in named) or "::" in answer:
+        return True
+    if (lettered := _LETTERED.fullmatch(answer)) and lettered[1] not in gold:
+        return True
+    if _RELATION.search(answer) and not _RELATION.search(gold):
+        return True  # at most 5 is not 5
     known = set(_letters(gold))
     return any(word not in FUNCTIONS and not known.issuperset(word) for word in words_of(answer))
 
@@ -253,6 +289,44 @@ def _variables(match: re.Match[str]) -> str:
 
 MAX_PRODUCT = 3
 """Letters side by side that still are a product of variables, ``xyz``, and no word."""
+
+_GREEK = frozenset(
+    re.findall(
+        r"\w+",
+        "alpha beta gamma delta epsilon varepsilon zeta eta theta iota kappa lambda mu nu xi rho sigma tau phi varphi "
+        "chi psi omega Gamma Delta Theta Lambda Xi Pi Sigma Phi Psi Omega",
+    )
+)
+"""Letters; pi is a number."""
+_LETTERED = re.compile(r"[-+\d.,\s]+([abcdfjknopqrtuvwxyzBDEGHIOPQRSTUXYZ])")
+"""A number and one letter that is neither a constant nor an everyday unit: algebra takes ``5d`` for 5."""
+_RELATION = re.compile(r"[<>]|\\(?:le|leq|leqslant|ge|geq|geqslant|lt|gt|ll|gg|ne|neq)(?![a-zA-Z])")
+
+_RATIO = re.compile(r"\d+(?:\.\d+)?(?:\s?:\s?\d+(?:\.\d+)?){2,}", re.ASCII)
+
+
+def same_ratio(ours: str, theirs: str) -> bool | None:
+    """Whether two ratios of three or more numbers are the same, ``2:4:6`` and ``1:2:3``; None if neither is one."""
+    if not (_RATIO.fullmatch(ours) or _RATIO.fullmatch(theirs)):
+        return None
+    if not (_RATIO.fullmatch(ours) and _RATIO.fullmatch(theirs)):
+        return False
+    a, b = ([Fraction(part.strip()) for part in text.split(":")] for text in (ours, theirs))
+    if len(a) != len(b) or not any(a) or not any(b):
+        return a == b
+    whole_a, whole_b = sum(a), sum(b)
+    return all(x * whole_b == y * whole_a for x, y in zip(a, b, strict=True))
+
+
+_POINTS = re.compile(
+    r"\\(?:angle|triangle|overline|overrightarrow|overleftrightarrow|widehat|vec)(?![a-z])[\s{]*[A-Z]{2}"
+)
+
+
+def names_points(text: str) -> bool:
+    """Whether letters side by side are points, as in an angle ABC, and no product."""
+    return _POINTS.search(text) is not None
+
 
 _BASED = re.compile(r"([0-9A-Za-z]+)_\s?\{?(\d{1,2})\}?")
 

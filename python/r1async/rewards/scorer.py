@@ -127,6 +127,7 @@ class Scorer:
             "queued": float(len(self._leases)),
             "workers_timeout": float(counts["timeout"]),
             "workers_lost": float(counts["worker_lost"]),
+            "retried": float(counts["retried"]),
             **shown(self._pools.figures, self._slow),
         }
 

@@ -51,7 +51,7 @@ class SweJudge:
             return Verdict(total=None, status="ungradable", detail=instance.why)
         if task == "check":
             return self._checked(instance)
-        key = name, task, text
+        key = name, task, text if task == "patch" else self._grader.proposal_of(text)
         if key not in self._known:
             graded = (
                 self._grader.grade(instance, text) if task == "patch" else self._grader.grade_answer(instance, text)

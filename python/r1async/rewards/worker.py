@@ -147,7 +147,7 @@ def _private_pipes() -> tuple[IO[bytes], IO[bytes]]:
 
 def _warm_up(settings: RewardConfig, parts: Collection[str]) -> None:
     """What would otherwise count against the deadline of the first rollout that needs it."""
-    if settings.equivalence == "symbolic" and "accuracy" in parts:
+    if "math" in parts or (settings.equivalence == "symbolic" and "accuracy" in parts):
         from r1async.rewards.symbolic import symbolic_grade
 
         symbolic_grade("\\sqrt{4}", "2", None, None)

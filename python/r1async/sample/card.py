@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,8 +11,7 @@ from typing import Any
 from r1async.config import Config
 from r1async.files import write_atomic, write_json
 from r1async.monitor.metrics import read_metrics
-from r1async.monitor.rundata import load_run
-from r1async.monitor.summary import busy_fractions
+from r1async.monitor.rundata import Record, load_run
 from r1async.sample.prompts import Asked
 from r1async.sample.select import Account, data_hash
 
@@ -55,7 +54,7 @@ def _by_set(account: Account) -> dict[str, int]:
 
 
 def throughput(run_dir: Path) -> Card:
-    """Tokens, and the share of their time that generators decoded between the first and the last completion.
+    """Completion tokens a second, and how busy generators were while they had anything left to do.
 
     Of the newest life of the run alone: between lives nobody sampled.
     """
@@ -63,16 +62,30 @@ def throughput(run_dir: Path) -> Card:
     if not lines:
         return {}
     last = lines[-1]
-    run = load_run(run_dir)
-    bins = {name: bins for name, bins in run.bins.items() if name.startswith("generator")}
-    busy = busy_fractions(bins, last["first_at"], last["last_at"])
     seconds = last["last_at"] - last["first_at"]
+    bins = load_run(run_dir).bins
     return {
         "seconds": round(seconds, 2),
         "tokens": last["tokens"],
         "tokens_per_s": round(last["tokens"] / seconds, 1) if seconds > 0 else None,
-        "generator_busy": {name: round(share, 4) for name, share in busy.items()},
+        "generator_busy": {
+            name: busy_share(records, last["began_at"])
+            for name, records in bins.items()
+            if name.startswith("generator")
+        },
     }
+
+
+def busy_share(records: Sequence[Record], since: float) -> float | None:
+    """Share of its time that a generator did not wait for work, from its first decoded token to its last; None if
+    there are none. What it sampled in a second over what it could have: 1 means that nothing ever kept it waiting."""
+    decoding = [i for i, r in enumerate(records) if r["start"] >= since and r["busy"].get("decode")]
+    if not decoding:
+        return None
+    # The bins in which it began and ended are part start-up and part end.
+    window = records[decoding[0] + 1 : decoding[-1]] or records[decoding[0] : decoding[-1] + 1]
+    waited = sum(sum(r["wait"].values()) for r in window)
+    return round(1.0 - waited / sum(r["span_s"] for r in window), 4)
 
 
 def write_card(run_dir: Path, card: Card) -> Path:

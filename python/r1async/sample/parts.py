@@ -30,14 +30,13 @@ SCHEMA = pa.schema(
         ("status", pa.string()),
     ]
 )
-IDENTITY = "identity.json"
 
 
 class Parts:
     """The folder of a run's completions.
 
     Args:
-        folder: made if it is not there.
+        folder: made if it is not there; a JSON file beside it says what it is of.
         identity: what decides which completions are sampled; a folder of others is refused.
 
     Raises:
@@ -47,7 +46,7 @@ class Parts:
     def __init__(self, folder: Path, identity: dict[str, object]) -> None:
         self._folder = folder
         folder.mkdir(parents=True, exist_ok=True)
-        path = folder / IDENTITY
+        path = folder.with_suffix(".json")
         if path.is_file():
             former = json.loads(path.read_text())
             wrong = [key for key in identity if former.get(key) != identity[key]]

@@ -38,6 +38,8 @@ from r1async.wire import Message
 log = logging.getLogger(__name__)
 
 ROLE = "sampler"
+REQUESTS_AHEAD = 8
+"""Requests that `sample.ahead` is divided into."""
 MAX_REQUESTS = 60
 """The buffer runs 64 evaluations of one evaluator at a time."""
 
@@ -114,6 +116,7 @@ class Sampler:
         self._flushed_at = time.monotonic()
         self._stats = {"completions": 0.0, "tokens": 0.0, "prompts_done": float(len(self._done))}
         self._pin = PolicyVersion(0, 0)
+        self._began_at = time.time()
         self._first_at, self._last_at = 0.0, 0.0
         """Unix times of this life's first and last completions."""
 
@@ -174,9 +177,8 @@ class Sampler:
             return
         with self._timeline.busy("write"):
             self._parts.write(self._rows)
-        self._writer.write(
-            "life", {**self._stats, "rows": len(self._rows), "first_at": self._first_at, "last_at": self._last_at}
-        )
+        times = {"began_at": self._began_at, "first_at": self._first_at, "last_at": self._last_at}
+        self._writer.write("life", {**self._stats, "rows": len(self._rows), **times})
         self._rows = []
 
     def _publish(self) -> None:
@@ -208,7 +210,7 @@ class Sampler:
 
     def _runs(self) -> Iterator[list[tuple[int, Prompt]]]:
         """Prompts that are left, in requests of neighbours: the number of a completion says what its noise is."""
-        size = max(1, self._ahead // (MAX_REQUESTS * self._plan.samples))
+        size = max(1, self._ahead // (REQUESTS_AHEAD * self._plan.samples))
         run: list[tuple[int, Prompt]] = []
         for number in range(self._asked.total):
             prompt = None if number in self._done else self._asked.prompt(number)

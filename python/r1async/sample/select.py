@@ -147,7 +147,8 @@ def _choose(
     thoughts = _thoughts(config, asked, parts, set(chosen))
     for number in chosen:
         row = asked.mixed[number - asked.main]
-        account.source(row.source)["with_thought" if number in thoughts else "without_thought"] += 1
+        missing = "thought_missing" if row.thinks else "without_thought"
+        account.source(row.source)["with_thought" if number in thoughts else missing] += 1
     return chosen, thoughts
 
 

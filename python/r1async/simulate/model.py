@@ -46,7 +46,7 @@ def machines(config: Config, seed: int) -> dict[str, Any]:
         "warmup_steps": _warmup_steps(config),
         "tokens_per_unit": it.tokens_per_unit or _unit(config),
         "generators": {
-            "count": config.generator.count,
+            "count": config.training_generators,
             "slots": config.generator.slots,
             "chunk_tokens": config.generator.chunk_tokens,
             "token_s": token_s,

@@ -95,7 +95,8 @@ class TestFile:
         if function is None:
             return []
         found = list(self._sites(function))
-        return found or [self._raise_first(function)]
+        helped = [site for node in _in_order(function) for site in self._of_helper(node)]
+        return [*found, *helped] if found else [*helped, self._raise_first(function)]
 
     def changed(self, sites: Sequence[Site]) -> bytes:
         """The source with these sites changed; where two overlap (a helper of several tests), the first one counts."""
@@ -126,8 +127,6 @@ class TestFile:
                 yield from self._of_truth(function, node.test)
             elif isinstance(node, ast.Call):
                 yield from self._of_call(function, node)
-            elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
-                yield from self._of_helper(node.value)
 
     def _of_call(self, function: Function, call: ast.Call) -> Iterator[Site]:
         name = _called(call)
@@ -143,9 +142,11 @@ class TestFile:
             end = self._at(call.func.end_lineno, call.func.end_col_offset)
             yield Site([Edit(end - len(name.encode()), end, _OPPOSITE[name])])
 
-    def _of_helper(self, call: ast.Call) -> Iterator[Site]:
+    def _of_helper(self, node: ast.AST) -> Iterator[Site]:
         """A call for its effect alone may be one that asserts: the last literal it is given is what it expects."""
-        name = _called(call)
+        if not isinstance(node, ast.Expr) or not isinstance(node.value, ast.Call):
+            return
+        call, name = node.value, _called(node.value)
         if name.startswith("assert") or name in _RAISES:
             return
         for argument in reversed([*call.args, *(each.value for each in call.keywords)]):

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from r1async.answers import extract_answer
 from r1async.config_swe import SweConfig
 from r1async.rewards.sandbox import SandboxError
 from r1async.swe.boxes import Boxes
@@ -16,6 +17,7 @@ from r1async.swe.check import Check, Checker, CheckStore, NotApplicableError, St
 from r1async.swe.edits import Edit, EditError, apply_edits, fill, find_diff, parse_edits
 from r1async.swe.instance import Instance
 from r1async.swe.repository import Repositories, RepositoryError
+from r1async.swe.shell import ShellEnvironment
 from r1async.swe.testing import Tester
 from r1async.swe.tree import Tree
 from r1async.swe.workshop import CommandError, Workshop
@@ -100,13 +102,15 @@ class SweGrader:
         self._stages.move_to_end(name)
         return known[1]
 
-    def base_tree(self, instance: Instance) -> Tree:
-        """The repository at the base commit, as a rollout sees it.
+    def session(self, instance: Instance) -> ShellEnvironment:
+        """A shell on the repository at the base commit, for a rollout of several turns.
 
         Raises:
             SandboxError, RepositoryError, CommandError: it cannot be had.
         """
-        return self.workshop.base(instance).tree
+        environment = instance.environment
+        base = self.workshop.base(instance)
+        return ShellEnvironment(self._settings, base, environment, self._boxes.python(environment))
 
     def grade(self, instance: Instance, patch: str) -> Graded:
         """The verdict on a patch: a score of 1 with status ok, 0 with the reason, or an abstention: `ungradable` for an
@@ -117,6 +121,16 @@ class SweGrader:
         if len(patch) > self._settings.max_patch_kib * 1024:
             return _zero("guard", f"a patch of {len(patch)} characters")
         return self._asked(instance, lambda check: self._grade(instance, patch, check))
+
+    def proposal_of(self, completion: str) -> str:
+        """What a completion proposes, without its thoughts: completions that agree in this have the same verdict."""
+        if self._settings.answer == "replacement":
+            return f"answer {extract_answer(completion)}"
+        try:
+            edits = parse_edits(completion) if self._settings.answer in ("edits", "any") else []
+        except EditError as error:
+            return f"error {error}"
+        return repr(edits) if edits else find_diff(completion)
 
     def grade_answer(self, instance: Instance, completion: str) -> Graded:
         """The verdict on what a completion proposes (`reward.swe.answer`), else as `grade`."""

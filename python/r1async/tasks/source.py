@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from r1async.config import Config, ConfigError
 from r1async.tasks import PromptError, PromptSource
 from r1async.tasks.chain_mod import ChainModSource
-from r1async.tasks.file import FileSource, Rows, digest_of, read_rows
+from r1async.tasks.file import FileSource, Row, Rows, digest_of, read_rows
 from r1async.tasks.swe import SweRows
-from r1async.tasks.templates import Question, render
+from r1async.tasks.templates import Question, apply_template, render
 from r1async.tasks.tokenizer import PromptTokenizer, TokenizerError, load_tokenizer
+from r1async.types import Prompt
 
 
 def open_source(config: Config, model_dir: Path) -> PromptSource:
@@ -22,10 +25,31 @@ def open_source(config: Config, model_dir: Path) -> PromptSource:
     """
     try:
         tokenizer = load_tokenizer(model_dir)
-        source = _chain_mod(config, tokenizer) if config.data.task == "chain-mod" else _rows(config, tokenizer)
+        match config.data.task:
+            case "chain-mod":
+                source: PromptSource = _chain_mod(config, tokenizer)
+            case "file" | "swe":
+                source = _rows(config, tokenizer)
+            case "none":
+                source = NoPrompts()
     except TokenizerError as error:
         raise ConfigError(f"model: {error}") from error
     return source
+
+
+class NoPrompts:
+    """Nothing to train on: an evaluation on benchmarks alone."""
+
+    total: int | None = 0
+    fingerprint = "none"
+
+    def prompt(self, ordinal: int) -> Prompt:
+        raise IndexError(f"data.task=none has no prompts, asked for {ordinal}")
+
+    def held_out(self, count: int) -> Sequence[Prompt]:
+        if count:
+            raise PromptError(f"eval.prompts={count}, but data.task=none has none; set eval.prompts=0")
+        return []
 
 
 def _chain_mod(config: Config, tokenizer: PromptTokenizer) -> PromptSource:
@@ -39,8 +63,8 @@ def _chain_mod(config: Config, tokenizer: PromptTokenizer) -> PromptSource:
         seed=config.seed,
         tokenizer=tokenizer,
         slow_share=data.slow_share,
-        slow_rows=read_rows(slow, data.prompt_key, data.answer_key, setting="data.slow_path") if slow else None,
-        slow_digest=digest_of(slow) if slow else "",
+        slow_rows=_slow_rows(config),
+        slow_digest=_digest(config, data.slow_path) if slow else "",
     )
 
 
@@ -82,13 +106,20 @@ def _rows(config: Config, tokenizer: PromptTokenizer) -> PromptSource:
         seed=config.seed,
         shuffle=data.shuffle,
         epochs=data.epochs,
-        digest=digest_of(Path(data.path)),
+        digest=_digest(config, data.path),
     )
+
+
+def _digest(config: Config, path: str) -> str:
+    """Of what rows are made of: the same file read by other keys is other data."""
+    data = config.data
+    keys = "" if data.task == "swe" else f", keys {data.prompt_key} and {data.answer_key}"
+    return digest_of(Path(path)) + keys
 
 
 def _check_prefill(config: Config, question: Question, tokenizer: PromptTokenizer) -> None:
     """A prompt that ends in <think> and a format reward that waits for <think> would score every completion 0."""
-    if "format" not in config.reward.weights or config.data.template == "r1_zero":
+    if "format" not in config.reward.parts or config.data.template == "r1_zero":
         return
     try:
         text = render(config.data.template, question, tokenizer, prefill=False)
@@ -100,3 +131,28 @@ def _check_prefill(config: Config, question: Question, tokenizer: PromptTokenize
             f"reward.think_prefilled={config.reward.think_prefilled}, but the prompt under"
             f" data.template={config.data.template} {does} in <think>: ...{text[-60:]!r}"
         )
+
+
+def instance_prompts(config: Config, model_dir: Path) -> dict[bytes, str]:
+    """Which instance each prompt is, by the prompt's tokens (int32, as bytes): leases carry no more than these.
+
+    Raises:
+        ConfigError: as `open_source`.
+        PromptError: an instance cannot be asked.
+    """
+    tokenizer, data = load_tokenizer(model_dir), config.data
+    path = data.slow_path if data.task == "chain-mod" else data.path
+    rows = _open_rows(config, tokenizer, path, held_out=False) if data.task != "chain-mod" else _slow_rows(config)
+    template = "none" if data.task == "chain-mod" else data.template
+    found: dict[bytes, str] = {}
+    for row in (rows[index] for index in range(len(rows))) if rows is not None else ():
+        ids = apply_template(template, row.question, tokenizer, prefill=config.reward.think_prefilled)
+        found[np.asarray(ids, np.int32).tobytes()] = row.extra.get("instance_id", "")
+    return found
+
+
+def _slow_rows(config: Config) -> Rows[Row] | None:
+    data = config.data
+    if not data.slow_path:
+        return None
+    return read_rows(Path(data.slow_path), data.prompt_key, data.answer_key, setting="data.slow_path")

@@ -1,0 +1,142 @@
+"""Slow rewards beside fast ones: `python benches/slow_rewards.py [STEPS]`, from the root of the repository.
+
+Runs configs/demo.yaml twice, with smaller batches and a quarter of the problems of the source `slow`: their rollouts
+are also put before a judge on this machine that answers at once in the first run, and in the second after 50 steps of
+the first run (lognormal, sigma 0.7, at most five times that), as test suites of a repository do. Its answers weigh
+nothing, so that both runs learn from the same rewards. Prints throughput, the slow source's share of trained groups,
+and the staleness of each source.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import random
+import re
+import subprocess
+import sys
+import tempfile
+import threading
+from pathlib import Path
+
+from aiohttp import web
+from r1async.config import load_config
+from r1async.monitor.rundata import load_run
+from r1async.simulate.observe import events_of
+from r1async.tasks.chain_mod import ChainModSource
+
+SHARE, BOUND, FACTOR, SIGMA, LONGEST = 0.25, 320, 50.0, 0.7, 5.0
+SMALL = [
+    "learner.groups_per_step=4", "group.group_size=4", "learner.checkpoint_every=50", f"data.slow_share={SHARE}",
+    "eval.every=0", "eval.prompts=40", "eval.samples=1", "eval.greedy=false", "eval.deadline_s=600",
+    "reward.domain_key=source", "reward.domains.slow={weights: {accuracy: 1.0, format: 0.2, judge: 0.0}}",
+    f"staleness.windows.judge={{max_staleness: {BOUND}, share: {SHARE}}}", "monitor.terminal=quiet",
+    "reward.judge.endpoint.model=played", "reward.judge.endpoint.concurrency=4096", "scorer.pools.judge.queue=8192",
+    "reward.judge.endpoint.request_s=3600", "reward.judge.endpoint.deadline_s=3600", "progress.limit_s=3700",
+    "progress.end_s=3700", "generator.eval_slots=16", "reward.judge.sees=response",
+]  # fmt: skip
+
+
+class Judge:
+    """Says RIGHT after a while."""
+
+    def __init__(self) -> None:
+        self.median_s = 0.0
+        self.asked = 0
+        self._random = random.Random(0)
+        self._ready = threading.Event()
+        threading.Thread(target=lambda: asyncio.run(self._serve()), daemon=True).start()
+        self._ready.wait(30)
+
+    async def _serve(self) -> None:
+        app = web.Application(client_max_size=2**24)
+        app.router.add_post("/v1/chat/completions", self._answer)
+        runner = web.AppRunner(app)
+        await runner.setup()
+        site = web.TCPSite(runner, "127.0.0.1", 0, backlog=4096)
+        await site.start()
+        self.url = f"http://127.0.0.1:{runner.addresses[0][1]}/v1"
+        self._ready.set()
+        await asyncio.Event().wait()
+
+    async def _answer(self, request: web.Request) -> web.Response:
+        self.asked += 1
+        text = (await request.json())["messages"][-1]["content"]
+        draw = math.exp(SIGMA * self._random.gauss(0.0, 1.0))
+        await asyncio.sleep(self.median_s * min(LONGEST, draw))
+        code = re.findall(r"the code (\w{8}), then", text)[-1]
+        message = {"role": "assistant", "content": f"VERDICT {code}: RIGHT"}
+        return web.json_response({"choices": [{"index": 0, "message": message, "finish_reason": "stop"}]})
+
+
+def main() -> None:
+    steps = int(sys.argv[1]) if len(sys.argv) > 1 else 600
+    judge = Judge()
+    with tempfile.TemporaryDirectory() as folder:
+        fast_s = played(judge, Path(folder), "instant", steps)
+        judge.median_s = FACTOR * fast_s
+        print(
+            f"a step takes {fast_s:.3f} s; verdicts of the slow source take {judge.median_s:.1f} s (median)", flush=True
+        )
+        slow_s = played(judge, Path(folder), "slow", steps)
+    print(f"throughput beside slow verdicts: {fast_s / slow_s:.3f} of that beside instant ones")
+
+
+def played(judge: Judge, folder: Path, name: str, steps: int) -> float:
+    """Runs, tells, and returns the seconds of a step once the first third is over."""
+    overrides = [
+        f"name={name}",
+        f"runs_dir={folder}",
+        f"steps={steps}",
+        f"reward.judge.endpoint.url={judge.url}",
+        *SMALL,
+    ]
+    subprocess.run([sys.executable, "-m", "r1async", "run", "configs/demo.yaml", *overrides], check=True)
+    run = load_run(folder / name)
+    settled = [record["time"] for record in run.steps if record["step"] >= steps // 3]
+    step_s = (settled[-1] - settled[0]) / (len(settled) - 1)
+    share, groups, stale = told(folder / name, steps // 3)
+    print(
+        f"{name}: {16 / step_s:.1f} completions/s; slow share {share:.4f} of {groups} groups (data {SHARE}); oldest "
+        f"trained token: slow {stale[True]} steps, others {stale[False]}; judge asked {judge.asked} times",
+        flush=True,
+    )
+    return step_s
+
+
+class NoTokenizer:
+    """For who wants to know where a problem comes from, not its tokens."""
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        return [0]
+
+    def render_chat(self, messages: object) -> str:
+        return ""
+
+
+def told(run_dir: Path, warm: int) -> tuple[float, int, dict[bool, int]]:
+    """Share of slow groups among those trained from step `warm` on, those groups, and by source (slow or not) the most
+    steps that any token was behind which had a loss."""
+    config = load_config(run_dir / "config.yaml")
+    source = ChainModSource(seed=config.seed, tokenizer=NoTokenizer(), slow_share=config.data.slow_share)
+    slow: set[int] = set()
+    trained: list[int] = []
+    oldest: dict[int, int] = {}
+    stale = {True: 0, False: 0}
+    for _, event in events_of(run_dir):
+        match event["what"]:
+            case "admitted" if source.prompt(event["ordinal"]).source:
+                slow.add(event["group"])
+            case "tokens":
+                versions = [run["version"]["number"] for run in event["runs"]]
+                oldest[event["rollout"]] = min([oldest.get(event["rollout"], 1 << 30), *versions])
+            case "bound" if event["step"] >= warm:
+                trained.append(event["group"])
+            case "taken" if event["loss_tokens"] == event["tokens"]:
+                of_slow = event["rollout"] // config.group.group_size in slow
+                stale[of_slow] = max(stale[of_slow], event["step"] - oldest[event["rollout"]])
+    return sum(group in slow for group in trained) / max(1, len(trained)), len(trained), stale
+
+
+if __name__ == "__main__":
+    main()
