@@ -571,9 +571,7 @@ def _direct_problems(config: Config, medium: DirectMedium) -> list[str]:
     elif medium != "nccl" and "sglang" in named:
         found.append(f"weights.medium: SGLang has no {medium}; set weights.medium=nccl, or zmq")
     if config.endpoints.relay:
-        found.append(
-            f"endpoints.relay: with weights.medium={medium} engines are sent weights by the learner, not a relay"
-        )
+        found.append(f"endpoints.relay: with weights.medium={medium} the learner sends engines their weights, no relay")
     return found
 
 

@@ -186,6 +186,14 @@ def test_all_problems_are_reported_at_once():
             "a relay would have nobody to serve",
         ),
         (("weights.medium=post",), "weights.medium"),
+        (("weights.medium=nccl",), "weights.medium: nccl is a transfer of vllm and sglang, and generator.engine=torch"),
+        (("weights.medium=ipc", "generator.engine=sglang"), "ipc is a transfer of vllm, and generator.engine=sglang"),
+        (("weights.medium=sparse_nccl", "generator.engine=vllm+sglang"), "SGLang has no sparse_nccl"),
+        (
+            ("weights.medium=nccl", "generator.engine=vllm", "endpoints.relay=tcp://127.0.0.1:9"),
+            "endpoints.relay: with weights.medium=nccl the learner sends engines their weights",
+        ),
+        (("weights.chunk_bytes=1048576",), "weights.chunk_bytes: must be"),
         (("weights.window=-1",), "weights.window: must be"),
         (("weights.threads=0",), "weights.threads: must be"),
         (("endpoints.rollouts=ipc:///tmp/x", "endpoints.batches=ipc:///tmp/x"), "each socket needs its own"),
@@ -246,6 +254,7 @@ def test_every_setting_is_read_somewhere():
         "correction": ("correction",),
         "run_dir": ("runs_dir", "name"),
         "weights_directory": ("medium", "directory"),
+        "direct_medium": ("medium",),
         "endpoint": ("rollouts", "batches", "events", "weights"),
     }
     read |= {name for source, names in derived.items() if source in read for name in names}
