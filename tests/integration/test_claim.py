@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import pytest
 from r1async.config import Config, EvalConfig, GeneratorConfig
 from r1async.generator.engines import evaluates, trains
@@ -136,7 +138,9 @@ def test_beside_a_dedicated_engine_a_second_weight_set_offers_none(config, buffe
         ("torch+vllm", "dedicated", [(True, False), (False, True)]),
     ],
 )
-def test_who_trains_and_who_evaluates(engine: str, generator: str, roles: list[tuple[bool, bool]]):
+def test_who_trains_and_who_evaluates(
+    engine: str, generator: Literal["shared", "dedicated"], roles: list[tuple[bool, bool]]
+):
     made = Config(generator=GeneratorConfig(engine=engine, count=2), eval=EvalConfig(generator=generator))
     assert [(trains(made, i), evaluates(made, i)) for i in range(2)] == roles
     assert made.training_generators == sum(each for each, _ in roles)
