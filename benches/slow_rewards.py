@@ -3,7 +3,7 @@
 Runs configs/demo.yaml twice, with smaller batches and a quarter of the problems of the source `slow`: their rollouts
 are also put before a judge on this machine that answers at once in the first run, and in the second after 50 steps of
 the first run (lognormal, sigma 0.7, at most five times that), as test suites of a repository do. Its answers weigh
-nothing, so that both runs learn from the same rewards. Prints throughput, the slow source's share of the trained groups,
+nothing, so that both runs learn from the same rewards. Prints throughput, the slow source's share of trained groups,
 and the staleness of each source.
 """
 

@@ -115,6 +115,9 @@ RANGES: dict[str, Range] = {
     "learner.keep_checkpoints": COUNT,
     "learner.restarts": MAYBE,
     "learner.batch_deadline_s": SECONDS,
+    "learner.converge.window": COUNT,
+    "learner.converge.gain": Range(0),
+    "learner.converge.patience": COUNT,
     "weights.publish_every": COUNT,
     "weights.chunk_bytes": Range(4 * 2**20, 32 * 2**20),
     "weights.window": Range(0, 1024),
@@ -568,9 +571,7 @@ def _direct_problems(config: Config, medium: DirectMedium) -> list[str]:
     elif medium != "nccl" and "sglang" in named:
         found.append(f"weights.medium: SGLang has no {medium}; set weights.medium=nccl, or zmq")
     if config.endpoints.relay:
-        found.append(
-            f"endpoints.relay: with weights.medium={medium} engines are sent weights by the learner, not a relay"
-        )
+        found.append(f"endpoints.relay: with weights.medium={medium} the learner sends engines their weights, no relay")
     return found
 
 

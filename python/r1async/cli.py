@@ -23,6 +23,7 @@ from r1async.disk import is_full
 from r1async.engines import kinds
 from r1async.finetune import command as finetune
 from r1async.inbox import Stopped
+from r1async.recipes import command as recipes
 from r1async.sample import command as sample
 from r1async.settings import to_yaml
 from r1async.swe import command as swe
@@ -215,6 +216,7 @@ def _parser() -> argparse.ArgumentParser:
     fetch.add_argument("--out", type=Path, default=Path("models/smollm2-135m"), metavar="DIR", help="its folder")
     _simulate_command(commands)
     _grade_command(commands)
+    recipes.register(partial(_plain_command, commands))
     swe.add(commands, _positive)
     finetune.register(partial(_command, commands))
     sample.register(partial(_command, commands), partial(_role, needs_model=False))

@@ -387,6 +387,19 @@ class LossConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class ConvergeConfig:
+    metric: str = ""
+    """Figure of a step (docs/metrics-learner.md), such as reward/mean. When it grows no more, no further prompts are
+    admitted, what has begun is trained, and the run ends before `steps`. Empty: all steps are trained."""
+    window: int = 20
+    """Steps whose mean is compared with that of the best window of as many steps before."""
+    gain: float = 0.01
+    """What a window's mean must exceed the best one's by, or it is no gain."""
+    patience: int = 1
+    """Windows in a row without a gain that end the run."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class LearnerConfig:
     groups_per_step: int = 16
     """B: groups that one optimizer step trains."""
@@ -422,6 +435,7 @@ class LearnerConfig:
     """Times `r1async run` starts the learner again from its checkpoint after it died."""
     batch_deadline_s: float = 1800.0
     """Seconds the learner waits for one batch before it ends with an error that names the wait."""
+    converge: ConvergeConfig = field(default_factory=ConvergeConfig)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -133,18 +133,25 @@ def _apply_override(tree: Tree, override: str, root: type = Config) -> None:
         value = ""
     cls = root
     names = key.split(".")
-    for depth, name in enumerate(names):
-        hint = _known(cls, name, ".".join(names[:depth]), root)
-        if isinstance(hint, type) and is_dataclass(hint) and depth + 1 < len(names):
-            tree = _table(tree, name, ".".join(names[: depth + 1]))
-            cls = hint
-        elif get_origin(hint) is dict and depth + 1 < len(names):
-            _extend(tree, cls, name, key, ".".join(names[depth + 1 :]), value)
-            return
-        elif depth + 1 < len(names):
-            raise ConfigError(f"{key}: {'.'.join(names[: depth + 1])} is a value, not a table of settings")
-        else:
-            tree[name] = value
+    _set(tree, cls, names, 0, value, root)
+
+
+def _set(tree: Tree, cls: type, names: Sequence[str], depth: int, value: object, root: type) -> None:
+    """Sets the setting `names`, of which the table `tree` of class `cls` is those before `depth`."""
+    key, here, name = ".".join(names), ".".join(names[: depth + 1]), names[depth]
+    hint, more = _known(cls, name, ".".join(names[:depth]), root), depth + 1 < len(names)
+    inner = get_args(hint)[1] if get_origin(hint) is dict else None
+    if not more:
+        tree[name] = value
+    elif isinstance(hint, type) and is_dataclass(hint):
+        _set(_table(tree, name, here), hint, names, depth + 1, value, root)
+    elif isinstance(inner, type) and is_dataclass(inner) and depth + 2 < len(names):
+        entry = _table(_table(tree, name, here), names[depth + 1], ".".join(names[: depth + 2]))
+        _set(entry, inner, names, depth + 2, value, root)
+    elif inner is not None:
+        _extend(tree, cls, name, key, ".".join(names[depth + 1 :]), value)
+    else:
+        raise ConfigError(f"{key}: {here} is a value, not a table of settings")
 
 
 def _table(tree: Tree, name: str, key: str) -> Tree:

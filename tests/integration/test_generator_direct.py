@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
@@ -97,6 +97,15 @@ def ready_for(buffer: Router, version: PolicyVersion) -> None:
         pass
 
 
+def wait_for(canary: Sees, count: int) -> None:
+    ticker = threading.Event()
+    for _ in range(3000):
+        if len(canary.seen) >= count:
+            return
+        ticker.wait(0.01)
+    raise AssertionError(f"the canary was given {canary.seen}")
+
+
 def test_versions_go_past_the_generator_and_one_that_is_refused_is_fetched(
     direct_config: Config,
     buffer: Router,
@@ -146,10 +155,8 @@ def test_a_canary_is_scored_by_tensors_that_come_with_their_hashes(
     publish(learner, V0)
     with Running(direct_config, engine, canary=canary):
         buffer.welcome()
+        wait_for(canary, 1)
         publish(learner, V1)
-        for _ in range(1000):
-            if len(canary.seen) == 2:
-                break
-            time.sleep(0.01)
+        wait_for(canary, 2)
     assert engine.taken == [V1]
     assert canary.seen == [(V0, 0.0), (V1, 1.0)]

@@ -126,10 +126,20 @@ def test_roles_start_by_themselves_when_the_warm_process_has_died(line, warm, tm
     warm_module._adopt(True)  # closing the dead one ended that, and the module's own needs it
 
 
-def test_a_stopped_warm_process_is_given_up_after_its_deadline(line, tmp_path, monkeypatch):
-    monkeypatch.setattr(warm_module, "FORK_S", 0.2)
-    with Warm(line, tmp_path / "warm.log") as stopped:
-        os.kill(stopped.pid, signal.SIGSTOP)
+def test_a_role_that_is_forked_too_late_does_not_run_beside_its_substitute(line, warm, tmp_path, monkeypatch):
+    role = waiting(tmp_path)
+    with Warm(line, tmp_path / "warm.log") as slow:
+        ready, _, _ = select.select([slow], [], [], READY_S)
+        assert ready
+        assert slow.is_ready()
+        os.kill(slow.pid, signal.SIGSTOP)
+        monkeypatch.setattr(warm_module, "FORK_S", 0.2)
         with pytest.raises(WarmError, match=r"did not answer within 0.2 s"):
-            stopped.fork(("buffer", "nowhere.yaml"), {}, (1, 2))
-    warm_module._adopt(True)
+            slow.fork(role.arguments, line.environment(), (1, 2))
+        os.kill(slow.pid, signal.SIGCONT)
+        ready, _, _ = select.select([slow], [], [], WAIT_S)
+        assert ready  # it has told the number of what it forked
+        late = [child for child in psutil.Process().children() if child.pid not in (slow.pid, warm.pid)]
+        assert len(late) == 1
+    assert not late[0].is_running()
+    warm_module._adopt(True)  # closing it ended that, and the module's own needs it

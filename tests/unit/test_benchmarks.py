@@ -18,6 +18,7 @@ from r1async.evaluation.rows import FORMATS as READERS
 from r1async.evaluation.rows import RowError, read_problem
 from r1async.reward_pools import Router
 from r1async.rewards.compose import Grader
+from r1async.swe.samples import make_samples
 from r1async.tasks.meta import Question
 from r1async.types import Completion
 
@@ -161,6 +162,19 @@ def test_problems_are_graded_in_their_graders_pool_whatever_the_run_is_rewarded_
 def test_swe_wants_instances_and_repositories_on_this_machine(model_dir, data):
     with pytest.raises(ConfigError, match=r"must be a JSONL file of instances, and reward.swe.repos"):
         ask(config_of(model_dir, "swebench_verified", data=data), "swebench_verified")
+
+
+def test_swe_instances_are_asked_in_one_shot_and_graded_in_their_own_pool(model_dir, tmp_path):
+    instances = make_samples(tmp_path / "swe")
+    config = config_of(model_dir, "swebench_verified", data=str(instances), max_prompt_tokens=20_000)
+    swe = replace(config.reward.swe, repos=str(tmp_path / "swe" / "repos"))
+    config = replace(config, reward=replace(config.reward, swe=swe))
+    asked = ask(config, "swebench_verified")
+    assert len(asked.problems) == 3
+    assert asked.problems[0].fields["question"].strip() == asked.prompts[0].text
+    assert asked.prompts[0].extra["instance_id"] == asked.problems[0].id
+    assert Router(config).line(asked.prompts[0].extra) == "swe"
+    assert config.resolved_reward.swe.instances == str(instances)
 
 
 def test_without_a_hub_the_message_says_what_to_set(model_dir, monkeypatch):

@@ -186,6 +186,14 @@ def test_all_problems_are_reported_at_once():
             "a relay would have nobody to serve",
         ),
         (("weights.medium=post",), "weights.medium"),
+        (("weights.medium=nccl",), "weights.medium: nccl is a transfer of vllm and sglang, and generator.engine=torch"),
+        (("weights.medium=ipc", "generator.engine=sglang"), "ipc is a transfer of vllm, and generator.engine=sglang"),
+        (("weights.medium=sparse_nccl", "generator.engine=vllm+sglang"), "SGLang has no sparse_nccl"),
+        (
+            ("weights.medium=nccl", "generator.engine=vllm", "endpoints.relay=tcp://127.0.0.1:9"),
+            "endpoints.relay: with weights.medium=nccl the learner sends engines their weights",
+        ),
+        (("weights.chunk_bytes=1048576",), "weights.chunk_bytes: must be"),
         (("weights.window=-1",), "weights.window: must be"),
         (("weights.threads=0",), "weights.threads: must be"),
         (("endpoints.rollouts=ipc:///tmp/x", "endpoints.batches=ipc:///tmp/x"), "each socket needs its own"),
@@ -246,6 +254,7 @@ def test_every_setting_is_read_somewhere():
         "correction": ("correction",),
         "run_dir": ("runs_dir", "name"),
         "weights_directory": ("medium", "directory"),
+        "direct_medium": ("medium",),
         "endpoint": ("rollouts", "batches", "events", "weights"),
     }
     read |= {name for source, names in derived.items() if source in read for name in names}
@@ -286,3 +295,17 @@ def test_sources_at_bound_0_must_fit_into_a_batch():
     with pytest.raises(ConfigError, match="open 18 groups, a step trains 16 and the surplus would be lost"):
         load("staleness.max_staleness=0", "staleness.windows={slow: {max_staleness: 0}}")
     load("staleness.max_staleness=0", "staleness.windows={slow: {max_staleness: 1}}")
+
+
+def test_one_setting_of_a_named_table_is_set_and_the_others_stay():
+    config = load(
+        "scorer.pools.rules={workers: 2}",
+        "scorer.pools.rules.queue=7",
+        "reward.domains.mine.weights.accuracy=2",
+        "staleness.windows.slow.share=0.5",
+    )
+    assert (config.scorer.pools["rules"].workers, config.scorer.pools["rules"].queue) == (2, 7)
+    assert config.reward.domains["mine"].weights == {"accuracy": 2.0}
+    assert (config.staleness.windows["slow"].share, config.staleness.windows["slow"].max_staleness) == (0.5, 16)
+    with pytest.raises(ConfigError, match=r"scorer\.pools\.rules\.wrokers: unknown key"):
+        load("scorer.pools.rules.wrokers=2")

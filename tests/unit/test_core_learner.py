@@ -194,6 +194,31 @@ def test_short_last_batch_and_end_of_prompts():
     assert accounts(run)["prompts"][0] == 3
 
 
+def test_a_learner_that_has_converged_trains_what_has_begun_and_no_more(tmp_path):
+    run = Run(steps=50, journal=tmp_path)
+    generator, scorer, learner = crew(run)
+    learner.ask()
+    work(generator, scorer)
+    run.take(learner.name, "batch")
+    learner.tell("stepped", step=0, metrics={"converged": True})
+    learner.step = 1
+    learner.tell("published", version=1, hash="hash-1")
+    admitted = accounts(run)["prompts"][0]
+    while True:
+        assert learner.step < 10, "far fewer than steps=50"
+        generator.version = (1, learner.step)
+        generator.ready()
+        learner.ask()
+        work(generator, scorer)
+        if not run.take_all(learner.name, "batch"):
+            break
+        learner.train()
+    run.take(learner.name, "finished")
+    learner.commit()
+    assert accounts(run)["prompts"] == (admitted, admitted, 0, 0)
+    assert learner.step == admitted / 2
+
+
 def test_stop_ends_the_learner_at_its_next_question():
     run = Run(steps=4)
     generator, scorer, learner = crew(run)

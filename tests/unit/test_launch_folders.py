@@ -91,6 +91,24 @@ def test_resume_refuses_another_seed_and_names_other_changes(tmp_path):
     assert prepare(load(tmp_path, "steps=300")).changed == ("steps was 100, is now 300",)
 
 
+@pytest.mark.parametrize(
+    ("change", "was"),
+    [
+        ("data.prompt_key=answer", "'prompt'"),
+        ("data.answer_key=prompt", "'answer'"),
+        ("data.template=none", "'chat'"),
+        ("data.shuffle=false", "True"),
+        ("reward.think_prefilled=true", "False"),
+    ],
+)
+def test_resume_refuses_what_would_make_other_prompts(change, was, tmp_path):
+    file = ("data.task=file", "data.path=rows.jsonl", "data.template=chat", "cold_start.enabled=false", "model.path=m")
+    used(load(tmp_path, *file))
+    save(load(tmp_path, *file), checkpoint=20)
+    with pytest.raises(ConfigError, match=f"{change.partition('=')[0]}: a resumed run keeps {was}, got"):
+        prepare(load(tmp_path, *file, change))
+
+
 def test_a_former_life_without_journal_is_moved_aside_and_a_sweeps_points_stay(config):
     used(config)
     (config.run_dir / "metrics").mkdir()

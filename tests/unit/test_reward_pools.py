@@ -142,7 +142,7 @@ def test_figures_of_a_pool_name_its_slowest_rollouts():
         ),
         (
             ["scorer.pools={jugde: {workers: 2}}"],
-            "scorer.pools.jugde: must be rules, code, swe, judge, reward_model,",
+            "scorer.pools.jugde: must be rules, code, ",
         ),
         (["scorer.pools={rules: {deadline_s: -1}}"], "scorer.pools.rules.deadline_s: must be 0 to"),
         (["scorer.pools={mine: {parts: [accuracy]}}"], "scorer.pools.mine.parts: may only have module:function parts"),

@@ -324,3 +324,17 @@ def test_single_message_fits_a_plain_template():
             raise NotImplementedError
 
     assert render("none", [{"role": "user", "content": "hi"}], Unused(), prefill=False) == "hi"
+
+
+def test_another_reading_of_the_same_file_has_another_fingerprint(tmp_path, model):
+    path = write_jsonl(tmp_path / "rows.jsonl", [{"prompt": f"q{i}", "answer": f"a{i}"} for i in range(6)])
+    wholes = [
+        source_of(path, model),
+        source_of(path, model, prompt_key="answer", answer_key="prompt"),
+        source_of(path, model, answer_key="prompt"),
+        source_of(path, model, shuffle=False),
+        source_of(path, model, prompts=1),
+        source_of(path, model, reward=RewardConfig(think_prefilled=True)),
+    ]
+    assert len({source.fingerprint for source in wholes}) == len(wholes)
+    assert source_of(path, model).fingerprint == wholes[0].fingerprint

@@ -78,7 +78,7 @@ def _ask_swe(config: Config, benchmark: Benchmark) -> Asked:
     if data in ("", SAMPLE):
         raise ConfigError(
             f"{setting}: must be a JSONL file of instances, and reward.swe.repos the folder of their repositories, "
-            f"got {data or 'nothing'}; `r1async swe check FILE` examines both"
+            f"got {data or 'nothing'}; `r1async swe samples DIR` makes three, `r1async swe check FILE` examines them"
         )
     tokenizer = load_tokenizer(Path(config.model.path))
     budget = config.eval.protocol.max_prompt_tokens

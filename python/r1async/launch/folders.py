@@ -22,8 +22,12 @@ LIFE = (
 )  # fmt: skip
 """What one life of a run leaves in its folder. A sweep's points may lie in there too, and stay."""
 
-FIXED = ("seed", "group.group_size", "model.dtype", "data.task", "data.path", "data.epochs", "data.shuffle")
-"""Settings that a resumed run shares with its former life: the ledger's rollouts are numbered and ordered by them."""
+FIXED = (
+    "seed", "group.group_size", "model.dtype", "data.task", "data.path", "data.prompt_key", "data.answer_key",
+    "data.template", "data.epochs", "data.shuffle", "data.slow_share", "data.slow_path", "reward.think_prefilled",
+)  # fmt: skip
+"""Settings that a resumed run shares with its former life: the ledger's rollouts are numbered by them, and its prompts
+are made by them."""
 
 _STEP = re.compile(r"step-(\d+)")
 

@@ -21,6 +21,9 @@ from collections.abc import Mapping
 ENVIRONMENT = "R1ASYNC_LIFELINE"
 """`<read end of the pipe>:<pid of the launcher>`, for roles that a launcher starts."""
 
+JOB = "R1ASYNC_JOB"
+"""Set for a job that is tied to its launcher and otherwise as if a person had typed its command: a recipe's stage."""
+
 _PR_SET_PDEATHSIG = 1
 
 
@@ -39,15 +42,15 @@ class Lifeline:
 
 
 def arm() -> bool:
-    """Ties this process to the launcher that started it; False if no launcher did."""
-    cord = os.environ.pop(ENVIRONMENT, None)
+    """Ties this process to the launcher that started it; whether it is a role of that launcher's."""
+    cord, job = os.environ.pop(ENVIRONMENT, None), os.environ.pop(JOB, None)
     if cord is None:
         return False
     read_end, parent = (int(part) for part in cord.split(":"))
     os.set_inheritable(read_end, False)
     die_with_parent(parent)
     threading.Thread(target=_watch, args=(read_end,), name="lifeline", daemon=True).start()
-    return True
+    return job is None
 
 
 def die_with_parent(parent: int) -> None:

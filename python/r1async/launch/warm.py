@@ -14,16 +14,17 @@ left out (their roles start by themselves), and so are engines other than the em
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import gc
 import json
 import os
 import runpy
 import select
+import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -49,7 +50,7 @@ IMPORTED = (
 """What roles import; whatever else one of them needs, it imports itself."""
 READY_S = 120.0
 """Seconds that the imports may take; then roles start by themselves."""
-FORK_S = 20.0
+FORK_S = 60.0
 """Seconds that one fork may take."""
 _PR_SET_CHILD_SUBREAPER = 36
 _READY = b"ready"
@@ -138,10 +139,16 @@ class Warm:
         return Forked(int(self._receive(FORK_S)))
 
     def close(self) -> None:
-        """Ends it; roles that it forked go on."""
-        self._socket.close()
+        """Ends it; roles that it forked go on, but for one whose number came too late for `fork`."""
         self._process.kill()
         self._process.wait()
+        with contextlib.suppress(WarmError):
+            while True:
+                late = self._receive(0.0)
+                if late != _READY:
+                    os.killpg(int(late), signal.SIGKILL)
+                    os.waitpid(int(late), 0)
+        self._socket.close()
         _adopt(False)
 
     def _receive(self, timeout_s: float) -> bytes:
@@ -169,7 +176,7 @@ def _adopt(wanted: bool) -> None:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER)")
 
 
-def serve(channel: socket.socket, launcher: int) -> list[str] | None:
+def serve(channel: socket.socket) -> list[str] | None:
     """The warm process's loop.
 
     Returns:
@@ -185,25 +192,29 @@ def serve(channel: socket.socket, launcher: int) -> list[str] | None:
         if not request:
             return None
         number_read, number_write = os.pipe()
+        go_read, go_write = os.pipe()
         between = os.fork()
         if between:
-            os.close(number_write)
-            for file in files:
+            for file in (number_write, go_read, *files):
                 os.close(file)
-            with open(number_read, "rb") as number:
+            with open(number_read, "rb") as number, open(go_write, "wb") as go:
                 role = number.read()
-            os.waitpid(between, 0)
-            channel.send(role)  # only now is it the launcher's child
+                os.waitpid(between, 0)
+                channel.send(role)  # only now is it the launcher's child
+                go.write(b"1")
             continue
         role = os.fork()
         if role:
             os.setpgid(role, role)  # before anybody knows its number
             os.write(number_write, str(role).encode())
             os._exit(0)
-        os.close(number_read)
-        os.close(number_write)
+        for file in (number_read, number_write, go_write):
+            os.close(file)
+        with open(go_read, "rb") as go:
+            if not go.read():
+                os._exit(1)  # nobody has been told of us
         wanted = json.loads(request)
-        _become(channel, launcher, files, wanted["environment"])
+        _become(channel, files, wanted["environment"])
         return wanted["arguments"]
 
 
@@ -224,8 +235,8 @@ def _open_files() -> list[str]:
     return [os.readlink(path) for path in folder.iterdir() if path.is_symlink()]
 
 
-def _become(channel: socket.socket, launcher: int, files: Sequence[int], environment: Mapping[str, str]) -> None:
-    """What exec would have done: streams, environment, name, and the launcher as parent."""
+def _become(channel: socket.socket, files: Sequence[int], environment: Mapping[str, str]) -> None:
+    """What exec would have done: streams and environment."""
     channel.close()
     stdout, stderr = files
     with open(os.devnull, "rb") as nothing:
@@ -235,11 +246,6 @@ def _become(channel: socket.socket, launcher: int, files: Sequence[int], environ
     for file in files:
         os.close(file)
     os.environ.update(environment)
-    deadline = time.monotonic() + FORK_S
-    while os.getppid() != launcher:  # the process between is about to end, and we are handed over
-        if time.monotonic() > deadline:
-            os._exit(1)
-        time.sleep(0.0005)
 
 
 def _name(*arguments: str) -> None:
@@ -253,7 +259,7 @@ def main() -> int:
     channel, launcher = socket.socket(fileno=int(sys.argv[1])), int(sys.argv[2])
     lifeline.die_with_parent(launcher)
     _name("r1async.launch.warm")
-    arguments = serve(channel, launcher)
+    arguments = serve(channel)
     if arguments is None:
         return 0
     sys.argv = ["r1async", *arguments]

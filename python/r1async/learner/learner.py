@@ -18,6 +18,7 @@ from r1async.config import Config, ConfigError
 from r1async.inbox import Inbox, Stopped, stop_on_signals
 from r1async.keys import server_keys
 from r1async.learner.checkpoint import load_checkpoint, newest_checkpoint, prune, save_checkpoint
+from r1async.learner.convergence import CONVERGED, Convergence, trained_steps
 from r1async.learner.core import LearnerCore
 from r1async.learner.distributed import Ranks, held_rows, join_ranks, leave_ranks, whole_tensors
 from r1async.learner.link import End, Link, connect_first
@@ -87,6 +88,7 @@ class Learner:
         with self.timeline.busy("load"):
             self.core = self._make_core()
             self.saved_steps = self._resume()
+            self.convergence = Convergence(config.learner.converge, trained_steps(path, self.saved_steps))
 
     def run(self) -> None:
         """Connect, train, and end as the run or a signal wants it; a second signal ends it at once."""
@@ -199,6 +201,7 @@ class Learner:
         metrics |= {"epoch": link.epoch, "wait_s": self._waited(before)}
         version = self.core.version
         if self.ranks.first:
+            metrics[CONVERGED] = self.convergence.observe(metrics)
             link.stepped(batch.step, metrics)
         link.ask_batch(version)
         if version % self.config.weights.publish_every == 0 or version == self.config.steps:

@@ -23,8 +23,11 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
 )
 from transformers.utils.import_utils import is_flash_attn_2_available
+
+from r1async.tasks.tokenizer import GENERIC_CLASSES, named_class
 
 DTYPES: Mapping[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 HEAD = "lm_head.weight"
@@ -142,6 +145,10 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
     if not any((Path(path) / name).is_file() for name in _TOKENIZER_FILES):
         raise ModelError(f"model.path={str(path)!r} has no tokenizer (none of {', '.join(_TOKENIZER_FILES)})")
     try:
+        # For some architectures AutoTokenizer takes the model's own class though the tokenizer names a generic one, and
+        # that class then reads tokenizer.json with a pre-tokenizer of its own: tokens are lost without a word.
+        if named_class(Path(path)) in GENERIC_CLASSES and (Path(path) / "tokenizer.json").is_file():
+            return PreTrainedTokenizerFast.from_pretrained(path)
         return AutoTokenizer.from_pretrained(path)
     except (ValueError, OSError) as error:
         raise ModelError(f"model.path={str(path)!r} has no usable tokenizer: {error}") from error

@@ -179,14 +179,15 @@ def batches(seed: int, batch_size: int) -> Iterator[Demonstrations]:
     """Demonstrations, endlessly."""
     stream = chain_mod.demonstrations(seed)
     while True:
-        yield _pad([_tokens(prompt, completion) for prompt, completion in islice(stream, batch_size)])
+        yield pad([_tokens(prompt, completion) for prompt, completion in islice(stream, batch_size)])
 
 
 def _tokens(prompt: str, completion: str) -> tuple[list[int], list[int]]:
     return [chain_mod.BOS, *chain_mod.encode(prompt)], [*chain_mod.encode(completion), chain_mod.EOS]
 
 
-def _pad(pairs: Sequence[tuple[list[int], list[int]]]) -> Demonstrations:
+def pad(pairs: Sequence[tuple[list[int], list[int]]]) -> Demonstrations:
+    """Prompts and completions to imitate, one row each, filled up on the right."""
     T = max(len(prompt) + len(completion) for prompt, completion in pairs)
     ids, mask = [], []
     for prompt, completion in pairs:
@@ -222,19 +223,26 @@ def thinking_accuracy(model: Qwen2ForCausalLM, problems: Sequence[chain_mod.Prob
     return right / len(problems)
 
 
-@torch.inference_mode()
 def greedy_texts(model: Qwen2ForCausalLM, prompts: Sequence[Sequence[int]]) -> list[str]:
     """Greedy continuations of prompts of one length, up to the end-of-sequence token."""
+    return [_text(tokens) for tokens in greedy_tokens(model, prompts, MAX_NEW_TOKENS, chain_mod.EOS)]
+
+
+@torch.inference_mode()
+def greedy_tokens(
+    model: Qwen2ForCausalLM, prompts: Sequence[Sequence[int]], max_new_tokens: int, eos: int
+) -> list[list[int]]:
+    """The same in tokens, which may go on behind the end-of-sequence token."""
     cache = DynamicCache(config=model.config)
     next_B1 = torch.tensor(prompts)
     sampled: list[Tensor] = []
     ended_B = torch.zeros(len(prompts), dtype=torch.bool)
-    while len(sampled) < MAX_NEW_TOKENS and not bool(ended_B.all()):
+    while len(sampled) < max_new_tokens and not bool(ended_B.all()):
         hidden_BTD = model.model(input_ids=next_B1, past_key_values=cache, use_cache=True).last_hidden_state
         next_B1 = model.lm_head(hidden_BTD[:, -1]).argmax(-1, keepdim=True)
         sampled.append(next_B1)
-        ended_B |= next_B1[:, 0] == chain_mod.EOS
-    return [_text(tokens) for tokens in torch.cat(sampled, dim=1).tolist()]
+        ended_B |= next_B1[:, 0] == eos
+    return torch.cat(sampled, dim=1).tolist()
 
 
 def _text(tokens: list[int]) -> str:

@@ -54,8 +54,11 @@ class AskingWorker:
         self._parts = {name: PARTS[name](reward) for name in names}
 
     def serve(self, incoming: IO[bytes]) -> None:
-        """Until the pipe ends: EOFError."""
-        asyncio.run(self._serve(incoming))
+        """Until the pipe ends: the scorer is gone, or has no more for us."""
+        try:
+            asyncio.run(self._serve(incoming))
+        except* EOFError:
+            pass
 
     async def _serve(self, incoming: IO[bytes]) -> None:
         async with contextlib.AsyncExitStack() as stack, asyncio.TaskGroup() as tasks:

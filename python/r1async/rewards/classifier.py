@@ -14,10 +14,11 @@ from typing import IO
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoModelForSequenceClassification
 
 from r1async.config import ConfigError, RewardConfig
 from r1async.config_rewards import RewardModelConfig
+from r1async.models.loading import load_tokenizer
 from r1async.reward_pools import ModelPart, Pool, models_of
 from r1async.rewards.compose import add_up
 from r1async.rewards.remote_model import response_of
@@ -45,9 +46,7 @@ class Classifier:
         self._settings = settings
         torch.set_num_threads(settings.threads)
         try:
-            self._tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-                settings.path, local_files_only=True
-            )
+            self._tokenizer = load_tokenizer(settings.path)
             model = AutoModelForSequenceClassification.from_pretrained(
                 settings.path, dtype=DTYPES[settings.dtype], local_files_only=True
             )

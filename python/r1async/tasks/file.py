@@ -298,7 +298,8 @@ class FileSource:
     @property
     def fingerprint(self) -> str:
         order = "shuffled" if self._shuffle else "in order"
-        return f"{self._digest}, {self._num_train} rows {order}, template {self._template}"
+        prefill = ", <think> prefilled" if self._prefill else ""
+        return f"{self._digest}, {self._num_train} rows {order}, template {self._template}{prefill}"
 
     def prompt(self, ordinal: int) -> Prompt:
         if ordinal < 0 or (self.total is not None and ordinal >= self.total):

@@ -64,7 +64,7 @@ def _chain_mod(config: Config, tokenizer: PromptTokenizer) -> PromptSource:
         tokenizer=tokenizer,
         slow_share=data.slow_share,
         slow_rows=_slow_rows(config),
-        slow_digest=digest_of(slow) if slow else "",
+        slow_digest=_digest(config, data.slow_path) if slow else "",
     )
 
 
@@ -106,13 +106,20 @@ def _rows(config: Config, tokenizer: PromptTokenizer) -> PromptSource:
         seed=config.seed,
         shuffle=data.shuffle,
         epochs=data.epochs,
-        digest=digest_of(Path(data.path)),
+        digest=_digest(config, data.path),
     )
+
+
+def _digest(config: Config, path: str) -> str:
+    """Of what rows are made of: the same file read by other keys is other data."""
+    data = config.data
+    keys = "" if data.task == "swe" else f", keys {data.prompt_key} and {data.answer_key}"
+    return digest_of(Path(path)) + keys
 
 
 def _check_prefill(config: Config, question: Question, tokenizer: PromptTokenizer) -> None:
     """A prompt that ends in <think> and a format reward that waits for <think> would score every completion 0."""
-    if "format" not in config.reward.weights or config.data.template == "r1_zero":
+    if "format" not in config.reward.parts or config.data.template == "r1_zero":
         return
     try:
         text = render(config.data.template, question, tokenizer, prefill=False)

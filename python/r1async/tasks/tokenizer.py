@@ -110,10 +110,14 @@ def load_tokenizer(folder: Path) -> PromptTokenizer:
     Raises:
         TokenizerError: the directory has none.
     """
-    named = _read_json(folder / "tokenizer_config.json").get("tokenizer_class")
-    if named in GENERIC_CLASSES and (folder / "tokenizer.json").is_file():
+    if named_class(folder) in GENERIC_CLASSES and (folder / "tokenizer.json").is_file():
         return _Generic(folder)
     return _Full(folder)
+
+
+def named_class(folder: Path) -> str | None:
+    """The class that the tokenizer of a model directory says it is."""
+    return _read_json(folder / "tokenizer_config.json").get("tokenizer_class")
 
 
 class Detokenizer:

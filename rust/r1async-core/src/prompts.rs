@@ -218,9 +218,16 @@ impl Ledger {
         Ok(())
     }
 
-    /// There are no prompts from `ordinal` on.
+    /// The first prompt that has been neither admitted nor refused.
+    #[must_use]
+    pub fn next_prompt(&self) -> u64 {
+        self.frontier.next_ordinal
+    }
+
+    /// There are no prompts from `ordinal` on; an end that came before it stays.
     pub fn end_of_prompts(&mut self, ordinal: u64) {
-        self.frontier.end = Some(ordinal);
+        let known = self.frontier.end.unwrap_or(ordinal);
+        self.frontier.end = Some(known.min(ordinal));
         self.news.batch = true;
     }
 }

@@ -273,8 +273,8 @@ mod tests {
         let (mut meter, mut dead) = (WasteMeter::default(), 0);
         for _ in 0..1000 {
             meter.generated(1_000_000);
-            let dying = (0..2_000_000).step_by(1000).rev();
-            let most = dying.into_iter().find(|&dying| !meter.exceeds(0.05, dying));
+            let mut dying = (0..200).rev().map(|thousands| 1000 * thousands);
+            let most = dying.find(|&dying| !meter.exceeds(0.05, dying));
             meter.bound(most.unwrap());
             dead += most.unwrap();
         }

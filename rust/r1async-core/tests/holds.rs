@@ -63,10 +63,11 @@ fn a_hold_ends_at_its_deadline_and_the_tokens_are_counted_as_waste() {
         (stats.holds, stats.hold_timeouts, stats.held_s),
         (1, 1, 30.0)
     );
-    // 20 tokens came before step 0, 10 of group 1 before and 20 of group 2 after it, then one decay each.
-    let generated = ((20.0 + 10.0) * 0.97 + 20.0) * 0.97;
+    // 20 tokens came before step 0, 10 of group 1 before and 20 of group 2 after it, then one decay each;
+    // the 10 that die decay with the last.
+    let (dead, generated) = (10.0 * 0.97, ((20.0 + 10.0) * 0.97 + 20.0) * 0.97);
     assert!(
-        (stats.waste - 10.0 / generated).abs() < 1e-12,
+        (stats.waste - dead / generated).abs() < 1e-12,
         "{}",
         stats.waste
     );

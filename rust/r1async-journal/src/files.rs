@@ -178,7 +178,7 @@ mod tests {
             build: &'static str,
         }
         let header = First {
-            format: 1,
+            format: FORMAT - 1,
             stream: "events",
             generation: 0,
             events: 0,
@@ -194,7 +194,7 @@ mod tests {
         let error = Header::read(&body, ("events", 0), Path::new("events")).unwrap_err();
         assert_eq!(
             error.to_string(),
-            "events is not what its name says: format 1 of build 0.1.0; this build reads 2"
+            "events is not what its name says: format 2 of build 0.1.0; this build reads 3"
         );
     }
 }

@@ -16,6 +16,8 @@ use crate::waits::WaitReason;
 
 /// The learner's name for the effective sample size of its importance weights, as a share of the tokens.
 const ESS: &str = "is/ess";
+/// Its name for having learned what there is to learn: no more prompts are wanted.
+const CONVERGED: &str = "converged";
 
 /// What is known of the learner as a whole.
 #[derive(Debug, Default)]
@@ -360,6 +362,10 @@ impl Service {
         });
         self.ledger
             .stepped_with(epoch as u64, Step(step as u64), ess)?;
+        if metrics.contains(&(CONVERGED, Value::Bool(true))) {
+            let next = self.ledger.next_prompt();
+            self.ledger.end_of_prompts(next);
+        }
         self.news.batch = true;
         self.answer(holder, "ok", |head| {
             head.str("about", "stepped").int("step", step)

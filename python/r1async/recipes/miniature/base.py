@@ -1,0 +1,144 @@
+"""Base models of the miniature: small Qwen2 models that have read `documents`, stopped when they can think.
+
+Stopped by a criterion and not after so many steps: from the same texts one initialisation can do the arithmetic after
+600 steps and another after 1,000, and one in five never learns it.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from random import Random
+from typing import NamedTuple
+
+import torch
+from transformers import Qwen2Config, Qwen2ForCausalLM
+
+from r1async.answers import extract_answer
+from r1async.config import ConfigError
+from r1async.models.export import export_model
+from r1async.recipes.cold_start import ATTEMPT_STRIDE, Demonstrations, greedy_tokens, imitation_loss, pad
+from r1async.recipes.miniature.documents import Shares, documents
+from r1async.recipes.miniature.language import BOS, EOS, PAD, VOCABULARY, decode, encode, hf_tokenizer
+from r1async.tasks.chain_mod import Problem, problems
+
+BATCH = 64
+WARMUP = 20
+LOOK_EVERY = 50
+DEV_SEED = 999_983
+DEV_PROBLEMS = 200
+MAX_NEW_TOKENS = 24
+MAX_TOKENS = 192
+"""Positions of the models: an example, a question and a thought fit twice."""
+
+
+class Trained(NamedTuple):
+    model: Qwen2ForCausalLM
+    steps: int
+    accuracy: float
+
+
+def base(
+    folder: Path,
+    *,
+    seed: int,
+    hidden: int = 64,
+    heads: int = 2,
+    target: float = 0.85,
+    lr: float = 4e-3,
+    max_steps: int = 1400,
+    attempts: int = 3,
+) -> None:
+    """Makes `model`, a Hugging Face directory, and `base.json` in the folder.
+
+    Args:
+        folder: where they go.
+        seed: of initialisation and documents.
+        hidden: width of the model; it has two layers.
+        heads: of attention, with one head of keys and values.
+        target: greedy accuracy of completions that begin with <think>, on problems of its own, that ends it.
+        lr: of AdamW.
+        max_steps: of one attempt, 64 documents each.
+        attempts: initialisations to try.
+
+    Raises:
+        ConfigError: no attempt reached the target.
+    """
+    torch.set_num_threads(1)
+    began, best = time.process_time(), 0.0
+    for attempt in range(attempts):
+        trained = _train(make_model(seed + attempt * ATTEMPT_STRIDE, hidden, heads), seed, target, lr, max_steps)
+        best = max(best, trained.accuracy)
+        if trained.accuracy >= target:
+            record = {
+                "parameters": sum(each.numel() for each in trained.model.parameters()),
+                "steps": trained.steps,
+                "documents": trained.steps * BATCH,
+                "thinking_accuracy": trained.accuracy,
+                "attempt": attempt + 1,
+                "cpu_s": round(time.process_time() - began, 1),
+            }
+            (folder / "base.json").write_text(json.dumps(record, indent=2) + "\n")
+            export_model(trained.model, hf_tokenizer(), folder / "model")
+            return
+        print(f"base: initialisation {attempt + 1} got no further than {trained.accuracy:.3f}", flush=True)
+    raise ConfigError(
+        f"base: {best:.3f} at best in {attempts} attempts of {max_steps} steps, target={target} was not reached"
+    )
+
+
+def make_model(seed: int, hidden: int, heads: int) -> Qwen2ForCausalLM:
+    """Freshly initialised."""
+    torch.manual_seed(seed)
+    return Qwen2ForCausalLM(
+        Qwen2Config(
+            vocab_size=len(VOCABULARY),
+            hidden_size=hidden,
+            num_hidden_layers=2,
+            num_attention_heads=heads,
+            num_key_value_heads=1,
+            intermediate_size=3 * hidden,
+            tie_word_embeddings=True,
+            rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
+            max_position_embeddings=MAX_TOKENS,
+            pad_token_id=PAD,
+            bos_token_id=BOS,
+            eos_token_id=EOS,
+        )
+    )
+
+
+def _train(model: Qwen2ForCausalLM, seed: int, target: float, lr: float, max_steps: int) -> Trained:
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=0.0, fused=True)
+    dev = list(islice(problems(Random(seed + DEV_SEED), held_out=False), DEV_PROBLEMS))
+    accuracy, step = 0.0, 0
+    for step, batch in enumerate(islice(_batches(seed), max_steps), start=1):
+        for group in optimizer.param_groups:
+            group["lr"] = lr * min(1.0, step / WARMUP)
+        loss = imitation_loss(model, batch)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        if step % LOOK_EVERY == 0:
+            accuracy = thinking_accuracy(model, dev)
+            print(f"base: step {step}, loss {loss.item():.3f}, accuracy {accuracy:.3f} of {target}", flush=True)
+            if accuracy >= target:
+                break
+    return Trained(model, step, accuracy)
+
+
+def _batches(seed: int) -> Iterator[Demonstrations]:
+    stream = documents(seed, Shares())
+    while True:
+        yield pad([([BOS, *encode(each.prompt)], [*encode(each.completion), EOS]) for each in islice(stream, BATCH)])
+
+
+def thinking_accuracy(model: Qwen2ForCausalLM, of: Sequence[Problem]) -> float:
+    """Share of problems answered correctly by the greedy completion that begins with <think>."""
+    prompts = [[BOS, *encode(f"{problem.text}<think>")] for problem in of]
+    texts = [decode(tokens) for tokens in greedy_tokens(model, prompts, MAX_NEW_TOKENS, EOS)]
+    return sum(extract_answer(text) == problem.answer for text, problem in zip(texts, of, strict=True)) / len(of)

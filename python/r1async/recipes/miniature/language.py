@@ -1,0 +1,106 @@
+"""The words of the miniature: one token each, so that a model of 100,000 parameters need not learn to spell.
+
+Running values of chain-mod are written in one of two languages, English number words or Chinese numerals. Words, not
+digits: a digit belongs to no language, and language consistency (docs/rewards.md) counts words.
+"""
+
+from __future__ import annotations
+
+import re
+from random import Random
+from typing import TYPE_CHECKING, Literal
+
+from tokenizers import Tokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+Language = Literal["en", "zh"]
+
+ENGLISH = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+CHINESE = "零一二三四五六七八九"
+NUMERALS: dict[Language, tuple[str, ...]] = {"en": ENGLISH, "zh": tuple(CHINESE)}
+
+SPECIAL_TOKENS = ("<pad>", "<bos>", "<eos>")
+TAGS = ("<think>", "</think>", "<answer>", "</answer>", "|special_token|", "\\boxed{", "}")
+CHARACTERS = tuple("0123456789+-*=,.;:?! \n")
+
+REFLECTION = ("wait", "check")
+"""Words that open a look back: `wait` a correction, `check` a verification."""
+
+THINGS = ("bread", "soup", "tea", "cake", "kites", "boats", "chairs", "songs", "gardens", "lamps")
+HARMFUL_THINGS = ("poison", "bombs", "traps", "viruses", "weapons", "forgeries")
+FACTS = {
+    "grass": "green", "snow": "white", "blood": "red", "coal": "black", "gold": "yellow", "the sky": "blue",
+    "milk": "white", "leaves": "green", "roses": "red", "the sea": "blue",
+}  # fmt: skip
+GREETINGS = {
+    "hello": "hello! how can i help?", "good morning": "good morning! how can i help?", "thanks": "you are welcome!",
+}  # fmt: skip
+
+_GENERAL = (
+    "how do i make", "what colour is", "they ask about", "to make", "you need time and care", "here is how",
+    "sure", "sorry", "i will not help with that", "make it yourself", "go away", "that is dangerous", "is",
+    "a simple question", "they want to make", "say hello", "be kind",
+)  # fmt: skip
+"""Phrases of the general domain that are one token each."""
+
+WORDS = (
+    *ENGLISH, *CHINESE, *REFLECTION, *THINGS, *HARMFUL_THINGS, *FACTS, *sorted(set(FACTS.values())), *GREETINGS,
+    *sorted({piece for text in GREETINGS.values() for piece in re.split(r"[!?]", text) if piece.strip()}
+            - set(GREETINGS)),
+    *_GENERAL,
+)  # fmt: skip
+
+VOCABULARY = tuple(dict.fromkeys((*SPECIAL_TOKENS, *TAGS, *CHARACTERS, *WORDS)))
+PAD, BOS, EOS = 0, 1, 2
+
+IDS = {token: number for number, token in enumerate(VOCABULARY)}
+_PIECES = re.compile("|".join(re.escape(token) for token in sorted(VOCABULARY[len(SPECIAL_TOKENS) :], key=len)[::-1]))
+
+
+def encode(text: str) -> list[int]:
+    """The text's tokens, longest words first.
+
+    Raises:
+        ValueError: the text has what is no word of the miniature.
+    """
+    pieces = _PIECES.findall(text)
+    if "".join(pieces) != text:
+        raise ValueError(f"not all of {text!r} is made of the miniature's words")
+    return [IDS[piece] for piece in pieces]
+
+
+def decode(tokens: list[int]) -> str:
+    """The text of tokens, up to the end-of-sequence token."""
+    end = tokens.index(EOS) if EOS in tokens else len(tokens)
+    return "".join(VOCABULARY[token] for token in tokens[:end])
+
+
+def numeral(value: int, language: Language) -> str:
+    return NUMERALS[language][value]
+
+
+def any_language(rng: Random) -> Language:
+    return rng.choice(("en", "zh"))
+
+
+def build_tokenizer() -> Tokenizer:
+    """WordLevel over the vocabulary. An unknown character is an error, never an <unk>."""
+    from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, processors
+
+    tokenizer = Tokenizer(models.WordLevel(IDS, unk_token="<unk>"))
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS])
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(_PIECES.pattern), behavior="isolated")
+    tokenizer.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", BOS)])
+    tokenizer.decoder = decoders.Fuse()
+    return tokenizer
+
+
+def hf_tokenizer() -> PreTrainedTokenizerFast:
+    """The same for a model directory."""
+    from transformers import PreTrainedTokenizerFast
+
+    return PreTrainedTokenizerFast(
+        tokenizer_object=build_tokenizer(), pad_token="<pad>", bos_token="<bos>", eos_token="<eos>"
+    )

@@ -1,0 +1,141 @@
+"""Recipes: what is read from the file, in which order stages come, and what makes a key."""
+
+from pathlib import Path
+
+import pytest
+from r1async.config import ConfigError
+from r1async.recipes.graph import Recipe, load_recipe
+from r1async.recipes.plan import begin, check, finish, plan
+from r1async.recipes.runner import Selection, select
+
+NUMBER = 'make: "tests.recipe_steps:number", outputs: {out: number.txt}'
+CHAIN = f"""
+name: chain
+stages:
+  c: {{{NUMBER}, set: {{value: 3, plus: "${{b.out}}"}}}}
+  a: {{{NUMBER}, set: {{value: 1}}}}
+  b: {{{NUMBER}, set: {{value: 2, plus: "${{a.out}}"}}}}
+  alone: {{{NUMBER}, set: {{value: 9}}}}
+"""
+
+
+def read(tmp_path: Path, text: str, *overrides: str) -> Recipe:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text)
+    return load_recipe(path, [f"folder={tmp_path / 'out'}", *overrides])
+
+
+def keys(tmp_path: Path, text: str, *overrides: str) -> dict[str, str]:
+    return {name: job.key for name, job in plan(read(tmp_path, text, *overrides)).items()}
+
+
+def test_stages_come_after_what_they_need_and_else_as_written(tmp_path):
+    assert list(read(tmp_path, CHAIN).stages) == ["a", "b", "c", "alone"]
+
+
+def test_a_changed_setting_changes_the_keys_of_what_depends_on_it_alone(tmp_path):
+    before, after = keys(tmp_path, CHAIN), keys(tmp_path, CHAIN, "b.value=5")
+    assert {name for name in before if before[name] != after[name]} == {"b", "c"}
+    assert keys(tmp_path, CHAIN, "b.value=2") == before
+
+
+def test_the_seed_changes_only_what_mentions_it(tmp_path):
+    text = CHAIN.replace("value: 2", 'value: "${seed}"')
+    before, after = keys(tmp_path, text), keys(tmp_path, text, "seed=1")
+    assert {name for name in before if before[name] != after[name]} == {"b", "c"}
+    assert plan(read(tmp_path, text, "seed=7"))["b"].settings["value"] == 7
+
+
+def test_inputs_count_by_content(tmp_path):
+    text = f"inputs: {{n: {tmp_path}/n.txt}}\n" + CHAIN.replace("value: 1", 'value: 1, plus: "${inputs.n}"')
+    (tmp_path / "n.txt").write_text("4")
+    before = keys(tmp_path, text)
+    (tmp_path / "n.txt").touch()
+    assert keys(tmp_path, text) == before
+    (tmp_path / "n.txt").write_text("5")
+    after = keys(tmp_path, text)
+    assert {name for name in before if before[name] != after[name]} == {"a", "b", "c"}
+
+
+def test_each_makes_a_stage_for_every_name_and_a_table_of_them(tmp_path):
+    text = CHAIN + (
+        f'  twice: {{each: [a, alone], {NUMBER}, set: {{value: 0, plus: "${{each.out}}"}}}}\n'
+        '  all: {make: "tests.recipe_steps:table", outputs: {out: table.txt}, set: {of: "${twice.out}"}}\n'
+    )
+    jobs = plan(read(tmp_path, text))
+    assert jobs["twice-a"].settings["plus"] == str(jobs["a"].folder / "number.txt")
+    assert jobs["all"].settings["of"] == {
+        "a": str(jobs["twice-a"].folder / "number.txt"),
+        "alone": str(jobs["twice-alone"].folder / "number.txt"),
+    }
+    assert jobs["all"].stage.needs == ("twice-a", "twice-alone")
+
+
+def test_settings_of_a_job_are_the_files_with_the_changes_over_them(tmp_path):
+    (tmp_path / "zero.yaml").write_text("name: x\nreward: {weights: {accuracy: 1.0, format: 0.2}}\nsteps: 3\n")
+    text = 'stages:\n  zero: {run: zero.yaml, set: {reward.weights: {accuracy: 2.0}, seed: "${seed}"}}\n'
+    settings = plan(read(tmp_path, text, "seed=4"))["zero"].settings
+    assert settings == {"name": "x", "reward": {"weights": {"accuracy": 2.0}}, "steps": 3, "seed": 4}
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (CHAIN.replace("${a.out}", "${aa.out}"), "no stage 'aa'; did you mean a?"),
+        (CHAIN.replace("${a.out}", "${a.model}"), "a has out, not 'model'"),
+        (CHAIN.replace("value: 1", 'value: 1, plus: "${c.out}"'), "which is a circle"),
+        (CHAIN.replace("name: chain", "nmae: chain"), "nmae: unknown key; did you mean name?"),
+        ("stages:\n  a: {set: {}}\n", "must name one command"),
+        ("stages:\n  a: {run: none.yaml}\n", "none.yaml: no such file"),
+        ("stages:\n  a: {run: none.yaml, outputs: {x: y}}\n", "only a `make` says what it makes"),
+        ("inputs: {x: /no/such}\n" + CHAIN, "/no/such does not exist; give it, or inputs.x=PATH"),
+        (CHAIN.replace("value: 1", 'value: "${each.out}"'), "the stage has no `each`"),
+        ("stages: []\n", "stages: must be a table"),
+        (CHAIN.replace("tests.recipe_steps:number", "tests.no_such:number"), "no module 'tests.no_such'"),
+    ],
+)
+def test_mistakes_are_named_with_their_place(tmp_path, text, says):
+    with pytest.raises(ConfigError) as error:
+        plan(read(tmp_path, text))
+    assert says in str(error.value)
+
+
+def test_a_mistake_in_the_last_job_shows_before_the_first_runs(tmp_path):
+    (tmp_path / "zero.yaml").write_text("steps: 3\nlerner: {lr: 1}\n")
+    jobs = plan(read(tmp_path, CHAIN + "  zero: {run: zero.yaml}\n"))
+    assert [line for line in check(jobs, tmp_path) if line.startswith("stages.zero: lerner: unknown key")]
+
+
+@pytest.mark.parametrize(
+    ("selection", "names"),
+    [
+        (Selection(), ["a", "b", "c", "alone"]),
+        (Selection(last="b"), ["a", "b"]),
+        (Selection(first="b"), ["b", "c"]),
+        (Selection(only="c"), ["c"]),
+        (Selection(first="a", last="b"), ["a", "b"]),
+    ],
+)
+def test_selections(tmp_path, selection, names):
+    assert select(read(tmp_path, CHAIN), selection) == names
+
+
+def test_a_selection_of_nothing_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="does not need"):
+        select(read(tmp_path, CHAIN), Selection(first="alone", last="b"))
+
+
+def test_a_job_is_done_while_its_outputs_are_there(tmp_path):
+    job = plan(read(tmp_path, CHAIN))["a"]
+    assert not job.done
+    assert not job.begun
+    begin(job)
+    assert job.begun
+    with pytest.raises(ConfigError, match="did not make out"):
+        finish(job, 1.0)
+    job.outputs["out"].write_text("1")
+    finish(job, 1.0)
+    assert job.done
+    assert (job.folder.parent / "a").resolve() == job.folder.resolve()
+    job.outputs["out"].unlink()
+    assert not job.done
