@@ -49,7 +49,7 @@ def test_loss_is_over_completion_tokens_and_blind_to_padding():
         logits = model(ids).logits[0, len(prompt) - 1 : -1]
         losses.append(cross_entropy(logits, torch.tensor(completion), reduction="sum"))
     expected = torch.stack(losses).sum().item() / sum(len(completion) for _, completion in pairs)
-    assert recipe.imitation_loss(model, recipe._pad(pairs)).item() == pytest.approx(expected, abs=1e-6)
+    assert recipe.imitation_loss(model, recipe.pad(pairs)).item() == pytest.approx(expected, abs=1e-6)
 
 
 def test_batches_hold_the_demonstrations_in_order():

@@ -6,7 +6,9 @@ import subprocess
 import sys
 import threading
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from played_buffer import Router
@@ -49,7 +51,7 @@ def test_a_pool_that_gives_no_verdicts_takes_no_room_from_another(tmp_path: Path
     chain_mod.hf_tokenizer().save_pretrained(tmp_path / "model")
     released = threading.Event()
 
-    def answer(body: dict) -> object:
+    def answer(body: Mapping[str, Any]) -> object:
         if not released.is_set():
             return released  # waits, and is then cut off: the scorer asks again
         code = re.findall(r"the code (\w{8}), then", body["messages"][0]["content"])[-1]

@@ -9,10 +9,13 @@ from r1async.checks import implications
 from r1async.config import load_config
 from r1async.config_finetune import reward_model_config, sft_config
 from r1async.config_sample import sample_problems
+from r1async.recipes.graph import load_recipe
+from r1async.recipes.plan import check, plan
 
 FINETUNE = {"sft.yaml": sft_config, "reward_model.yaml": reward_model_config}
 FOLDER = Path(__file__).parents[2] / "configs"
-CONFIGS = sorted(path for path in FOLDER.glob("*.yaml") if path.name not in FINETUNE)
+RECIPE = FOLDER / "r1_demo.yaml"
+CONFIGS = sorted(path for path in FOLDER.glob("*.yaml") if path.name not in FINETUNE and path != RECIPE)
 OWN_PATHS = ("model.path=DIR", "data.path=FILE.jsonl")
 """What a user adds to a config for their own model and data."""
 
@@ -39,3 +42,9 @@ def test_fine_tuning_config_loads(name):
 
 def test_the_sampling_config_can_be_sampled():
     assert sample_problems(load_config(FOLDER / "sample.yaml")) == []
+
+
+def test_the_jobs_of_the_recipe_load(tmp_path):
+    jobs = plan(load_recipe(RECIPE))
+    assert check(jobs, tmp_path) == []
+    assert jobs["report"].stage.needs

@@ -8,6 +8,7 @@ import tarfile
 from pathlib import Path
 
 import pytest
+from r1async.rewards.grading import Result
 from r1async.swe.command import read_prediction
 from r1async.swe.edits import Edit, EditError, apply_edits, fill, find_diff, parse_edits
 from r1async.swe.instance import Hole, Instance, Unreadable, parse_instance, read_instances
@@ -247,7 +248,9 @@ def test_a_commit_is_read_without_its_future(tmp_path: Path) -> None:
 
 
 def test_predictions_are_read_in_swe_benchs_shape() -> None:
-    line, more = read_prediction(b'{"instance_id": "a", "model_name_or_path": "m", "model_patch": null}')
+    read = read_prediction(b'{"instance_id": "a", "model_name_or_path": "m", "model_patch": null}')
+    assert isinstance(read, tuple)
+    line, more = read
     assert (line.id, line.text, more["model_name_or_path"]) == ("a", "", "m")
     for bad in (
         b"nope",
@@ -257,4 +260,6 @@ def test_predictions_are_read_in_swe_benchs_shape() -> None:
         b'{"instance_id": "a", "model_patch": 1}',
     ):
         result = read_prediction(bad)
+        assert isinstance(result, Result)
+        assert result.verdict is not None
         assert result.verdict.status == "invalid"

@@ -334,7 +334,7 @@ def test_another_reading_of_the_same_file_has_another_fingerprint(tmp_path, mode
         source_of(path, model, answer_key="prompt"),
         source_of(path, model, shuffle=False),
         source_of(path, model, prompts=1),
-        source_of(path, model, reward=RewardConfig(think_prefilled=True)),
+        source_of(path, model, reward=RewardConfig(weights={"accuracy": 1.0}, think_prefilled=True)),
     ]
     assert len({source.fingerprint for source in wholes}) == len(wholes)
     assert source_of(path, model).fingerprint == wholes[0].fingerprint
