@@ -261,16 +261,25 @@ def smoothed(values: Sequence[float], window: int = 9) -> np.ndarray:
 
 
 def line_chart(
-    name: str, title: str, caption: str, curves: Mapping[str, tuple[Sequence[int], Sequence[float]]], *, ylabel: str
+    name: str,
+    title: str,
+    caption: str,
+    curves: Mapping[str, tuple[Sequence[int], Sequence[float]]],
+    *,
+    ylabel: str,
+    smooth: bool = True,
 ) -> Chart | None:
-    """Curves over optimizer steps; None if there are none."""
+    """Curves over optimizer steps; None if there are none. Few and exact values are drawn as they are: smooth=False."""
     curves = {label: curve for label, curve in curves.items() if curve[0]}
     if not curves:
         return None
     with mpl.rc_context(_STYLE):
         figure, axes = _axes(xlabel="step", ylabel=ylabel)
         for colour, (label, (steps, values)) in zip(SERIES, curves.items(), strict=False):
-            _smooth_line(axes, steps, values, label=label, colour=colour)
+            if smooth:
+                _smooth_line(axes, steps, values, label=label, colour=colour)
+            else:
+                axes.plot(steps, values, color=colour, label=label, marker="o")
         _legend(axes)
         return _chart(name, title, caption, figure)
 

@@ -81,7 +81,8 @@ def _chart(number: int, curve: Mapping[str, str], runs: Mapping[str, RunData]) -
         for label, run in runs.items()
     }
     title = curve["title"]
-    return line_chart(f"curve-{number}", title, curve.get("caption", ""), drawn, ylabel=curve.get("ylabel", title))
+    caption, ylabel = curve.get("caption", ""), curve.get("ylabel", title)
+    return line_chart(f"curve-{number}", title, caption, drawn, ylabel=ylabel, smooth="metric" in curve)
 
 
 def _evaluated(run: RunData, name: str) -> tuple[list[int], list[float]]:
