@@ -135,8 +135,14 @@ def test_a_log_is_read_where_a_command_runs_the_tests(samples: Path, tmp_path: P
 def test_flaky_reference_patches_are_found() -> None:
     instance = parse_instance(
         {
-            "instance_id": "a", "repo": "a/b", "base_commit": "abcdef0", "patch": "", "test_patch": "",
-            "problem_statement": "", "FAIL_TO_PASS": ["t::a"], "PASS_TO_PASS": ["t::b"],
+            "instance_id": "a",
+            "repo": "a/b",
+            "base_commit": "abcdef0",
+            "patch": "",
+            "test_patch": "",
+            "problem_statement": "",
+            "FAIL_TO_PASS": ["t::a"],
+            "PASS_TO_PASS": ["t::b"],
         }
     )
     good, bad = {"t::a": "passed", "t::b": "skipped"}, {"t::a": "passed", "t::b": "failed"}

@@ -23,8 +23,14 @@ def instance(tmp_path: Path) -> Instance:
 @pytest.fixture
 def grader(tmp_path: Path, instance: Instance) -> Iterator[SweGrader]:
     settings = SweConfig(
-        repos=str(tmp_path / "repos"), cache=str(tmp_path / "cache"), container="none", controls=1,
-        turns=5, turn_s=10.0, observation_chars=200, files_mib=64,
+        repos=str(tmp_path / "repos"),
+        cache=str(tmp_path / "cache"),
+        container="none",
+        controls=1,
+        turns=5,
+        turn_s=10.0,
+        observation_chars=200,
+        files_mib=64,
     )
     made = SweGrader(settings)
     yield made
