@@ -243,14 +243,14 @@ class Learner:
     """One rank; rank 0 reports."""
 
     def __init__(
-        self, run: Run, *, rank: int = 0, world: int = 1, epoch: int = 1, step: int = 0, name: str = ""
+        self, run: Run, *, rank: int = 0, world: int = 1, epoch: int = 1, step: int = 0, name: str = "", **more: Any
     ) -> None:
         self.run, self.rank, self.world, self.epoch, self.step = run, rank, world, epoch, step
         self.name = name or f"learner-{epoch}-{rank}"
-        self.welcome = run.hello(self.name, rank=rank, world=world, epoch=epoch, step=step)
+        self.welcome = run.hello(self.name, rank=rank, world=world, epoch=epoch, step=step, **more)
 
-    def ask(self, part: int = 0) -> None:
-        self.tell("next_batch", step=self.step, part=part, rank=self.rank, world=self.world)
+    def ask(self, part: int = 0, **more: Any) -> None:
+        self.tell("next_batch", step=self.step, part=part, rank=self.rank, world=self.world, **more)
 
     def tell(self, kind: str, **more: Any) -> None:
         self.run.send(self.name, {"t": kind, "epoch": self.epoch, **more})

@@ -146,6 +146,16 @@ class Buffer:
         """Bytes of the journal: (events, payload since the newest snapshot); None: there is none."""
     def committed_steps(self) -> int:
         """Steps whose groups are trained: a checkpoint holds them."""
+    def share_memory(self, machine: str, cap: int) -> None:
+        """From now on learners that say they are on `machine` get their batches in memory that they map.
+
+        Args:
+            machine: `r1async.machine.machine_id()`.
+            cap: bytes for each learner at most; what does not fit travels.
+
+        Raises:
+            OSError: the operating system has no such memory.
+        """
     def handle(self, socket: Literal["rollouts", "batches"], peer: bytes, frame: BytesLike, now: float) -> None:
         """Files one message of `peer`. The frame is read in place; nothing of it is kept.
 

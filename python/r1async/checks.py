@@ -114,6 +114,7 @@ RANGES: dict[str, Range] = {
     "learner.checkpoint_every": COUNT,
     "learner.keep_checkpoints": COUNT,
     "learner.restarts": MAYBE,
+    "learner.shared_memory_mb": Range(0, 2**20, above=True),
     "learner.batch_deadline_s": SECONDS,
     "learner.converge.window": COUNT,
     "learner.converge.gain": Range(0),

@@ -12,7 +12,6 @@ drops it). So a role answers `Connected` by saying again what it holds, and need
 from __future__ import annotations
 
 import logging
-import struct
 import threading
 import time
 import uuid
@@ -40,12 +39,11 @@ SAY_EVERY_S = 10.0
 """Seconds between two log lines of one wait for the buffer."""
 GONE_WITHIN_S = 0.4
 """Seconds that `close` gives the buffer to answer our bye."""
-READABLE, WRITABLE = int(zmq.POLLIN), int(zmq.POLLOUT)
+READABLE, WRITABLE, NOBLOCK = int(zmq.POLLIN), int(zmq.POLLOUT), int(zmq.NOBLOCK)
 """As plain numbers: combining zmq's enums costs as much as receiving."""
 CONNECTION_EVENTS = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_DISCONNECTED
 FATAL = frozenset({"protocol", "run", "epoch", "role"})
 """Error codes that saying it again cannot mend."""
-_SESSION = struct.Struct("<q")
 
 
 class Refused(RuntimeError):  # noqa: N818
@@ -91,6 +89,7 @@ class Connection:
         inbox: gets `Connected`, every message that the role must see, and failures.
         stats: figures for the heartbeat; called in the thread.
         watch: header fields of the buffer's messages; an answered heartbeat reaches the inbox only when one changed.
+        quiet: other messages of which that is true, because the role asks nothing of them; called in the thread.
         max_message_bytes: a larger message ends the connection before anything is allocated for it.
         connect_deadline_s: seconds without a welcome after which the role fails, at the start and later.
         send_deadline_s: seconds that `send` waits for a buffer that does not read.
@@ -105,6 +104,7 @@ class Connection:
         *,
         stats: Callable[[], Mapping[str, float]] = dict,
         watch: Sequence[str] = ("state",),
+        quiet: Callable[[Message], bool] = lambda _: False,
         max_message_bytes: int = 256 * 2**20,
         connect_deadline_s: float = 600.0,
         send_deadline_s: float = 60.0,
@@ -116,6 +116,8 @@ class Connection:
         """Of the main thread: the session whose `Connected` it has taken."""
         self._send_deadline_s = send_deadline_s
         self._send_lock = threading.Lock()
+        self._to_send: deque[tuple[int, Sequence[bytes]]] = deque()
+        """(session, frames): an item for each message in the pair, which wakes the thread and bounds how many wait."""
         self._context = zmq.Context()
         name = f"inproc://client-{uuid.uuid4().hex}"
         self._outgoing, outgoing = _pair(self._context, f"{name}-out")
@@ -128,11 +130,13 @@ class Connection:
             self,
             self._context,
             outgoing,
+            self._to_send,
             control,
             make_hello,
             inbox,
             stats,
             watch,
+            quiet,
             max_message_bytes,
             connect_deadline_s,
             keys,
@@ -157,7 +161,11 @@ class Connection:
         return item.welcome
 
     def send(
-        self, header: Mapping, columns: Mapping[str, NDArray] | None = None, *, session: int | None = None
+        self,
+        header: Mapping,
+        columns: Mapping[str, NDArray | Sequence[NDArray]] | None = None,
+        *,
+        session: int | None = None,
     ) -> None:
         """Send a message in a session; dropped if that is over.
 
@@ -169,14 +177,24 @@ class Connection:
         Raises:
             DeadlineExceeded: the buffer did not read for `send_deadline_s`.
         """
-        frame = pack(header, columns)
+        self._send([pack(header, columns)], session, str(header.get("t")))
+
+    def send_together(self, headers: Sequence[Mapping], *, session: int | None = None) -> None:
+        """Send messages one after the other; the thread and the buffer are woken once for all. As `send`."""
+        self._send([pack(header) for header in headers], session, str(headers[0].get("t")))
+
+    def _send(self, frames: Sequence[bytes], session: int | None, kind: str) -> None:
         try:
             with self._send_lock:
-                number = self._session if session is None else session
-                self._outgoing.send_multipart([_SESSION.pack(number), frame])
+                # Not through the pair: for each part of a message pyzmq takes longer than for all of this.
+                self._to_send.append((self._session if session is None else session, frames))
+                try:
+                    self._outgoing.send(b"")
+                except zmq.ZMQError:
+                    self._to_send.pop()
+                    raise
         except zmq.Again:
-            wait = f"room to send {header.get('t')!r}"
-            raise DeadlineExceeded(wait, self._send_deadline_s, self._worker.describe()) from None
+            raise DeadlineExceeded(f"room to send {kind!r}", self._send_deadline_s, self._worker.describe()) from None
 
     def tell_incident(
         self,
@@ -232,11 +250,13 @@ class _Worker:
         connection: Connection,
         context: zmq.Context,
         outgoing: zmq.Socket,
+        to_send: deque[tuple[int, Sequence[bytes]]],
         control: zmq.Socket,
         hello: Callable[[], Mapping[str, object]],
         inbox: Inbox,
         stats: Callable[[], Mapping[str, float]],
         watch: Sequence[str],
+        quiet: Callable[[Message], bool],
         max_message_bytes: int,
         connect_deadline_s: float,
         keys: ClientKeys | None,
@@ -245,15 +265,17 @@ class _Worker:
         self._context = context
         self._endpoint = connection.endpoint
         self._outgoing = outgoing
+        self._to_send = to_send
         self._control = control
         self._hello = hello
         self._inbox = inbox
         self._stats = stats
         self._watch = watch
+        self._quiet = quiet
         self._max_message_bytes = max_message_bytes
         self._connect_deadline_s = connect_deadline_s
         self._keys = keys
-        self._pending: deque[bytes | zmq.Frame] = deque()
+        self._pending: deque[bytes] = deque()
         """Frames that the socket does not take yet."""
         self._key_refused = False
         """The last handshake failed for our key."""
@@ -371,13 +393,14 @@ class _Worker:
     def _receive(self) -> None:
         for _ in range(100):  # then look at the other sockets too
             try:
-                parts = self._dealer.recv_multipart(zmq.NOBLOCK, copy=False)
+                part = self._dealer.recv(NOBLOCK, copy=False)
             except zmq.Again:
                 return
             self._heard = time.monotonic()
-            if len(parts) != 1:
-                raise WireError(f"the buffer at {self._endpoint} sent a message of {len(parts)} frames, not 1")
-            self._handle(unpack(parts[0].buffer))
+            if part.more:
+                count = 1 + len(self._dealer.recv_multipart(copy=False))
+                raise WireError(f"the buffer at {self._endpoint} sent a message of {count} frames, not 1")
+            self._handle(unpack(part.buffer))
 
     def _handle(self, message: Message) -> None:
         header = message.header
@@ -394,6 +417,8 @@ class _Worker:
             case "gone":
                 self._welcomed = False
             case "alive" if self._watched == before:
+                pass
+            case _ if self._watched == before and self._quiet(message):
                 pass
             case _:
                 self._inbox.put(message)
@@ -416,17 +441,18 @@ class _Worker:
             if self._pending:
                 return
             try:
-                session, frame = self._outgoing.recv_multipart(zmq.NOBLOCK, copy=False)
+                self._outgoing.recv(NOBLOCK)
             except zmq.Again:
                 return
-            if self._welcomed and _SESSION.unpack(session.buffer)[0] == self._session:
-                self._pending.append(frame)
+            session, frames = self._to_send.popleft()
+            if self._welcomed and session == self._session:
+                self._pending += frames
                 self._flush()
 
     def _flush(self) -> None:
         while self._pending:
             try:
-                self._dealer.send(self._pending[0], zmq.NOBLOCK, copy=False)
+                self._dealer.send(self._pending[0], NOBLOCK)
             except zmq.Again:
                 return
             self._pending.popleft()

@@ -433,6 +433,11 @@ class LearnerConfig:
     """Checkpoints kept; older ones are deleted."""
     restarts: int = 3
     """Times `r1async run` starts the learner again from its checkpoint after it died."""
+    batches: Literal["auto", "shared_memory", "socket"] = "auto"
+    """How batches reach the learner: auto maps the buffer's memory where both run on one machine, shared_memory ends
+    the learner where it cannot, socket sends them always."""
+    shared_memory_mb: float = 2048.0
+    """Memory that the buffer keeps for the batches of one learner rank at most; a batch that finds no room is sent."""
     batch_deadline_s: float = 1800.0
     """Seconds the learner waits for one batch before it ends with an error that names the wait."""
     converge: ConvergeConfig = field(default_factory=ConvergeConfig)

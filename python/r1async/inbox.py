@@ -20,6 +20,10 @@ from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import Protocol
 
+SIGNAL_S = 1.0
+"""A signal that comes just before the wait, after Python has last looked for one, does not end it: it is seen when
+the thread wakes, at the latest after so many seconds."""
+
 
 class DeadlineExceeded(TimeoutError):  # noqa: N818
     """A wait that did not end in time. The text names the wait, how long it was, and the endpoints."""
@@ -95,8 +99,10 @@ class Inbox:
         while True:
             left_s = deadline_s - (time.monotonic() - start)
             try:
-                item = self._open(self._queue.get(timeout=max(left_s, 0.0)))
+                item = self._open(self._queue.get(timeout=min(max(left_s, 0.0), SIGNAL_S)))
             except Empty:
+                if left_s > SIGNAL_S:
+                    continue
                 raise DeadlineExceeded(wait, time.monotonic() - start, self.sources()) from None
             if match is None or match(item):
                 return item

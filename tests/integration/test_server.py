@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import zmq
-from r1async._core import journal_audit
+from r1async import _core
+from r1async._core import Receiver, journal_audit
 from r1async.buffer.server import Server
 from r1async.client import Connected, Connection, Refused, greeting
 from r1async.config import (
@@ -272,6 +273,25 @@ def test_a_run_of_three_steps_balances_and_leaves_its_files(config: Config) -> N
     assert (account["tokens"]["in"], account["tokens"]["trained"]) == (said["tokens"]["in"], said["tokens"]["trained"])
     lines = list(read_metrics(config.run_dir / "metrics" / "buffer.jsonl", "stats"))
     assert {"buffer", "peers", "waits"} <= lines[-1].keys()
+
+
+def test_where_libzmq_is_hidden_messages_are_received_in_python(
+    config: Config, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def hidden(module: str, socket: int) -> Receiver:
+        assert module.endswith(".so")
+        return Receiver(_core.__file__, socket)  # an extension that is not linked with libzmq
+
+    monkeypatch.setattr("r1async.sockets.Receiver", hidden)
+    serving = Serving(replace(config, steps=1))
+    assert "messages are received in Python" in caplog.text
+    assert "dlsym failed" in caplog.text
+    with serving, Crew(config) as crew:
+        crew.start()
+        assert len(crew.train(0).columns["rollouts"]) == G * B
+        hostile = crew.generator
+        hostile.connection._send([b"not a message"], None, "rubbish")
+        assert hostile.expect("error").header["code"] == "malformed"
 
 
 def test_prompts_that_cannot_be_asked_are_left_out_and_the_end_is_the_end(config: Config) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -28,6 +28,10 @@ class FakeConnection:
     def send(self, header: Mapping[str, Any], columns: object = None, *, session: int | None = None) -> None:
         self.sent.append((self.session if session is None else session, header["t"]))
 
+    def send_together(self, headers: Sequence[Mapping[str, Any]], *, session: int | None = None) -> None:
+        for header in headers:
+            self.send(header, session=session)
+
 
 def test_published_never_overtakes_stepped_in_a_new_session(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("r1async.learner.link.Connection", FakeConnection)
@@ -45,5 +49,5 @@ def test_published_never_overtakes_stepped_in_a_new_session(monkeypatch: pytest.
     inbox.put(Connected(connection, 2, welcome, False))
     with pytest.raises(DeadlineExceeded):
         link.wait_committed(1, deadline_s=0.05)
-    assert [kind for session, kind in connection.sent if session == 1] == ["stepped", "published"]
-    assert [kind for session, kind in connection.sent if session == 2] == ["stepped", "published"]
+    assert [kind for session, kind in connection.sent if session == 1] == ["stepped", "next_batch", "published"]
+    assert [kind for session, kind in connection.sent if session == 2] == ["stepped", "published", "next_batch"]

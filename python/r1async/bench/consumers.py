@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Iterator
 from multiprocessing.connection import Connection as Pipe
 
@@ -29,6 +30,8 @@ def learner(config: Config, work: Workload, checked: int, warm: int, note: bool,
     """
     from r1async.learner.link import Link  # with it comes transformers, which rivals need not wait for
 
+    # Batches are read-only, which torch cannot say of a tensor and so warns about.
+    warnings.simplefilter("ignore", UserWarning)
     inbox = Inbox()
     link = Link(config, inbox, rank=0, epoch=1, step=0, stats=dict)
     arrived: list[tuple[float, NDArray[np.int64]]] = []
@@ -50,8 +53,6 @@ def learner(config: Config, work: Workload, checked: int, warm: int, note: bool,
             link.published(PolicyVersion(1, step + 1), f"version-{step + 1}")
             if (step + 1) % COMMIT_EVERY == 0:
                 link.committed(step + 1)
-            if step + 1 < config.steps:
-                link.ask_batch(step + 1)
         report.send(("end", time.monotonic()))
         report.send(("batches", arrived))
         report.recv()  # memory is read before anything is given back

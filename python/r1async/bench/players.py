@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from multiprocessing.connection import Connection as Pipe
 
-import numpy as np
 import zmq
 from numpy.typing import NDArray
 
@@ -22,6 +21,7 @@ from r1async.types import Prompt
 from r1async.wire import Message, pack, unpack
 
 WAIT_S = 60.0
+NOBLOCK = int(zmq.NOBLOCK)
 SLOTS = 128
 """Rollouts of one generator under way: eight groups, whose members end in random order."""
 SCORER_QUEUE = 256
@@ -138,6 +138,8 @@ class _Generator:
         self._socket = self._context.socket(zmq.DEALER)
         self._socket.linger = 0
         self._socket.connect(config.endpoint("rollouts"))
+        self._poller = zmq.Poller()
+        self._poller.register(self._socket, zmq.POLLIN)
         self._say(greeting("generator", f"generator-{index}", config.name))
 
     def run(self) -> None:
@@ -158,7 +160,7 @@ class _Generator:
         self._socket.close()
         self._context.term()
 
-    def _say(self, header: dict[str, object], columns: dict[str, NDArray] | None = None) -> None:
+    def _say(self, header: dict[str, object], columns: Mapping[str, Sequence[NDArray]] | None = None) -> None:
         self._socket.send(pack(header, columns))
 
     def _at_once(self) -> int:
@@ -168,12 +170,16 @@ class _Generator:
     def _receive(self, due: float) -> None:
         """Takes what has come; with nothing to send now it waits for more, but not past the next sending."""
         wait_s = QUIET_S if len(self._todo) < self._at_once() else min(QUIET_S, due - time.monotonic())
-        if wait_s > 0.0 and not self._socket.poll(max(1, round(wait_s * 1000))):
+        if wait_s > 0.0 and not self._poller.poll(max(1, round(wait_s * 1000))):
             if wait_s == QUIET_S:
                 self._say({"t": "heartbeat", "stats": {}})
             return
-        while self._socket.poll(0):
-            self._take(unpack(self._socket.recv()))
+        while True:
+            try:
+                frame = self._socket.recv(NOBLOCK)
+            except zmq.Again:
+                return
+            self._take(unpack(frame))
 
     def _take(self, message: Message) -> None:
         header = message.header
@@ -228,8 +234,8 @@ class _Generator:
         if self._grades:
             header["verdicts"] = [verdict(work, lease, rollout) for lease, rollout in taken]
         columns = {
-            "tokens": np.concatenate([tokens for tokens, _ in completions]),
-            "logprobs": np.concatenate([logprobs for _, logprobs in completions]),
+            "tokens": [tokens for tokens, _ in completions],
+            "logprobs": [logprobs for _, logprobs in completions],
         }
         self._say(header, columns)
 

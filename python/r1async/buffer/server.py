@@ -23,6 +23,7 @@ from r1async.disk import is_full
 from r1async.files import write_json
 from r1async.inbox import stop_on_signals
 from r1async.keys import Gate, server_keys
+from r1async.machine import machine_id
 from r1async.monitor.metrics import MetricsWriter, run_started
 from r1async.monitor.timeline import Timeline
 from r1async.reward_pools import Router, lines_of, pools_of
@@ -37,7 +38,7 @@ SEND_HWM = 1000
 """Messages that ZeroMQ keeps for one peer; the outbox keeps `buffer.outbox` more."""
 BURST = 256
 """Messages read from one socket before the buffer's answers are sent and the other socket is looked at."""
-GATHER_MS = 1
+GATHER_MS = 4
 """From answering several messages to reading again, unless a learner says something. What comes meanwhile is
 answered together: without it a crowd of senders has the buffer answer every second message by itself, and each of
 them is woken for that. A message that comes alone is read at once."""
@@ -88,6 +89,8 @@ class Server:
         """Those with a window of their own, named after a source or after a scoring pool; all others are main."""
         self._router = Router(config)
         self._buffer = open_buffer(config, source.fingerprint)
+        if config.learner.batches != "socket":
+            share_memory(self._buffer, round(config.learner.shared_memory_mb * 2**20))
         self._clock_start = self._buffer.now() - time.monotonic()
         self._committed = self._buffer.committed_steps()
         self._hungry = False
@@ -363,6 +366,14 @@ def open_buffer(config: Config, data: str) -> Buffer:
     if recovery is not None:
         log.info("goes on from %s after %d steps: %s", folder, buffer.committed_steps(), recovery)
     return buffer
+
+
+def share_memory(buffer: Buffer, cap: int) -> None:
+    """Learners of this machine map their batches from now on, where there is such memory."""
+    try:
+        buffer.share_memory(machine_id(), cap)
+    except OSError as error:
+        log.warning("batches are sent, which costs more CPU than sharing memory: %s", error)
 
 
 def core_settings(config: Config) -> Settings:

@@ -109,8 +109,8 @@ class Held:
         ]
 
 
-def chunks_message(pieces: Sequence[Piece]) -> tuple[dict[str, object], dict[str, NDArray]]:
-    """Header and columns of one `chunks` message."""
+def chunks_message(pieces: Sequence[Piece]) -> tuple[dict[str, object], dict[str, list[NDArray]]]:
+    """Header and columns of one `chunks` message; a column is the pieces of it."""
     items = [
         [
             piece.lease,
@@ -121,9 +121,9 @@ def chunks_message(pieces: Sequence[Piece]) -> tuple[dict[str, object], dict[str
         ]
         for piece in pieces
     ]
-    columns: dict[str, NDArray] = {
-        "tokens": np.concatenate([piece.progress.token_ids for piece in pieces]),
-        "logprobs": np.concatenate([piece.progress.logprobs for piece in pieces]),
+    columns: dict[str, list[NDArray]] = {
+        "tokens": [piece.progress.token_ids for piece in pieces],
+        "logprobs": [piece.progress.logprobs for piece in pieces],
     }
     return {"t": "chunks", "items": items}, columns
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from r1async.types import OBSERVED, Batch
-from r1async.wire import Message, WireError
+from r1async.wire import DTYPES, Message, WireError
 
 PART = "part:"
 PER_TOKEN = {"token_ids": "i4", "behavior_logprobs": "f4"}
@@ -29,6 +29,7 @@ PER_ROLLOUT = {
 }
 PER_RUN = {"run_versions": "i4", "run_lengths": "i4", "over_age": "u1"}
 OFFSETS = {"cu_seqlens": "i4", "cu_runs": "i4"}
+_DTYPES = {name: DTYPES[code] for name, code in (PER_TOKEN | PER_ROLLOUT | PER_RUN | OFFSETS).items()}
 
 
 def batch_from_message(message: Message) -> Batch:
@@ -38,8 +39,7 @@ def batch_from_message(message: Message) -> Batch:
         WireError: a field or column is missing, has another dtype, or the lengths do not add up.
     """
     header, columns = message.header, message.columns
-    dtypes = PER_TOKEN | PER_ROLLOUT | PER_RUN | OFFSETS
-    arrays = {name: _column(columns, name, dtype) for name, dtype in dtypes.items()}
+    arrays = {name: _column(columns, name, dtype) for name, dtype in _DTYPES.items()}
     try:
         batch = Batch(
             step=header["step"],
@@ -47,7 +47,7 @@ def batch_from_message(message: Message) -> Batch:
             part=header["part"],
             last=header["last"],
             **arrays,
-            parts={name: _column(columns, PART + name, "f4") for name in header["parts"]},
+            parts={name: _column(columns, PART + name, DTYPES["f4"]) for name in header["parts"]},
             micro_batches=tuple((int(start), int(stop)) for start, stop in header["micro_batches"]),
             total_rollouts=header["total_rollouts"],
             total_groups=header["total_groups"],
@@ -61,11 +61,11 @@ def batch_from_message(message: Message) -> Batch:
     return batch
 
 
-def _column(columns: dict[str, NDArray], name: str, dtype: str) -> NDArray:
+def _column(columns: dict[str, NDArray], name: str, dtype: np.dtype) -> NDArray:
     if name not in columns:
         raise WireError(f"batch has no column {name!r}; got {sorted(columns)}")
     column = columns[name]
-    if column.dtype != np.dtype(dtype):
+    if column.dtype is not dtype and column.dtype != dtype:
         raise WireError(f"column {name!r} of a batch must be {dtype}, got {column.dtype}")
     return column
 
@@ -95,13 +95,13 @@ def check_batch(batch: Batch) -> None:
             if column.shape != (want,):
                 raise WireError(f"column {name!r} of a batch must have {want} entries, got {column.shape}")
     for name, offsets, end in (("cu_seqlens", batch.cu_seqlens, tokens), ("cu_runs", batch.cu_runs, runs)):
-        if offsets[0] != 0 or offsets[-1] != end or (np.diff(offsets) < 0).any():
+        if offsets[0] != 0 or offsets[-1] != end or (offsets[1:] < offsets[:-1]).any():
             raise WireError(f"column {name!r} of a batch must rise from 0 to {end}, got {offsets[:3]}...{offsets[-1]}")
-    lengths = completion_lengths(batch)
-    if (batch.prompt_lens < 1).any():
+    if n and batch.prompt_lens.min() < 1:
         raise WireError("a rollout of a batch has no prompt: nothing predicts its first token")
-    if (lengths < 0).any() or int(lengths.sum()) != int(batch.run_lengths.sum()):
-        raise WireError(f"version runs cover {batch.run_lengths.sum()} completion tokens of {lengths.sum()}")
+    lengths, covered = completion_lengths(batch), int(batch.run_lengths.sum())
+    if (n and lengths.min() < 0) or int(lengths.sum()) != covered:
+        raise WireError(f"version runs cover {covered} completion tokens of {lengths.sum()}")
     flat = [edge for pair in batch.micro_batches for edge in pair]
     if flat != sorted(flat) or flat[:1] not in ([], [0]) or (flat and flat[-1] != n) or flat[1:-1:2] != flat[2::2]:
         raise WireError(f"micro-batches must split {n} rollouts in order, got {batch.micro_batches}")
@@ -109,7 +109,9 @@ def check_batch(batch: Batch) -> None:
 
 def completion_lengths(batch: Batch) -> NDArray[np.int64]:
     """Completion tokens of each rollout, ``(n,)``."""
-    return np.diff(batch.cu_seqlens).astype(np.int64) - batch.prompt_lens
+    lengths = np.subtract(batch.cu_seqlens[1:], batch.cu_seqlens[:-1], dtype=np.int64)
+    lengths -= batch.prompt_lens
+    return lengths
 
 
 def token_staleness(batch: Batch) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:

@@ -202,8 +202,7 @@ class Learner:
         version = self.core.version
         if self.ranks.first:
             metrics[CONVERGED] = self.convergence.observe(metrics)
-            link.stepped(batch.step, metrics)
-        link.ask_batch(version)
+        link.stepped(batch.step, metrics if self.ranks.first else None)
         if version % self.config.weights.publish_every == 0 or version == self.config.steps:
             self._publish(link)
         if version % self.config.learner.checkpoint_every == 0:

@@ -15,6 +15,8 @@ from r1async.files import write_atomic
 from r1async.inbox import DeadlineExceeded, Inbox, Stopped
 from r1async.keys import client_keys
 from r1async.learner.batch import batch_from_message, without_truncated
+from r1async.learner.memory import BatchMemory
+from r1async.machine import machine_id
 from r1async.types import Batch, PolicyVersion
 from r1async.wire import Message
 
@@ -71,6 +73,9 @@ class Link:
         """The buffer's, as last heard."""
         self._rank, self._world = rank, config.learner.ranks
         self._batch_deadline_s = config.learner.batch_deadline_s
+        self._batches, self._memory = config.learner.batches, BatchMemory()
+        self._travels = False
+        """The buffer's memory could not be mapped."""
         self._connect_deadline_s = config.buffer.connect_deadline_s
         # The publishing thread speaks too. What it says in a new session must follow what the main thread repeats
         # there ("published" after its "stepped"), so both speak in the session in which all has been repeated.
@@ -85,6 +90,8 @@ class Link:
             self._hello,
             inbox,
             stats=stats,
+            # Who waits for nothing is not woken: only the answer to `finish` is waited for.
+            quiet=lambda message: message.type == "ok" and message.header.get("about") != "finish",
             max_message_bytes=config.buffer.max_message_bytes,
             connect_deadline_s=config.buffer.connect_deadline_s,
             keys=client_keys(config, "batches", "learner"),
@@ -110,9 +117,27 @@ class Link:
         steps = item.welcome.header.get("steps")
         if steps != self._steps:
             raise ConfigError(f"steps: the buffer runs {steps} steps, this learner {self._steps}; give both one config")
+        if self._batches == "shared_memory" and item.welcome.header.get("memory") is not True:
+            raise ConfigError(
+                "learner.batches: shared_memory, but the buffer is on another machine, in another container or of "
+                "another user; set learner.batches=auto"
+            )
 
     def ask_batch(self, step: int, part: int = 0) -> None:
-        self._say("next_batch", step=step, part=part, rank=self._rank, world=self._world)
+        self._say(self._question(step, part))
+
+    def stepped(self, step: int, metrics: Mapping[str, float] | None) -> None:
+        """The optimizer step is done (metrics: rank 0's), and the next one's batch is asked for."""
+        report = [] if metrics is None else [("stepped", {"step": step, "metrics": dict(metrics)})]
+        self._say(*report, self._question(step + 1, 0))
+
+    def _question(self, step: int, part: int) -> tuple[str, dict[str, object]]:
+        fields: dict[str, object] = {"step": step, "part": part, "rank": self._rank, "world": self._world}
+        if freed := self._memory.freed():
+            fields["freed"] = freed
+        if self._travels:
+            fields["travels"] = True
+        return "next_batch", fields
 
     def wait_batch(self, step: int) -> Batch | End:
         """The part of the batch that `ask_batch` asked for.
@@ -126,8 +151,14 @@ class Link:
             return End.STOPPED
         with self._speaking:
             part = self._said.pop("next_batch")["part"]
+            assert isinstance(part, int)
         if message.type == "finished":
             return End.FINISHED
+        if "memory" in message.header:
+            try:
+                message = self._memory.read(message.header["memory"])
+            except OSError as error:
+                return self._wait_without_memory(step, part, error)
         batch = batch_from_message(message)
         if self._mask_truncated:
             batch = without_truncated(batch)
@@ -136,15 +167,21 @@ class Link:
             raise LearnerError(f"asked for {asked}, got step {batch.step}, part {batch.part} of {batch.epoch}")
         return batch
 
-    def stepped(self, step: int, metrics: Mapping[str, float]) -> None:
-        self._say("stepped", step=step, metrics=dict(metrics))
+    def _wait_without_memory(self, step: int, part: int, error: OSError) -> Batch | End:
+        """The buffer's memory cannot be mapped after all: this batch is sent, and all after it."""
+        if self._batches == "shared_memory":
+            raise LearnerError(f"learner.batches: shared_memory, but the buffer's cannot be mapped: {error}") from error
+        log.warning("batches are sent from now on, because the buffer's memory cannot be mapped: %s", error)
+        self._travels = True
+        self.ask_batch(step, part)
+        return self.wait_batch(step)
 
     def published(self, version: PolicyVersion, digest: str) -> None:
         """Called in the publishing thread."""
-        self._say("published", version=version.number, hash=digest)
+        self._say(("published", {"version": version.number, "hash": digest}))
 
     def committed(self, step: int) -> None:
-        self._say("committed", step=step)
+        self._say(("committed", {"step": step}))
 
     def wait_committed(self, step: int, deadline_s: float = REPLY_S) -> None:
         """Until the buffer has confirmed the checkpoint with `step` steps."""
@@ -153,7 +190,7 @@ class Link:
 
     def finish(self) -> None:
         """Say that this learner is done; wait until the buffer knows."""
-        self._say("finish")
+        self._say(("finish", {}))
         self._until("the end of the run to be noted", REPLY_S, ("ok",))
 
     def serve(self, deadline_s: float) -> None:
@@ -166,15 +203,16 @@ class Link:
 
     def _hello(self) -> dict[str, object]:
         name = "learner" if self._rank == 0 else f"learner-{self._rank}"
-        return greeting(
+        hello = greeting(
             "learner", name, self._run, rank=self._rank, world=self._world, epoch=self.epoch, step=self.committed_steps
         )
+        return hello if self._batches == "socket" or self._travels else hello | {"machine": machine_id()}
 
-    def _say(self, kind: str, **fields: object) -> None:
-        header = {"t": kind, "epoch": self.epoch, **fields}
+    def _say(self, *messages: tuple[str, Mapping[str, object]]) -> None:
+        headers = [{"t": kind, "epoch": self.epoch, **fields} for kind, fields in messages]
         with self._speaking:
-            self._said[kind] = header
-            self._connection.send(header, session=self._session)
+            self._said.update((str(header["t"]), header) for header in headers)
+            self._connection.send_together(headers, session=self._session)
 
     def _say_again(self, session: int) -> None:
         with self._speaking:

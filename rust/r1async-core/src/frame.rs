@@ -13,7 +13,7 @@ use bytemuck::Pod;
 use thiserror::Error;
 
 pub use value::{MAX_DEPTH, MAX_VALUES, Value};
-pub use write::{FrameWriter, Nested, Open};
+pub use write::{Bytes, Filled, FrameWriter, Nested, Open, Sealed};
 
 #[cfg(target_endian = "big")]
 compile_error!("columns are little-endian on the wire and are copied as they lie in memory");

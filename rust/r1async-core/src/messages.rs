@@ -228,6 +228,10 @@ pub enum Message<'a> {
         rank: usize,
         /// Ranks that train together.
         world: usize,
+        /// Segments of shared memory that it does not look at any more.
+        freed: Vec<i64>,
+        /// It cannot map shared memory: its batches are to travel from now on.
+        travels: bool,
     },
     /// The optimizer step is done.
     Stepped {
@@ -488,6 +492,14 @@ fn learner_message<'a>(kind: &str, fields: &Fields<'_, 'a>) -> Result<Message<'a
                 part: part as usize,
                 rank: rank as usize,
                 world: world as usize,
+                freed: match fields.given("freed") {
+                    Some(freed) => freed.each(|segment| segment.count())?,
+                    None => Vec::new(),
+                },
+                travels: match fields.given("travels") {
+                    Some(travels) => travels.bool()?,
+                    None => false,
+                },
             }
         }
         "stepped" => Message::Stepped {

@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 
 use crate::balance::{Share, split};
 use crate::batch::{BatchPart, BoundBatch, BoundGroup, BoundRollout};
-use crate::frame::{FrameWriter, Open};
+use crate::frame::{Bytes, FrameWriter, Open, Sealed};
 use crate::group::Finish;
 
 /// Splits a part of a batch over `ranks` ranks by the length of its rollouts, prompt and completion (see [`split`]).
@@ -38,30 +38,89 @@ pub fn pack(
     temperature: f64,
     head: FrameWriter,
 ) -> Vec<u8> {
-    let all: Vec<(&BoundGroup, &BoundRollout)> = batch.rollouts_of(part).collect();
-    let mine: Vec<(&BoundGroup, &BoundRollout)> =
-        share.places.iter().map(|&place| all[place]).collect();
-    let parts: BTreeSet<&str> = all
-        .iter()
-        .flat_map(|(_, rollout)| rollout.score.parts.iter().map(|(name, _)| name.as_str()))
-        .collect();
-    let head = totals(head, batch, part, &all)
-        .float("temperature", temperature)
-        .list("parts", parts.len(), |out| {
-            parts.iter().for_each(|name| out.str(name))
-        })
-        .list("micro_batches", share.micro_batches.len(), |out| {
-            for (begin, end) in &share.micro_batches {
-                out.list(2);
-                out.int(*begin as i64);
-                out.int(*end as i64);
-            }
-        });
-    let mut frame = announce(head, &mine, &parts).open();
-    write_tokens(&mut frame, &mine);
-    write_rollouts(&mut frame, &mine);
-    write_runs(&mut frame, &mine);
-    for name in &parts {
+    Packing::new(batch, part, share, temperature, head).write()
+}
+
+/// A `batch` message whose size is known, and which is still to be written where it will lie.
+#[derive(Debug)]
+pub struct Packing<'a> {
+    sealed: Sealed,
+    mine: Vec<(&'a BoundGroup, &'a BoundRollout)>,
+    /// Names of the parts of rewards.
+    parts: BTreeSet<&'a str>,
+}
+
+impl<'a> Packing<'a> {
+    /// As [`pack`].
+    #[must_use]
+    pub fn new(
+        batch: &'a BoundBatch,
+        part: &BatchPart,
+        share: &Share,
+        temperature: f64,
+        head: FrameWriter,
+    ) -> Self {
+        let all: Vec<(&BoundGroup, &BoundRollout)> = batch.rollouts_of(part).collect();
+        let mine: Vec<(&BoundGroup, &BoundRollout)> =
+            share.places.iter().map(|&place| all[place]).collect();
+        let parts: BTreeSet<&str> = all
+            .iter()
+            .flat_map(|(_, rollout)| rollout.score.parts.iter().map(|(name, _)| name.as_str()))
+            .collect();
+        let head = totals(head, batch, part, &all)
+            .float("temperature", temperature)
+            .list("parts", parts.len(), |out| {
+                parts.iter().for_each(|name| out.str(name))
+            })
+            .list("micro_batches", share.micro_batches.len(), |out| {
+                for (begin, end) in &share.micro_batches {
+                    out.list(2);
+                    out.int(*begin as i64);
+                    out.int(*end as i64);
+                }
+            });
+        let sealed = announce(head, &mine, &parts).seal();
+        Self {
+            sealed,
+            mine,
+            parts,
+        }
+    }
+
+    /// Bytes of the message.
+    #[must_use]
+    pub fn size(&self) -> usize {
+        self.sealed.size()
+    }
+
+    /// The message, in memory of its own.
+    #[must_use]
+    pub fn write(self) -> Vec<u8> {
+        let mut frame = self.sealed.open();
+        fill(&mut frame, &self.mine, &self.parts);
+        frame.finish()
+    }
+
+    /// The same bytes at the start of `memory`.
+    ///
+    /// # Panics
+    /// It is shorter than [`Packing::size`].
+    pub fn write_at(self, memory: &mut [u8]) {
+        let mut frame = self.sealed.open_at(memory);
+        fill(&mut frame, &self.mine, &self.parts);
+        let _ = frame.finish();
+    }
+}
+
+fn fill<B: Bytes>(
+    frame: &mut Open<B>,
+    mine: &[(&BoundGroup, &BoundRollout)],
+    parts: &BTreeSet<&str>,
+) {
+    write_tokens(frame, mine);
+    write_rollouts(frame, mine);
+    write_runs(frame, mine);
+    for name in parts {
         let of = |rollout: &BoundRollout| {
             rollout
                 .score
@@ -71,12 +130,11 @@ pub fn pack(
                 .map(|(_, it)| *it)
         };
         column(
-            &mut frame,
+            frame,
             mine.iter()
                 .map(|(_, rollout)| of(rollout).unwrap_or(f64::NAN) as f32),
         );
     }
-    frame.finish()
 }
 
 fn length(group: &BoundGroup, rollout: &BoundRollout) -> usize {
@@ -133,12 +191,15 @@ fn announce(
     })
 }
 
-fn column<T: crate::frame::Element>(frame: &mut Open, elements: impl IntoIterator<Item = T>) {
+fn column<B: Bytes, T: crate::frame::Element>(
+    frame: &mut Open<B>,
+    elements: impl IntoIterator<Item = T>,
+) {
     frame.put_each(elements);
     frame.end_column();
 }
 
-fn write_tokens(frame: &mut Open, mine: &[(&BoundGroup, &BoundRollout)]) {
+fn write_tokens<B: Bytes>(frame: &mut Open<B>, mine: &[(&BoundGroup, &BoundRollout)]) {
     for (group, rollout) in mine {
         frame.put(&group.prompt.tokens);
         frame.put(&rollout.tokens);
@@ -151,7 +212,7 @@ fn write_tokens(frame: &mut Open, mine: &[(&BoundGroup, &BoundRollout)]) {
     frame.end_column();
 }
 
-fn write_rollouts(frame: &mut Open, mine: &[(&BoundGroup, &BoundRollout)]) {
+fn write_rollouts<B: Bytes>(frame: &mut Open<B>, mine: &[(&BoundGroup, &BoundRollout)]) {
     column(
         frame,
         running_sum(mine.iter().map(|(group, rollout)| length(group, rollout))),
@@ -183,7 +244,7 @@ fn write_rollouts(frame: &mut Open, mine: &[(&BoundGroup, &BoundRollout)]) {
     );
 }
 
-fn write_runs(frame: &mut Open, mine: &[(&BoundGroup, &BoundRollout)]) {
+fn write_runs<B: Bytes>(frame: &mut Open<B>, mine: &[(&BoundGroup, &BoundRollout)]) {
     let runs = || mine.iter().flat_map(|(_, rollout)| &rollout.runs);
     column(frame, runs().map(|run| run.version.number as i32));
     column(frame, runs().map(|run| run.count as i32));

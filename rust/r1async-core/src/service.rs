@@ -10,6 +10,7 @@ mod evaluations;
 mod events;
 mod incidents;
 mod learners;
+mod memory;
 mod offers;
 mod peers;
 mod refusal;
@@ -31,6 +32,7 @@ use refusal::Refusal;
 use rollouts::Acks;
 
 pub use crate::figure::Figure;
+pub use memory::{BatchMemory, Room};
 pub use settings::ServiceSettings;
 
 /// Peers known at a time at most; a stranger past that is refused.
@@ -79,6 +81,8 @@ pub struct Service {
     ledger: Recorded,
     peers: Peers,
     learners: Learners,
+    /// Where batches are put for learners that can map it.
+    shared: Option<memory::Shared>,
     /// Evaluations and who asked for them.
     evaluations: BTreeMap<String, HolderId>,
     outgoing: VecDeque<Outgoing>,
@@ -110,6 +114,8 @@ struct Counters {
     rejected: BTreeMap<String, u64>,
     peers_lost: u64,
     batches_sent: u64,
+    /// Of them those whose learner reads them in shared memory.
+    batches_mapped: u64,
     /// Faults by name.
     incidents: BTreeMap<String, u64>,
 }
@@ -135,6 +141,7 @@ impl Service {
             ledger,
             peers: Peers::new(settings.peer_deadline_s),
             learners: Learners::default(),
+            shared: None,
             evaluations: BTreeMap::new(),
             outgoing: VecDeque::new(),
             acks: BTreeMap::new(),
@@ -220,8 +227,11 @@ impl Service {
                 part,
                 rank,
                 world,
+                freed,
+                travels,
             } => {
                 self.next_batch(holder, epoch, (step, part), (rank, world))?;
+                self.use_memory(holder, &freed, travels);
             }
             Message::Stepped {
                 epoch,

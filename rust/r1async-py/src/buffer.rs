@@ -12,6 +12,7 @@ use pyo3::types::{PyBytes, PyDict, PyMemoryView};
 use r1async_core::journal::Pending;
 use r1async_core::service::{Outgoing, Service, Socket};
 use r1async_journal::{Durability, Identity, Journal, JournalError, Options, Recovery};
+use r1async_memory::Segments;
 
 use crate::figures::to_python;
 use crate::libzmq::{Libzmq, drain};
@@ -243,6 +244,13 @@ impl Buffer {
     /// Steps whose groups are trained: a checkpoint holds them.
     fn committed_steps(&self) -> u64 {
         self.locked(|service| service.ledger().committed_steps())
+    }
+
+    /// Puts batches where learners of `machine` map them, at most `cap` bytes for each.
+    fn share_memory(&self, machine: String, cap: usize) -> PyResult<()> {
+        let segments = Segments::new(cap)?;
+        self.locked(|service| service.share_memory(machine, Box::new(segments)));
+        Ok(())
     }
 
     /// Files one message of `peer`. The frame is read in place; nothing of it is kept. `outgoing` or `tick` hands out

@@ -87,9 +87,9 @@ impl FrameWriter {
         self
     }
 
-    /// The frame with its header written and room for exactly the columns announced.
+    /// The header written and the columns counted: what is left is to say where the frame is to lie.
     #[must_use]
-    pub fn open(self) -> Open {
+    pub fn seal(self) -> Sealed {
         let Self {
             body,
             entries,
@@ -106,26 +106,19 @@ impl FrameWriter {
             head.str(dtype.name());
             head.int(*count as i64);
         }
-        let head = head.as_slice();
-        let columns: usize = cols
-            .iter()
-            .map(|(_, dtype, count)| padded(dtype.size() * count))
-            .sum();
-        let mut bytes = Vec::with_capacity(padded(8 + head.len()) + columns);
-        bytes.extend_from_slice(&MAGIC);
-        bytes.extend_from_slice(&(head.len() as u32).to_le_bytes());
-        bytes.extend_from_slice(head);
-        bytes.resize(padded(bytes.len()), 0);
-        let ends = cols
-            .into_iter()
-            .map(|(_, dtype, count)| (dtype, dtype.size() * count))
-            .collect();
-        Open {
-            begin: bytes.len(),
-            bytes,
-            columns: ends,
-            at: 0,
+        Sealed {
+            head: head.0.into_vec(),
+            columns: cols
+                .into_iter()
+                .map(|(_, dtype, count)| (dtype, dtype.size() * count))
+                .collect(),
         }
+    }
+
+    /// The frame with its header written and room for exactly the columns announced.
+    #[must_use]
+    pub fn open(self) -> Open {
+        self.seal().open()
     }
 
     /// A frame without columns.
@@ -135,10 +128,104 @@ impl FrameWriter {
     }
 }
 
+/// A header, and columns of known sizes that are to follow it.
+#[derive(Debug)]
+pub struct Sealed {
+    head: Vec<u8>,
+    /// Type and bytes of each column.
+    columns: Vec<(Dtype, usize)>,
+}
+
+impl Sealed {
+    /// Bytes of the whole frame.
+    #[must_use]
+    pub fn size(&self) -> usize {
+        let columns: usize = self.columns.iter().map(|&(_, size)| padded(size)).sum();
+        padded(8 + self.head.len()) + columns
+    }
+
+    /// In memory of its own.
+    #[must_use]
+    pub fn open(self) -> Open {
+        let bytes = Vec::with_capacity(self.size());
+        self.open_in(bytes)
+    }
+
+    /// At the start of memory that is there.
+    ///
+    /// # Panics
+    /// It is shorter than [`Sealed::size`].
+    #[must_use]
+    pub fn open_at(self, memory: &mut [u8]) -> Open<Filled<'_>> {
+        assert!(memory.len() >= self.size(), "room for the frame");
+        self.open_in(Filled { memory, len: 0 })
+    }
+
+    fn open_in<B: Bytes>(self, mut bytes: B) -> Open<B> {
+        bytes.write(&MAGIC);
+        bytes.write(&(self.head.len() as u32).to_le_bytes());
+        bytes.write(&self.head);
+        bytes.write_zeros(padded(bytes.written()) - bytes.written());
+        Open {
+            begin: bytes.written(),
+            bytes,
+            columns: self.columns,
+            at: 0,
+        }
+    }
+}
+
+/// Where a frame is written, from the start on.
+pub trait Bytes {
+    /// Bytes written.
+    fn written(&self) -> usize;
+    /// Writes these behind them.
+    fn write(&mut self, bytes: &[u8]);
+    /// Writes `count` zeros.
+    fn write_zeros(&mut self, count: usize);
+}
+
+impl Bytes for Vec<u8> {
+    fn written(&self) -> usize {
+        self.len()
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        self.extend_from_slice(bytes);
+    }
+
+    fn write_zeros(&mut self, count: usize) {
+        self.resize(self.len() + count, 0);
+    }
+}
+
+/// Memory of others, of which the first `len` bytes are written.
+#[derive(Debug)]
+pub struct Filled<'a> {
+    memory: &'a mut [u8],
+    len: usize,
+}
+
+impl Bytes for Filled<'_> {
+    fn written(&self) -> usize {
+        self.len
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        self.memory[self.len..][..bytes.len()].copy_from_slice(bytes);
+        self.len += bytes.len();
+    }
+
+    fn write_zeros(&mut self, count: usize) {
+        self.memory[self.len..][..count].fill(0);
+        self.len += count;
+    }
+}
+
 /// A frame whose columns are being filled, in order.
 #[derive(Debug)]
-pub struct Open {
-    bytes: Vec<u8>,
+pub struct Open<B = Vec<u8>> {
+    bytes: B,
     /// Type and bytes of each column.
     columns: Vec<(Dtype, usize)>,
     /// The column being filled.
@@ -147,7 +234,7 @@ pub struct Open {
     begin: usize,
 }
 
-impl Open {
+impl<B: Bytes> Open<B> {
     /// Appends elements to the current column. A column that is full is left for the next by [`Open::end_column`].
     pub fn put<T: Element>(&mut self, elements: &[T]) {
         debug_assert_eq!(
@@ -156,19 +243,18 @@ impl Open {
             "column {} holds another type",
             self.at
         );
-        self.bytes.extend_from_slice(bytemuck::cast_slice(elements));
+        self.bytes.write(bytemuck::cast_slice(elements));
     }
 
     /// Appends `count` zeros.
     pub fn put_zeros<T: Element>(&mut self, count: usize) {
-        self.bytes
-            .resize(self.bytes.len() + count * T::DTYPE.size(), 0);
+        self.bytes.write_zeros(count * T::DTYPE.size());
     }
 
     /// Appends one element for each of the iterator.
     pub fn put_each<T: Element>(&mut self, elements: impl IntoIterator<Item = T>) {
         for element in elements {
-            self.bytes.extend_from_slice(bytemuck::bytes_of(&element));
+            self.bytes.write(bytemuck::bytes_of(&element));
         }
     }
 
@@ -179,13 +265,14 @@ impl Open {
     pub fn end_column(&mut self) {
         let (_, size) = self.columns[self.at];
         assert_eq!(
-            self.bytes.len() - self.begin,
+            self.bytes.written() - self.begin,
             size,
             "bytes of column {}",
             self.at
         );
-        self.bytes.resize(padded(self.bytes.len()), 0);
-        self.begin = self.bytes.len();
+        self.bytes
+            .write_zeros(padded(self.bytes.written()) - self.bytes.written());
+        self.begin = self.bytes.written();
         self.at += 1;
     }
 
@@ -200,7 +287,7 @@ impl Open {
     /// # Panics
     /// A column was announced and not filled: a bug of ours.
     #[must_use]
-    pub fn finish(self) -> Vec<u8> {
+    pub fn finish(self) -> B {
         assert_eq!(self.at, self.columns.len(), "columns filled");
         self.bytes
     }

@@ -53,12 +53,12 @@ pub struct Hello<'a> {
     /// The run it means to join.
     pub run: &'a str,
     /// Of a learner only.
-    pub learner: Option<LearnerHello>,
+    pub learner: Option<LearnerHello<'a>>,
 }
 
 /// What a learner adds to its hello.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct LearnerHello {
+pub struct LearnerHello<'a> {
     /// This process.
     pub rank: usize,
     /// Processes that train together.
@@ -67,6 +67,8 @@ pub struct LearnerHello {
     pub epoch: i64,
     /// Steps in its newest whole checkpoint.
     pub step: i64,
+    /// Whose memory it can map (`service::BatchMemory`); `None`: its batches travel.
+    pub machine: Option<&'a str>,
 }
 
 impl<'a> Hello<'a> {
@@ -100,8 +102,8 @@ impl<'a> Hello<'a> {
     }
 }
 
-impl LearnerHello {
-    fn read(fields: &Fields<'_, '_>) -> Result<Self, MessageError> {
+impl<'a> LearnerHello<'a> {
+    fn read(fields: &Fields<'_, 'a>) -> Result<Self, MessageError> {
         let world = fields.get("world")?.in_range(1, 1 << 16, "1..65536")?;
         let rank = fields
             .get("rank")?
@@ -112,6 +114,10 @@ impl LearnerHello {
             world: world as usize,
             epoch,
             step,
+            machine: match fields.given("machine") {
+                Some(machine) => Some(machine.name()?),
+                None => None,
+            },
         })
     }
 }

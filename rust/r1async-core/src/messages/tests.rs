@@ -216,7 +216,8 @@ fn hello_of_a_learner_says_more() {
             rank: 1,
             world: 2,
             epoch: 3,
-            step: 20
+            step: 20,
+            machine: None,
         })
     );
     let bytes = hello(2);

@@ -84,19 +84,18 @@ impl Service {
             self.settings.ledger.steps as i64,
             self.ledger.epoch().map_or(-1, |epoch| epoch as i64),
         );
-        let learner = self
-            .peers
-            .get(holder)
-            .is_some_and(|peer| peer.role() == Role::Learner);
+        let maps = self.peers.learner(holder).map(|learner| learner.maps);
         self.answer(holder, "welcome", |head| {
             let head = head
                 .int("protocol", PROTOCOL)
                 .float("peer_deadline_s", deadline_s);
             let head = head.int("group_size", group_size).int("seed", seed);
-            if learner {
-                head.int("steps", steps).int("seen", seen)
-            } else {
-                head
+            match maps {
+                Some(maps) => head
+                    .int("steps", steps)
+                    .int("seen", seen)
+                    .bool("memory", maps),
+                None => head,
             }
         });
     }

@@ -138,6 +138,7 @@ impl Service {
                 ("messages", counters.messages.into()),
                 ("bytes", counters.bytes.into()),
                 ("batches_sent", counters.batches_sent.into()),
+                ("batches_mapped", counters.batches_mapped.into()),
                 ("peers_lost", counters.peers_lost.into()),
                 (
                     "errors",

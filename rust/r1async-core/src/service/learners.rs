@@ -3,14 +3,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::peers::{LearnerState, Peer, RoleState};
-use super::{Refusal, Service};
+use super::{Refusal, Room, Service};
 use crate::balance::Share;
 use crate::batch::BindPart;
-use crate::frame::Value;
+use crate::frame::{FrameWriter, Value};
 use crate::ids::{HolderId, PolicyVersion, Step};
 use crate::learner::LearnerError;
 use crate::messages::{Hello, LearnerHello};
-use crate::pack::{pack, shares};
+use crate::pack::{Packing, shares};
 use crate::service::{Outgoing, Socket};
 use crate::waits::WaitReason;
 
@@ -58,7 +58,7 @@ impl Service {
         &mut self,
         identity: &[u8],
         hello: &Hello<'_>,
-        learner: LearnerHello,
+        learner: LearnerHello<'_>,
     ) -> Result<(), Refusal> {
         let epoch = learner.epoch as u64;
         if learner.rank == 0 {
@@ -72,9 +72,12 @@ impl Service {
             world,
             epoch,
             since: self.now,
+            maps: self.can_map(learner.machine),
             ..LearnerState::default()
         };
         let holder = self.enter(Socket::Batches, identity, hello, RoleState::Learner(state))?;
+        // What was given to it before and never reached it would not be freed.
+        self.forget_memory(holder);
         self.learners.connected.insert(holder);
         self.news.rollouts = true;
         self.welcome_ranks();
@@ -85,7 +88,7 @@ impl Service {
         &mut self,
         identity: &[u8],
         epoch: u64,
-        learner: LearnerHello,
+        learner: LearnerHello<'_>,
     ) -> Result<(), Refusal> {
         // After a start of the buffer alone nobody is known: no other learner can have the number of the life that
         // counts, as each takes one that no buffer of this run has seen.
@@ -111,7 +114,7 @@ impl Service {
         &self,
         identity: &[u8],
         epoch: u64,
-        learner: LearnerHello,
+        learner: LearnerHello<'_>,
     ) -> Result<(), Refusal> {
         let seen = self.ledger.epoch();
         if let Some(seen) = seen.filter(|&seen| epoch < seen) {
@@ -161,6 +164,7 @@ impl Service {
 
     pub(super) fn learner_gone(&mut self, holder: HolderId, identity: &[u8]) {
         self.learners.connected.remove(&holder);
+        self.forget_memory(holder);
         if self.learners.rank_zero.as_deref() == Some(identity) {
             self.ledger.learner_lost();
         }
@@ -218,6 +222,16 @@ impl Service {
         state.since = now;
         self.news.batch = true;
         Ok(())
+    }
+
+    /// What a rank that asks says of the memory its batches lie in.
+    pub(super) fn use_memory(&mut self, holder: HolderId, freed: &[i64], travels: bool) {
+        if let Some(shared) = &mut self.shared {
+            shared.memory.free(holder, freed);
+        }
+        if let Some(rank) = self.peers.learner(holder) {
+            rank.maps &= !travels;
+        }
     }
 
     /// Sends every rank that waits its share of the batch, or the reason why there is none.
@@ -284,13 +298,15 @@ impl Service {
                 continue;
             };
             (rank.wants, rank.told, rank.since) = (None, None, now);
-            let frame = pack(
-                batch,
-                &place,
-                &shares[rank.rank],
-                temperature,
-                line.head("batch"),
-            );
+            let share = &shares[rank.rank];
+            let packing = Packing::new(batch, &place, share, temperature, line.head("batch"));
+            let shared = self.shared.as_mut().filter(|_| rank.maps);
+            let room = shared.and_then(|shared| shared.memory.room(holder, packing.size()));
+            self.counters.batches_mapped += u64::from(room.is_some());
+            let frame = match room {
+                Some(room) => write_at(room, packing, line.head("batch")),
+                None => packing.write(),
+            };
             if let Some((socket, peer)) = self.peers.address(holder) {
                 self.outgoing.push_back(Outgoing {
                     socket,
@@ -421,6 +437,22 @@ impl Service {
         });
         Ok(())
     }
+}
+
+/// Writes the message where the learner finds it; the message that says where.
+fn write_at(room: Room<'_>, packing: Packing<'_>, head: FrameWriter) -> Vec<u8> {
+    let size = packing.size() as i64;
+    packing.write_at(room.bytes);
+    let place = [
+        i64::from(room.process),
+        i64::from(room.descriptor),
+        room.segment as i64,
+        size,
+    ];
+    head.list("memory", place.len(), |out| {
+        place.into_iter().for_each(|number| out.int(number));
+    })
+    .finish()
 }
 
 fn other_world(got: usize, epoch: u64, want: usize) -> Refusal {

@@ -152,13 +152,16 @@ pub(super) struct LearnerState {
     pub(super) told: Option<String>,
     /// A rank above 0 that came before its rank 0 is welcomed after it.
     pub(super) welcomed: bool,
+    /// It maps the memory that its batches lie in.
+    pub(super) maps: bool,
 }
 
 /// All peers.
 #[derive(Debug)]
 pub(super) struct Peers {
     deadline_s: f64,
-    by_address: HashMap<(Socket, Vec<u8>), HolderId>,
+    /// By socket and by the identity there.
+    by_address: [HashMap<Vec<u8>, HolderId>; 3],
     peers: BTreeMap<HolderId, Peer>,
     /// Not before then has anyone been silent for too long.
     next_silence: f64,
@@ -166,7 +169,7 @@ pub(super) struct Peers {
 
 impl Peers {
     pub(super) fn new(deadline_s: f64) -> Self {
-        let (by_address, peers) = (HashMap::new(), BTreeMap::new());
+        let (by_address, peers) = (Default::default(), BTreeMap::new());
         Self {
             deadline_s,
             by_address,
@@ -180,7 +183,7 @@ impl Peers {
     }
 
     pub(super) fn find(&self, socket: Socket, identity: &[u8]) -> Option<(HolderId, Role)> {
-        let holder = *self.by_address.get(&(socket, identity.to_vec()))?;
+        let holder = *self.by_address[socket as usize].get(identity)?;
         Some((holder, self.peers.get(&holder)?.role()))
     }
 
@@ -225,15 +228,13 @@ impl Peers {
 
     pub(super) fn insert(&mut self, holder: HolderId, peer: Peer) {
         self.next_silence = self.next_silence.min(peer.heard + self.deadline_s);
-        self.by_address
-            .insert((peer.socket, peer.identity.clone()), holder);
+        self.by_address[peer.socket as usize].insert(peer.identity.clone(), holder);
         self.peers.insert(holder, peer);
     }
 
     pub(super) fn remove(&mut self, holder: HolderId) -> Option<Peer> {
         let peer = self.peers.remove(&holder)?;
-        self.by_address
-            .remove(&(peer.socket, peer.identity.clone()));
+        self.by_address[peer.socket as usize].remove(&peer.identity);
         Some(peer)
     }
 
