@@ -16,8 +16,10 @@ from r1async.config_sample import KeepConfig, sample_problems, shares_of
 from r1async.finetune.rows import Answered, sft_rows
 from r1async.sample.card import make_card, markdown
 from r1async.sample.filters import Graded, fingerprint, longest_paragraph, why_not
+from r1async.sample.finish import finish
 from r1async.sample.parts import Parts
 from r1async.sample.prompts import open_asked, sampling_config
+from r1async.sample.sampler import open_parts
 from r1async.sample.select import select
 
 from tests.tiny_models import save_tiny
@@ -222,3 +224,11 @@ def test_a_torn_file_is_not_there(tmp_path):
 def test_what_cannot_be_sampled_is_named(override, problem):
     config = load_config(None, ["model.path=m", "data.path=d", override])
     assert any(problem in line for line in sample_problems(config))
+
+
+def test_a_data_set_without_rows_is_a_failure_that_says_why(tmp_path, capsys):
+    config = settings(tmp_path, "sample.mix={}")
+    wrong = [[replace(each, parts={"accuracy": 0.0}) for each in prompt] for prompt in completions(config)]
+    open_parts(config).write([each for prompt in wrong for each in prompt])
+    assert finish(config) == 1
+    assert "no completion was kept (below:accuracy 36)" in capsys.readouterr().err

@@ -68,8 +68,7 @@ def sample(config: Config) -> int:
         return code
     from r1async.sample.finish import finish
 
-    finish(config)
-    return 0
+    return finish(config)
 
 
 def _role(config: Config) -> None:
