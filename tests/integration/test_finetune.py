@@ -178,13 +178,13 @@ def test_a_reward_model_learns_which_answer_is_better(tmp_path: Path, model: Pat
     assert told["after"]["loss"] < 0.1
     folder = tmp_path / "rm" / "model"
     loaded = AutoModelForSequenceClassification.from_pretrained(folder)
-    grader = Classifier(RewardModelConfig(path=str(folder), template="none"), "reward.helpful")
+    grader = Classifier(RewardModelConfig(path=str(folder), template="none", activation="none"), "reward.helpful")
     answers = ("<answer>8</answer>", "8")
     texts = [grader.tokens("4+4=", answer) for answer in answers]
     renderer = Renderer(folder, "none")
     assert texts == [renderer.scored("4+4=", answer) for answer in answers]
     scores = grader.scores(texts)
-    assert scores[0] > scores[1]
+    assert scores[0] > scores[1] + 1
     assert scores == pytest.approx([loaded(torch.tensor([ids])).logits.item() for ids in texts], abs=1e-5)
     assert json.loads((folder / "r1async.json").read_text()) == {
         "kind": "reward-model", "template": "none",
