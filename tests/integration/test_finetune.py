@@ -178,7 +178,7 @@ def test_a_reward_model_learns_which_answer_is_better(tmp_path: Path, model: Pat
     assert told["after"]["loss"] < 0.1
     folder = tmp_path / "rm" / "model"
     loaded = AutoModelForSequenceClassification.from_pretrained(folder)
-    grader = Classifier(RewardModelConfig(path=str(folder), template="none"), "reward.helpful")
+    grader = Classifier(RewardModelConfig(path=str(folder), template="none", activation="none"), "reward.helpful")
     answers = ("<answer>8</answer>", "8")
     texts = [grader.tokens("4+4=", answer) for answer in answers]
     renderer = Renderer(folder, "none")
