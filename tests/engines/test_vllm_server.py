@@ -30,6 +30,8 @@ SETTINGS = {
     "max_num_seqs": 4,
     "enable_prefix_caching": True,
     "block_size": 16,
+    "backend": "r1async",
+    "device": "cpu",
 }
 STATE = {"pid": 1, "intact": True, "loaded": None, "staged": True, "refusal": None}
 TOKEN = {"index": 0, "token_ids": [7], "finish_reason": None, "logprobs": {"content": [{"token_id": 7, "logprob": -1}]}}
