@@ -193,6 +193,8 @@ def test_killed_buffer_goes_on_from_its_journal(started):
     code, printed = run.end()
     assert code == 0, printed
     assert "buffer was killed by signal 9 (SIGKILL); starting it again (2 of 3)" in printed
+    assert "learner was" not in printed
+    assert "learner ended" not in printed  # its batches are in the new buffer's memory now, and it knows
     run.assert_complete()
 
 

@@ -131,7 +131,7 @@ def test_a_connection_that_begins_again_gets_memory_of_its_own():
 def place() -> Iterator[list[int]]:
     """A message in memory of this process, as the buffer names it."""
     frame = pack({"t": "batch"}, {"tokens": np.arange(5, dtype=np.int32)})
-    descriptor = os.memfd_create("batch")
+    descriptor = os.memfd_create("r1async-batch-1")
     os.truncate(descriptor, mmap.PAGESIZE)
     os.pwrite(descriptor, frame, 0)
     yield [os.getpid(), descriptor, 1, len(frame)]

@@ -196,6 +196,8 @@ class Turns:
         self._threads.submit(self._work, self._talks[id_], work)
 
     def _work(self, talk: _Talk, work: Callable[[_Talk], Observed]) -> None:
+        if talk.request.id not in self._talks:
+            return  # dropped while it waited for a thread; what was open is closed by `drop`
         try:
             if talk.environment is None:
                 talk.environment = self._open(talk.request.prompt_ids)

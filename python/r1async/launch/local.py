@@ -128,7 +128,10 @@ class Launcher:
     def run(self) -> Outcome:
         started = run_started(self._config.run_dir)
         if usable() and any(self._supervisor.may_fork(role) for role in self._roles()):
-            self._supervisor.warm = Warm(self._lifeline, self._config.run_dir / "logs" / "warm.log")
+            try:
+                self._supervisor.warm = Warm(self._lifeline, self._config.run_dir / "logs" / "warm.log")
+            except OSError as error:
+                print(f"r1async: roles are started by themselves: {error}", file=sys.stderr, flush=True)
         try:
             outcome = self._warm_up() or self._cold_start()
             if outcome is not None:

@@ -76,8 +76,11 @@ def usable() -> bool:
     found = find_spec("torch") if sys.platform == "linux" else None
     if found is None or found.origin is None:
         return False
-    version = runpy.run_path(str(Path(found.origin).with_name("version.py")))  # without importing torch
-    return version["cuda"] is None and version["hip"] is None and version.get("xpu") is None
+    path = Path(found.origin).with_name("version.py")
+    if not path.is_file():
+        return False
+    version = runpy.run_path(str(path))  # without importing torch
+    return all(version.get(kind) is None for kind in ("cuda", "hip", "xpu"))
 
 
 class Warm:

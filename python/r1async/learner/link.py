@@ -90,8 +90,8 @@ class Link:
             self._hello,
             inbox,
             stats=stats,
-            # Who waits for nothing is not woken: only the answer to `finish` is waited for.
-            quiet=lambda message: message.type == "ok" and message.header.get("about") != "finish",
+            # Nobody waits for these answers, so nobody is woken.
+            quiet=lambda message: message.type == "ok" and message.header.get("about") in ("stepped", "published"),
             max_message_bytes=config.buffer.max_message_bytes,
             connect_deadline_s=config.buffer.connect_deadline_s,
             keys=client_keys(config, "batches", "learner"),
@@ -139,7 +139,7 @@ class Link:
             fields["travels"] = True
         return "next_batch", fields
 
-    def wait_batch(self, step: int) -> Batch | End:
+    def wait_batch(self, step: int, *, again: bool = False) -> Batch | End:
         """The part of the batch that `ask_batch` asked for.
 
         Raises:
@@ -158,7 +158,7 @@ class Link:
             try:
                 message = self._memory.read(message.header["memory"])
             except OSError as error:
-                return self._wait_without_memory(step, part, error)
+                return self._wait_without_memory(step, part, error, again=again)
         batch = batch_from_message(message)
         if self._mask_truncated:
             batch = without_truncated(batch)
@@ -167,14 +167,17 @@ class Link:
             raise LearnerError(f"asked for {asked}, got step {batch.step}, part {batch.part} of {batch.epoch}")
         return batch
 
-    def _wait_without_memory(self, step: int, part: int, error: OSError) -> Batch | End:
-        """The buffer's memory cannot be mapped after all: this batch is sent, and all after it."""
-        if self._batches == "shared_memory":
-            raise LearnerError(f"learner.batches: shared_memory, but the buffer's cannot be mapped: {error}") from error
-        log.warning("batches are sent from now on, because the buffer's memory cannot be mapped: %s", error)
-        self._travels = True
+    def _wait_without_memory(self, step: int, part: int, error: OSError, *, again: bool) -> Batch | End:
+        """Once: the place may be of a session that is over. Twice: it cannot be mapped; this batch is sent, and all after."""
+        if again:
+            if self._batches == "shared_memory":
+                raise LearnerError(
+                    f"learner.batches: shared_memory, but the buffer's cannot be mapped: {error}"
+                ) from error
+            log.warning("batches are sent from now on, because the buffer's memory cannot be mapped: %s", error)
+            self._travels = True
         self.ask_batch(step, part)
-        return self.wait_batch(step)
+        return self.wait_batch(step, again=True)
 
     def published(self, version: PolicyVersion, digest: str) -> None:
         """Called in the publishing thread."""
@@ -206,7 +209,13 @@ class Link:
         hello = greeting(
             "learner", name, self._run, rank=self._rank, world=self._world, epoch=self.epoch, step=self.committed_steps
         )
-        return hello if self._batches == "socket" or self._travels else hello | {"machine": machine_id()}
+        if self._batches == "socket" or self._travels:
+            return hello
+        try:
+            return hello | {"machine": machine_id()}
+        except OSError as error:
+            log.warning("batches are sent, because nothing here says which machine this is: %s", error)
+            return hello
 
     def _say(self, *messages: tuple[str, Mapping[str, object]]) -> None:
         headers = [{"t": kind, "epoch": self.epoch, **fields} for kind, fields in messages]
@@ -217,6 +226,8 @@ class Link:
     def _say_again(self, session: int) -> None:
         with self._speaking:
             self._session = session
+            if "next_batch" in self._said:
+                self._said["next_batch"].pop("freed", None)  # of the former session's segments
             for kind in ("stepped", "published", "committed", "next_batch", "finish"):
                 if kind in self._said:
                     self._connection.send(self._said[kind], session=session)
@@ -238,6 +249,8 @@ class Link:
                 named = f"{wait} (buffer: {self._reason})"
                 raise DeadlineExceeded(named, error.waited_s, self.inbox.sources()) from None
             if isinstance(item, Connected):
+                # Other segments from here on. What is looked at still keeps its map alive; its end is told to nobody.
+                self._memory = BatchMemory()
                 self._say_again(item.session)
             elif isinstance(item, Message):
                 self._note(item)

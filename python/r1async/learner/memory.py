@@ -12,12 +12,13 @@ from numpy.typing import NDArray
 
 from r1async.wire import Message, WireError, unpack
 
-MAPPED = 8
-"""Segments whose maps are kept for the next batch in them; the buffer has fewer at a time."""
+MAPPED = 4
+"""Segments whose maps are kept for the next batch in them; the buffer has as many at a time at most."""
 
 
 class BatchMemory:
-    """The segments that the buffer wrote batches into (`rust/r1async-memory`), mapped once each.
+    """The segments that the buffer wrote batches into (`rust/r1async-memory`), mapped once each; of one connection, for
+    a buffer that was started again counts its segments anew.
 
     A segment is the buffer's again when no array and no tensor looks into it any more: `freed` tells.
     """
@@ -40,9 +41,11 @@ class BatchMemory:
                 raise WireError(f"memory must be [process, descriptor, segment, bytes], got {place!r}")
         mapped = self._maps.get(segment)
         if mapped is None:
-            mapped = self._maps[segment] = _map(f"/proc/{process}/fd/{descriptor}")
+            mapped = self._maps[segment] = _map(f"/proc/{process}/fd/{descriptor}", segment)
             if len(self._maps) > MAPPED:
                 self._maps.popitem(last=False)
+        else:
+            self._maps.move_to_end(segment)
         if size > len(mapped):
             raise WireError(f"a batch of {size} bytes in a segment of {len(mapped)}")
         return unpack(self._view(mapped, segment, size).data)
@@ -58,9 +61,12 @@ class BatchMemory:
         return view
 
 
-def _map(path: str) -> mmap.mmap:
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+def _map(path: str, segment: int) -> mmap.mmap:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
+        found = os.readlink(f"/proc/self/fd/{descriptor}")
+        if found != f"/memfd:r1async-batch-{segment} (deleted)":  # closed, and its number given to another file
+            raise FileNotFoundError(f"{path} is {found}, not segment {segment}")
         return mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
     finally:
         os.close(descriptor)

@@ -12,7 +12,9 @@ use std::os::fd::AsRawFd;
 use memmap2::MmapMut;
 use r1async_core::HolderId;
 use r1async_core::service::{BatchMemory, Room};
-use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
+use rustix::fs::{
+    FallocateFlags, MemfdFlags, SealFlags, fallocate, fcntl_add_seals, memfd_create,
+};
 
 /// Segments of one learner at most: the batch it trains, the next one, and parts of them.
 pub const MAX_SEGMENTS: usize = 4;
@@ -96,8 +98,11 @@ impl BatchMemory for Segments {
 impl Segment {
     fn new(number: u64, size: usize) -> io::Result<Self> {
         let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
-        let file = File::from(memfd_create("r1async-batch", flags)?);
+        // By its name a learner knows it from another file that has got its descriptor since.
+        let file = File::from(memfd_create(format!("r1async-batch-{number}"), flags)?);
         file.set_len(size as u64)?;
+        // Where there are no pages for it, that is known now and not by a signal when it is written.
+        fallocate(&file, FallocateFlags::empty(), 0, size as u64)?;
         #[expect(unsafe_code, reason = "mapping a file has no other call")]
         // SAFETY: nobody else has it yet, and after the seals below nobody else can write to it or cut it off.
         let map = unsafe { MmapMut::map_mut(&file) }?;

@@ -227,7 +227,11 @@ impl Service {
     /// What a rank that asks says of the memory its batches lie in.
     pub(super) fn use_memory(&mut self, holder: HolderId, freed: &[i64], travels: bool) {
         if let Some(shared) = &mut self.shared {
-            shared.memory.free(holder, freed);
+            if travels {
+                shared.memory.forget(holder);
+            } else {
+                shared.memory.free(holder, freed);
+            }
         }
         if let Some(rank) = self.peers.learner(holder) {
             rank.maps &= !travels;

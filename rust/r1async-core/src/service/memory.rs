@@ -23,7 +23,7 @@ pub struct Room<'a> {
     pub process: u32,
     /// The descriptor of its file.
     pub descriptor: i32,
-    /// Its number, of which no other ever has the same.
+    /// Its number, of which no other has the same while this buffer lives.
     pub segment: u64,
     /// It; at least as long as was asked for.
     pub bytes: &'a mut [u8],
