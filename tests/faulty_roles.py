@@ -166,6 +166,8 @@ def run(arguments: list[str]) -> int:
         ]
 
     local.Launcher._roles = roles
+    # No role is forked from a warm process: the sound ones would have done the run before the faulty one has imported.
+    local.usable = lambda: False
     return local.run(load_config(arguments[0], arguments[1:]))
 
 
