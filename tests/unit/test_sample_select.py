@@ -186,6 +186,16 @@ def test_other_filters_need_no_new_completions(tmp_path):
     assert rows == []
 
 
+def test_another_evaluation_set_needs_no_new_completions(tmp_path):
+    config = settings(tmp_path)
+    prompts = completions(config)
+    more = write(tmp_path / "more.jsonl", [{"question": "1+2="}, {"question": "0+1="}])
+    wider = replace(config.sample.decontaminate, against={**config.sample.decontaminate.against, "more": str(more)})
+    rows, card = selected(replace(config, sample=replace(config.sample, decontaminate=wider)), prompts, 100, "one")
+    assert card["prompts"] == {"all": 13, "sampled": 10, "left_out": {"contaminated:exam": 1, "contaminated:more": 2}}
+    assert not {"1+2=", "0+1="} & {row["prompt"][0]["content"] for row in rows}
+
+
 def test_fine_tuning_reads_the_data_set(tmp_path):
     config = settings(tmp_path)
     rows, _ = selected(config, completions(config), 100, "one")

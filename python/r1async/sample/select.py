@@ -83,7 +83,8 @@ def _keep(config: Config, asked: Asked, parts: Parts, account: Account) -> Kept:
             account.prompts[prompt] += 1
             continue
         account.prompts["sampled"] += 1
-        found = next(whole, None)
+        # Those of prompts that are left out by now, though they were sampled, are passed over.
+        found = next((each for each in whole if each[0].ordinal >= number), None)
         assert found is not None, "a prompt that is asked has its completions before anything is selected"
         assert found[0].ordinal == number, f"prompt {number} is not among the completions; {found[0].ordinal} is"
         mine = 0
