@@ -165,7 +165,7 @@ def _fair(shares: Mapping[str, int], clean: Mapping[str, Sequence[int]]) -> dict
 
 
 def _thoughts(config: Config, asked: Asked, parts: Parts, chosen: set[int]) -> dict[int, str]:
-    """The first sampled thought of each of these rows that says something and ended."""
+    """The first sampled thought of each of these rows that says something, ended, and is in no evaluation set."""
     reward = config.reward
     found: dict[int, str] = {}
     for completions in parts.rows():
@@ -176,7 +176,9 @@ def _thoughts(config: Config, asked: Asked, parts: Parts, chosen: set[int]) -> d
             thought = thought_of(
                 graded.text, reward.format, think_prefilled=reward.think_prefilled, special_token=reward.special_token
             )
-            if graded.finish == "stop" and thought and thought != graded.text.strip():
+            if graded.finish != "stop" or not thought or thought == graded.text.strip():
+                continue
+            if asked.overlap.find(thought) is None:
                 found[number] = thought
                 break
     return found
