@@ -189,7 +189,7 @@ def test_an_image_runs_in_a_container(samples: Path, tmp_path: Path, monkeypatch
     grader = SweGrader(SweConfig(repos=str(samples / "repos"), cache=str(tmp_path / "cache"), controls=1))
     try:
         graded = grader.grade(instance, row["patch"])
-        assert (graded.verdict.total, graded.controls) == (1.0, 1), graded
+        assert (graded.verdict.total, graded.controls) == (1.0, 2), graded
         assert grader.grade(instance, diff_of(INTERVALS.before, {"README.md": "x\n"})).verdict.status == "wrong"
     finally:
         grader.close()

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from r1async.config_swe import SweConfig
+from r1async.rewards.sandbox import SandboxError
 from r1async.swe.grade import SweGrader
 from r1async.swe.instance import Instance, parse_instance
 from r1async.swe.samples import make_samples
@@ -58,6 +60,32 @@ def test_a_session_mends_the_bug_and_its_patch_is_rewarded(instance: Instance, g
     assert "NEW.md" in last.observation
     graded = grader.grade_answer(instance, f"{do('cat x')}{last.observation}")
     assert graded.verdict.total == 1.0, graded
+
+
+@pytest.mark.parametrize("then", ["git add -A", "git commit -qam mended", "git checkout -qb mine && git commit -qam x"])
+def test_what_is_staged_or_committed_is_handed_in(then: str, instance: Instance, grader: SweGrader) -> None:
+    built = replace(instance, environment=replace(instance.environment, setup=("echo 1 > built.txt",)))
+    session = grader.session(built)
+    try:
+        fix = f"sed -i 's/low < merged/low <= merged/' intervals/core.py && {then}"
+        assert session.step(do(fix)).observation.endswith("[exit code 0]\n")
+        last = session.step("done")
+    finally:
+        session.close()
+    assert "+        if merged and low <= merged[-1][1]:" in last.observation
+    assert "built.txt" not in last.observation  # of the setup, not of the policy
+    graded = grader.grade_answer(built, last.observation)
+    assert graded.verdict.total == 1.0, graded
+
+
+def test_a_session_on_an_image_is_refused(instance: Instance, tmp_path: Path) -> None:
+    image = replace(instance, environment=replace(instance.environment, image="an/image:1"))
+    grader = SweGrader(SweConfig(repos=str(tmp_path / "repos"), cache=str(tmp_path / "cache")))
+    try:
+        with pytest.raises(SandboxError, match=r"a session has no container; set reward\.swe\.container=none"):
+            grader.session(image)
+    finally:
+        grader.close()
 
 
 def test_a_session_has_limits_and_no_way_out(instance: Instance, grader: SweGrader) -> None:

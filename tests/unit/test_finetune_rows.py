@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from datasets import Dataset
 from r1async.config import ConfigError
-from r1async.config_finetune import PairDataConfig, SftDataConfig
+from r1async.config_finetune import BaseModelConfig, PairDataConfig, SftConfig, SftDataConfig
 from r1async.config_rewards import RewardModelConfig
+from r1async.finetune.job import make_stores, open_stores, sft_job
 from r1async.finetune.render import Renderer
 from r1async.finetune.rows import Answered, Conversation, PlainText, pair_rows, sft_rows
 from r1async.finetune.store import encode_rows, make_store, open_store
@@ -222,3 +223,13 @@ def test_dropped_and_cut_rows_are_counted_by_reason(tmp_path):
     assert cut == {"rows": 4, "kept": 2, "cut": 1, "empty": 1, "prompt_too_long": 1}
     with pytest.raises(ConfigError, match=r"a.jsonl:3: 12 tokens, data.max_tokens allows 8: raise it"):
         counted(tmp_path, "refuse")
+
+
+@pytest.mark.parametrize(("eval_rows", "sizes"), [(0, (3, 0)), (1, (2, 1))])
+def test_rows_are_trained_or_held_out_and_never_both(tmp_path, eval_rows, sizes):
+    path = write(tmp_path / "a.jsonl", [{"prompt": f"{i}+1=", "completion": "2"} for i in range(3)])
+    data = SftDataConfig(path=path, template="none", eval_rows=eval_rows)
+    job = sft_job(SftConfig(data=data, model=BaseModelConfig(path=str(save_tiny(tmp_path / "model")))))
+    make_stores(job, tmp_path / "stores")
+    trained, held_out = open_stores(job, tmp_path / "stores")
+    assert (len(trained), len(held_out)) == sizes

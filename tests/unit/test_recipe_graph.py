@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from r1async.config import ConfigError
 from r1async.recipes.graph import Recipe, load_recipe
-from r1async.recipes.plan import begin, check, finish, plan
+from r1async.recipes.plan import begin, check, finish, forget, plan
 from r1async.recipes.runner import Selection, select
 
 NUMBER = 'make: "tests.recipe_steps:number", outputs: {out: number.txt}'
@@ -139,3 +139,22 @@ def test_a_job_is_done_while_its_outputs_are_there(tmp_path):
     assert (job.folder.parent / "a").resolve() == job.folder.resolve()
     job.outputs["out"].unlink()
     assert not job.done
+
+
+def test_a_stage_that_is_half_forgotten_is_not_done(tmp_path, monkeypatch):
+    job = plan(read(tmp_path, CHAIN))["a"]
+    begin(job)
+    job.outputs["out"].write_text("1")
+    finish(job, 1.0)
+
+    def killed(folder: Path) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("shutil.rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            forget(job)
+    assert job.begun
+    forget(job)
+    assert not job.folder.exists()
+    forget(job)

@@ -103,6 +103,7 @@ def test_a_short_text_counts_whole_and_a_very_short_one_as_the_prompt_alone():
         ("x^2+1=0", ["x", "^", "2", "+", "1", "=", "0"]),
         ("Well-known, isn't it?", ["well", "known", "isn", "t", "it"]),
         ("5-4 - 3", ["5", "-", "4", "-", "3"]),
+        ("5\u22124 \u2212 3", ["5", "-", "4", "-", "3"]),  # the minus sign
         ("２ｘ", ["2", "x"]),  # full width
         ("三个 red球", ["三", "个", "red", "球"]),
         ("snake_case 10km", ["snake", "case", "10", "km"]),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import re
 from dataclasses import replace
@@ -81,6 +82,8 @@ def write(path: Path, rows: list[dict]) -> Path:
 
 def settings(folder: Path, *more: str) -> Config:
     model = save_tiny(folder / "model", hidden=32, mlp=48)
+    for weights in model.glob("*.safetensors"):
+        os.utime(weights, ns=(1, 1))  # the same, however often they are made
     rows = [{"prompt": f"{a}+{b}=", "answer": str(a + b)} for a in range(4) for b in range(3)]
     rows += [{"prompt": "0+0=", "answer": "0"}]  # a duplicate of the first row
     data = write(folder / "data.jsonl", rows)
@@ -186,6 +189,16 @@ def test_other_filters_need_no_new_completions(tmp_path):
     assert rows == []
 
 
+def test_another_evaluation_set_needs_no_new_completions(tmp_path):
+    config = settings(tmp_path)
+    prompts = completions(config)
+    more = write(tmp_path / "more.jsonl", [{"question": "1+2="}, {"question": "0+1="}])
+    wider = replace(config.sample.decontaminate, against={**config.sample.decontaminate.against, "more": str(more)})
+    rows, card = selected(replace(config, sample=replace(config.sample, decontaminate=wider)), prompts, 100, "one")
+    assert card["prompts"] == {"all": 13, "sampled": 10, "left_out": {"contaminated:exam": 1, "contaminated:more": 2}}
+    assert not {"1+2=", "0+1="} & {row["prompt"][0]["content"] for row in rows}
+
+
 def test_fine_tuning_reads_the_data_set(tmp_path):
     config = settings(tmp_path)
     rows, _ = selected(config, completions(config), 100, "one")
@@ -199,6 +212,70 @@ def test_completions_of_other_settings_are_refused_by_name(tmp_path):
     Parts(tmp_path / "samples", {"seed": 0, "sample.samples": 4})
     with pytest.raises(ConfigError, match=r"completions of other settings: sample.samples was 4 and is 8. Set name"):
         Parts(tmp_path / "samples", {"seed": 0, "sample.samples": 8})
+
+
+@pytest.mark.parametrize(
+    ("override", "named"),
+    [
+        ("sample.prompts=5", "sample.prompts"),  # the rows after the task's have other numbers then
+        ("reward.format=think", "reward.format"),
+        ("reward.target_language=zh", "reward.target_language"),
+        ("reward.equivalence=exact", "reward.equivalence"),
+        ("reward.domains={x: {weights: {accuracy: 1.0}}}", "reward.domains"),
+        ("sample.mix.chat.completion_key=prompt", "mixed"),
+    ],
+)
+def test_completions_are_not_those_of_other_settings(tmp_path, override, named):
+    config = settings(tmp_path)
+    open_parts(config)
+    open_parts(config)
+    with pytest.raises(ConfigError, match=rf"other settings: {re.escape(named)} was "):
+        open_parts(settings(tmp_path, override))
+
+
+def test_completions_are_not_those_of_other_weights_or_another_order_of_sources(tmp_path):
+    more = f"sample.mix.before={{path: {write(tmp_path / 'b.jsonl', [{'prompt': '1=', 'completion': 'x'}])}}}"
+    config = settings(tmp_path, more)
+    open_parts(config)
+    mix = dict(reversed(config.sample.mix.items()))
+    with pytest.raises(ConfigError, match="other settings: mixed was "):
+        open_parts(replace(config, sample=replace(config.sample, mix=mix)))
+    for weights in Path(config.model.path).glob("*.safetensors"):
+        os.utime(weights, ns=(0, 0))
+    with pytest.raises(ConfigError, match="other settings: model was "):
+        open_parts(config)
+
+
+def test_prompts_may_be_added_where_nothing_is_numbered_after_them(tmp_path):
+    open_parts(settings(tmp_path, "sample.mix.chat.thought=none", "sample.prompts=4"))
+    open_parts(settings(tmp_path, "sample.mix.chat.thought=none", "sample.prompts=6"))
+
+
+def test_every_held_out_row_counts_not_only_those_that_are_asked(tmp_path):
+    exam = write(tmp_path / "held.jsonl", [{"prompt": "9=", "answer": "9"}, {"prompt": "1+2=", "answer": "3"}])
+    asked = open_asked(settings(tmp_path, f"data.eval_path={exam}", "eval.prompts=1"))
+    assert asked.overlap.texts["held_out"] == 2
+    assert asked.overlap.find("1 + 2 =", prompt=True) == "held_out"
+
+
+def test_a_thought_out_of_an_evaluation_set_is_not_put_before_a_row(tmp_path):
+    config = settings(tmp_path)
+    prompts = [
+        [replace(each, text=each.text.replace("<think>", "<think>9+9+9+9+9+9=")) for each in prompt]
+        for prompt in completions(config)
+    ]
+    of_the_task = open_asked(config).main
+    rows, card = selected(
+        config,
+        [p for p in completions(config) if p[0].ordinal < of_the_task]
+        + [p for p in prompts if p[0].ordinal >= of_the_task],
+        100,
+        "one",
+    )
+    mixed = [row for row in rows if row["source"] == "chat"]
+    assert mixed
+    assert not any("<think>" in row["completion"] for row in mixed)
+    assert card["mixed_in"]["chat"]["thought_missing"] > 0
 
 
 def test_a_torn_file_is_not_there(tmp_path):

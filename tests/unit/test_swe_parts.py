@@ -8,7 +8,11 @@ import tarfile
 from pathlib import Path
 
 import pytest
+from r1async.config_swe import SweConfig
+from r1async.rewards import runners
 from r1async.rewards.grading import Result
+from r1async.swe.boxes import prefixes
+from r1async.swe.check import CheckStore, rounds, survived
 from r1async.swe.command import read_prediction
 from r1async.swe.edits import Edit, EditError, apply_edits, fill, find_diff, parse_edits
 from r1async.swe.instance import Hole, Instance, Unreadable, parse_instance, read_instances
@@ -16,7 +20,7 @@ from r1async.swe.prompt import rank, render_prompt
 from r1async.swe.repository import Repositories, RepositoryError
 from r1async.swe.restore import is_protected, restore
 from r1async.swe.samples import SAMPLES, make_samples
-from r1async.swe.testing import read_pytest_log, read_unittest_log
+from r1async.swe.testing import Report, read_pytest_log, read_unittest_log
 from r1async.swe.tree import FILE, LINK, Entry, TreeTooLargeError, changed, from_tar, put, to_tar
 
 ROW = {
@@ -33,6 +37,46 @@ ROW = {
 
 def tree_of(**files: str) -> dict[str, Entry]:
     return {name.replace("__", "/") + ".py": Entry(FILE, text.encode()) for name, text in files.items()}
+
+
+@pytest.mark.parametrize("needs", [prefixes, runners._prefixes])
+def test_an_interpreter_without_a_folder_shows_the_box_nothing(needs) -> None:
+    assert needs("python3") == []
+    assert needs("/opt/venv/bin/python")[0] == "/opt/venv"
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "expected"),
+    [
+        (["passed", "passed"], True),
+        (["passed", "skipped"], True),
+        (["xfailed", "passed"], True),
+        (["passed", "failed"], False),
+        (["skipped", "failed"], False),
+        (["skipped"], False),
+        ([], False),
+    ],
+)
+def test_a_case_that_is_skipped_vouches_for_nothing(outcomes: list[str], expected: bool) -> None:
+    report = Report(outcomes={f"t.py::f[{i}]": each for i, each in enumerate(outcomes)})
+    assert survived(report, "t.py::f") == expected
+
+
+def test_new_tests_and_known_ones_are_never_changed_in_the_same_run() -> None:
+    instance = parse_instance({**ROW, "FAIL_TO_PASS": ["t.py::new[0]", "t.py::new[1]"], "PASS_TO_PASS": ["t.py::old"]})
+    assert rounds(instance, {"t.py::new": [0, 3], "t.py::old": [1]}) == [
+        {"t.py::new": 0},
+        {"t.py::new": 3},
+        {"t.py::old": 1},
+    ]
+
+
+@pytest.mark.parametrize(
+    "more", [{"timeout_s": 7.0}, {"files_mib": 7}, {"processes": 7}, {"read_only": ("/opt",)}, {"unsafe": True}]
+)
+def test_a_check_is_not_remembered_for_other_limits(more: dict, tmp_path: Path) -> None:
+    instance = parse_instance(ROW)
+    assert CheckStore(tmp_path, SweConfig())._path(instance) != CheckStore(tmp_path, SweConfig(**more))._path(instance)
 
 
 def test_lists_of_tests_may_be_json_texts() -> None:

@@ -94,8 +94,8 @@ def keys(job: Job) -> tuple[str, str]:
     if data.eval_path:
         if not Path(data.eval_path).exists():
             raise ConfigError(f"data.eval_path: {data.eval_path} does not exist")
-        return trained, store_key(Path(data.eval_path), model, data, range(0))
-    return trained, store_key(path, model, data, range(-data.eval_rows, 0))
+        return trained, store_key(Path(data.eval_path), model, data, range(0), held_out=True)
+    return trained, store_key(path, model, data, range(-data.eval_rows, 0), held_out=True)
 
 
 def make_stores(job: Job, folder: Path) -> None:

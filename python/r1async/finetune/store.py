@@ -82,15 +82,21 @@ class Store:
         return np.diff(self.offsets).reshape(-1, self.width)
 
 
-def store_key(path: Path, model_dir: Path, data: SftDataConfig | PairDataConfig, rows: range) -> str:
-    """Names everything that decides the tokens."""
+def store_key(
+    path: Path, model_dir: Path, data: SftDataConfig | PairDataConfig, rows: range, *, held_out: bool = False
+) -> str:
+    """Names everything that decides the tokens.
+
+    Args:
+        held_out: the rows are those that are not trained; with no such rows, `rows` alone would not tell them from all.
+    """
     tokenizer = {
         name: hashlib.sha256((model_dir / name).read_bytes()).hexdigest()
         for name in _TOKENIZER_FILES
         if (model_dir / name).is_file()
     }
     told = {**asdict(data), "path": "", "eval_path": "", "shuffle": True}
-    deciding = [FORMAT, digest_of(path), tokenizer, told, [rows.start, rows.stop]]
+    deciding = [FORMAT, digest_of(path), tokenizer, told, [rows.start, rows.stop], *(["held out"] if held_out else [])]
     return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -160,7 +160,8 @@ def _own(job: Job) -> dict[str, Path]:
 
 
 def forget(job: Job) -> None:
-    """Removes what the stage made."""
+    """Removes what the stage made; its mark first, so that it is not done when we are killed on the way."""
+    (job.folder / DONE).unlink(missing_ok=True)
     if job.folder.is_dir():
         shutil.rmtree(job.folder)
 

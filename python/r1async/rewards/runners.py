@@ -200,8 +200,9 @@ class LocalRunner:
 
 
 def _prefixes(python: str) -> list[str]:
-    """What an interpreter needs: its environment's folder, and the one that this was made from."""
-    if not python:
+    """What an interpreter needs: its environment's folder, and the one that this was made from; a name without a folder
+    is looked for on the box's own PATH."""
+    if "/" not in python:
         return []
     path = Path(python)
     return [str(path.parent.parent), str(path.resolve().parent.parent)]

@@ -22,7 +22,8 @@ _TOKEN = re.compile(
 
 def tokens_of(text: str) -> list[str]:
     """The words, numbers and operators of a text."""
-    return _TOKEN.findall(unicodedata.normalize("NFKC", text).casefold())
+    # NFKC leaves the minus sign of typeset formulas alone.
+    return _TOKEN.findall(unicodedata.normalize("NFKC", text).replace("\u2212", "-").casefold())
 
 
 class Overlap:

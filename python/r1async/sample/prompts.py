@@ -13,7 +13,7 @@ from r1async.config_sample import MixConfig
 from r1async.finetune.rows import Answered, Conversation, sft_rows
 from r1async.sample.overlap import Overlap
 from r1async.tasks import PromptError, PromptSource
-from r1async.tasks.file import RowError, Rows, digest_of, read_any
+from r1async.tasks.file import RowError, Rows, digest_of, read_any, read_rows
 from r1async.tasks.source import open_source
 from r1async.tasks.templates import Question, apply_template, question_text
 from r1async.tasks.tokenizer import PromptTokenizer, load_tokenizer
@@ -69,9 +69,15 @@ class Mixed:
         for name in self._mix:
             yield from self.rows(name)
 
-    def fingerprint(self) -> dict[str, str]:
-        """Of the sources that are sampled from."""
-        return {name: digest_of(Path(each.path)) for name, each in self._mix.items() if each.thought == "sampled"}
+    def fingerprint(self) -> list[list[str]]:
+        """Of all sources in their order, since a row's number counts those of the sources before it; empty if none is
+        sampled from."""
+        if all(each.thought != "sampled" for each in self._mix.values()):
+            return []
+        return [
+            [name, digest_of(Path(each.path)), each.prompt_key, each.completion_key, each.messages_key]
+            for name, each in self._mix.items()
+        ]
 
     def _row(self, name: str, index: int) -> MixedRow:
         row, mix = self._rows[name][index], self._mix[name]
@@ -169,13 +175,18 @@ def open_asked(config: Config) -> Asked:
 
 
 def open_overlap(config: Config, source: PromptSource) -> Overlap:
-    """The evaluation sets."""
+    """The evaluation sets; what `data.eval_path` holds, all of it, and not just as much as an evaluation asks."""
     decontaminate = config.sample.decontaminate
     sets = {
         name: evaluation_texts(Path(path), decontaminate.keys, f"sample.decontaminate.against.{name}")
         for name, path in decontaminate.against.items()
     }
-    if config.data.task == "chain-mod" or config.data.eval_path != config.data.path:
+    data = config.data
+    if data.task == "file" and data.eval_path not in ("", data.path):
+        path, keys = Path(data.eval_path), (data.prompt_key, data.answer_key)
+        rows = read_rows(path, *keys, held_out=True, setting="data.eval_path")
+        sets[HELD_OUT] = [question_text(rows[index].question) for index in range(len(rows))]
+    elif data.task == "chain-mod" or data.eval_path != data.path:
         held_out = source.held_out(config.eval.prompts)
         sets[HELD_OUT] = [prompt.text for prompt in held_out]
     return Overlap(sets, ngram=decontaminate.ngram, short=decontaminate.short)

@@ -8,11 +8,12 @@ as soon as completions are *graded or not* fewer than `sample.ahead`.
 
 from __future__ import annotations
 
+import json
 import logging
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -40,6 +41,8 @@ log = logging.getLogger(__name__)
 ROLE = "sampler"
 REQUESTS_AHEAD = 8
 """Requests that `sample.ahead` is divided into."""
+_VERDICTS = ("format", "special_token", "think_prefilled", "equivalence", "target_language", "identify_sentences")
+"""Settings of the reward, besides its parts, that verdicts on disk came from."""
 MAX_REQUESTS = 60
 """The buffer runs 64 evaluations of one evaluator at a time."""
 
@@ -70,18 +73,29 @@ def main(config: Config) -> None:
 def open_parts(config: Config) -> Parts:
     """The folder of completions, if it is of these settings."""
     model, sample, sampling = Path(config.model.path), config.sample, config.sampling
-    mixed = Mixed(sample.mix)
+    reward, mixed = config.reward, Mixed(sample.mix).fingerprint()
     identity: dict[str, object] = {
         "model.path": config.model.path,
-        "model": {path.name: path.stat().st_size for path in sorted(model.glob("*.safetensors"))},
+        "model": {path.name: _size_and_time(path) for path in sorted(model.glob("*.safetensors"))},
         "seed": config.seed, "data.task": config.data.task, "data.path": config.data.path,
         "data.template": config.data.template, "sample.samples": sample.samples,
         "sample.temperature": sample.temperature, "sample.top_p": sample.top_p,
         "sampling.max_tokens": sampling.max_tokens, "sampling.stop": list(sampling.stop),
-        "reward.weights": dict(config.reward.weights), "mixed": mixed.fingerprint(),
-        "sample.thought_request": sample.thought_request if mixed.fingerprint() else "",
+        "reward.weights": dict(reward.weights),
+        "reward.domains": {name: asdict(each) for name, each in reward.domains.items()},
+        **{f"reward.{name}": getattr(reward, name) for name in _VERDICTS}, "mixed": mixed,
+        # Mixed-in rows are numbered after the task's prompts.
+        "sample.prompts": sample.prompts if mixed else 0,
+        "sample.thought_request": sample.thought_request if mixed else "",
     }  # fmt: skip
-    return Parts(config.run_dir / "samples", identity)
+    # As it will be read again, so that tuples are no difference.
+    return Parts(config.run_dir / "samples", json.loads(json.dumps(identity)))
+
+
+def _size_and_time(path: Path) -> list[int]:
+    """Weights that were trained anew have the same size."""
+    found = path.stat()
+    return [found.st_size, found.st_mtime_ns]
 
 
 @dataclass(slots=True)

@@ -83,7 +83,8 @@ def _keep(config: Config, asked: Asked, parts: Parts, account: Account) -> Kept:
             account.prompts[prompt] += 1
             continue
         account.prompts["sampled"] += 1
-        found = next(whole, None)
+        # Those of prompts that are left out by now, though they were sampled, are passed over.
+        found = next((each for each in whole if each[0].ordinal >= number), None)
         assert found is not None, "a prompt that is asked has its completions before anything is selected"
         assert found[0].ordinal == number, f"prompt {number} is not among the completions; {found[0].ordinal} is"
         mine = 0
@@ -164,7 +165,7 @@ def _fair(shares: Mapping[str, int], clean: Mapping[str, Sequence[int]]) -> dict
 
 
 def _thoughts(config: Config, asked: Asked, parts: Parts, chosen: set[int]) -> dict[int, str]:
-    """The first sampled thought of each of these rows that says something and ended."""
+    """The first sampled thought of each of these rows that says something, ended, and is in no evaluation set."""
     reward = config.reward
     found: dict[int, str] = {}
     for completions in parts.rows():
@@ -175,7 +176,9 @@ def _thoughts(config: Config, asked: Asked, parts: Parts, chosen: set[int]) -> d
             thought = thought_of(
                 graded.text, reward.format, think_prefilled=reward.think_prefilled, special_token=reward.special_token
             )
-            if graded.finish == "stop" and thought and thought != graded.text.strip():
+            if graded.finish != "stop" or not thought or thought == graded.text.strip():
+                continue
+            if asked.overlap.find(thought) is None:
                 found[number] = thought
                 break
     return found

@@ -264,7 +264,10 @@ def default_python() -> str:
 
 
 def prefixes(python: str) -> list[str]:
-    """Folders that an interpreter needs: of its environment, and of the one that this was made from."""
+    """Folders that an interpreter needs: of its environment, and of the one that this was made from; a name without a
+    folder is looked for on the box's own PATH."""
+    if "/" not in python:
+        return []
     path = Path(os.path.abspath(python))
     return [str(path.parent.parent), str(path.resolve().parent.parent)]
 

@@ -251,12 +251,13 @@ class TestFile:
         if isinstance(value, bool):
             return self._replace(leaf, str(not value))
         if isinstance(value, int):
-            return self._replace(leaf, str(value + self._number()))
+            return self._replace(leaf, str(value + self._near(value)))
         if isinstance(value, float):
-            return self._replace(leaf, repr(value + self._number()))
+            return self._replace(leaf, repr(value + self._near(value)))
         if isinstance(value, str):
             number = value.strip().lstrip("+-").replace(".", "", 1)
-            return self._replace(leaf, repr(f"{value}{self._number()}" if number.isdecimal() else value + self._word()))
+            more = str(self._random.randrange(10)) if number.isdecimal() else self._word(value)
+            return self._replace(leaf, repr(value + more))
         if isinstance(value, bytes):
             return self._replace(leaf, repr(value + self._word().encode()))
         return None
@@ -295,8 +296,14 @@ class TestFile:
     def _number(self) -> int:
         return self._random.randrange(1009, 9973)
 
-    def _word(self) -> str:
-        return "".join(self._random.choice("bcdfghjklmnpqrstvwxz") for _ in range(5))
+    def _near(self, value: float) -> int:
+        """A distance after which a number still looks as one that could be expected, beyond any tolerance."""
+        size = int(min(abs(value), 1e15))
+        return self._random.randrange(1 + size // 2, 8 + 2 * size)
+
+    def _word(self, like: str = "") -> str:
+        letters = [*(letter for letter in like if letter.isalnum()), *"aeinorst"]
+        return "".join(self._random.choice(letters) for _ in range(6))
 
 
 def _in_order(function: ast.AST) -> Iterator[ast.AST]:

@@ -13,7 +13,7 @@ from r1async.answers import extract_answer
 from r1async.config_swe import SweConfig
 from r1async.rewards.sandbox import SandboxError
 from r1async.swe.boxes import Boxes
-from r1async.swe.check import Check, Checker, CheckStore, NotApplicableError, Stage, survived, unresolved
+from r1async.swe.check import Check, Checker, CheckStore, NotApplicableError, Stage, rounds, survived, unresolved
 from r1async.swe.edits import Edit, EditError, apply_edits, fill, find_diff, parse_edits
 from r1async.swe.instance import Instance
 from r1async.swe.repository import Repositories, RepositoryError
@@ -109,6 +109,8 @@ class SweGrader:
             SandboxError, RepositoryError, CommandError: it cannot be had.
         """
         environment = instance.environment
+        if environment.image and self._settings.container != "none":
+            raise SandboxError(f"{instance.instance_id}: a session has no container; set reward.swe.container=none")
         base = self.workshop.base(instance)
         return ShellEnvironment(self._settings, base, environment, self._boxes.python(environment))
 
@@ -189,7 +191,7 @@ class SweGrader:
         if self._settings.introspection == "guard" and (new := sorted(set(report.looked) - set(check.looked))):
             return _zero("guard", f"looks into its callers: {new[0]}", how, undone)
         runs = 0
-        for chosen in rounds(check):
+        for chosen in rounds(instance, check.controls):
             planned = self._checker.plan(instance, stage, chosen, secrets.randbits(32))
             control = self._checker.run_plan(instance, stage, tree, planned)
             if passed := [name for name in planned.functions if survived(control, name)]:
@@ -197,15 +199,6 @@ class SweGrader:
             runs += 1
         verdict = Verdict(total=1.0, status="ok")
         return Graded(verdict=verdict, applied=how, undone=undone, controls=runs)
-
-
-def rounds(check: Check) -> list[dict[str, int]]:
-    """Control runs: each function with its next change, until every one has had all of them."""
-    most = max(map(len, check.controls.values()), default=0)
-    return [
-        {name: numbers[round_] for name, numbers in check.controls.items() if round_ < len(numbers)}
-        for round_ in range(most)
-    ]
 
 
 def default_cache() -> Path:

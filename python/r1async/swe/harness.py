@@ -111,10 +111,10 @@ def _paths(order):
 def _pytest_run(order, tell):
     import pytest
 
-    wanted, functions = frozenset(order["tests"]), frozenset(order["functions"])
+    functions = frozenset(order["functions"])
 
     def chosen(nodeid):
-        return nodeid in wanted or nodeid.partition("[")[0] in functions
+        return nodeid.partition("[")[0] in functions
 
     class Recorder:
         @pytest.hookimpl(trylast=True)
@@ -185,7 +185,7 @@ def _unittest_run(order, tell):
     sys.path[0:0] = _paths(order)
     suite = unittest.TestSuite()
     collected = []
-    for name in [*order["tests"], *order["functions"]]:
+    for name in order["functions"]:
         suite.addTest(unittest.defaultTestLoader.loadTestsFromName(name))
         collected.append(name)
     tell({"collected": collected})

@@ -21,8 +21,10 @@ from r1async.types import Step
 _FENCE = re.compile(r"```(?:bash|sh|shell)[ \t]*\n(.*?)^```", re.S | re.M)
 SUBMIT = "submit"
 """A command that ends the session, as an answer without a command does."""
-_UNPACK = "mkdir repo && tar -xf tree.tar -C repo && tar -xf git.tar -C repo && rm tree.tar git.tar"
-_DIFF = "git add -A -N . && git -c core.quotepath=off diff --binary --no-ext-diff --no-color"
+_UNPACK = """mkdir repo && tar -xf tree.tar -C repo && tar -xf git.tar -C repo && rm tree.tar git.tar && cd repo &&
+git add -A -f . && { git diff --cached --quiet || git commit -q --no-verify -m setup; } && git rev-parse HEAD"""
+# Against the commit that the session began with: a policy may have staged or committed what it did.
+_DIFF = "git add -A . && git -c core.quotepath=off diff --cached --binary --no-ext-diff --no-color "
 DIFF_S = 60.0
 
 
@@ -53,6 +55,7 @@ class ShellEnvironment:
             made = self._run(_UNPACK, DIFF_S, files={"tree.tar": to_tar(base.tree), "git.tar": base.git}, cwd="")
             if made.status != "ok":
                 raise SandboxError(f"the repository cannot be unpacked: {made.stderr[-200:].decode(errors='replace')}")
+            self._base = made.stdout.decode().strip()
         except BaseException:
             self.close()
             raise
@@ -73,7 +76,7 @@ class ShellEnvironment:
 
     def _end(self, said: str) -> Step:
         """The patch that the session amounts to is its last observation, where the reward finds it."""
-        outcome = self._run(_DIFF, DIFF_S)
+        outcome = self._run(_DIFF + self._base, DIFF_S)
         diff = outcome.stdout.decode("utf-8", "replace") if outcome.status == "ok" else ""
         return Step(f"{said}```diff\n{diff}```\n", True)
 
