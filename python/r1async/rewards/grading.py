@@ -199,8 +199,8 @@ def parse_line(line: bytes, needs: Sequence[str]) -> Line | Result:
     finish, num_tokens, answer = row.get("finish", "stop"), row.get("num_tokens", 0), row.get("answer", "")
     if finish not in ("stop", "length"):
         return invalid(name, f"finish: must be stop or length, got {finish!r:.100}")
-    if not isinstance(num_tokens, int) or isinstance(num_tokens, bool) or num_tokens < 0:
-        return invalid(name, f"num_tokens: must be a whole number, got {num_tokens!r:.100}")
+    if not isinstance(num_tokens, int) or isinstance(num_tokens, bool) or not 0 <= num_tokens < 2**63:
+        return invalid(name, f"num_tokens: must be a whole number below 2^63, got {num_tokens!r:.100}")
     if isinstance(answer, bool) or not isinstance(answer, str | int | float):
         return invalid(name, f"answer: must be a text or a number, got {type(answer).__name__}")
     rest = {key: value for key, value in row.items() if key not in _OWN and value is not None}
