@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from r1async.config import Config, ConfigError, RewardConfig, SamplingConfig
-from r1async.rewards.compose import Grader
+from r1async.rewards.compose import Grader, join
 from r1async.rewards.worker import write_frame
 from r1async.tasks.meta import Question
 from r1async.types import Completion, FinishReason, Verdict
@@ -260,3 +260,15 @@ def test_sixteen_power_towers_cost_no_more_algebra_than_sixteen_integers():
         return len(announced)
 
     assert slow_ones("9^{9^{9^{N}}}") == slow_ones("N") == 0
+
+
+def test_part_without_weight_does_not_make_an_abstention_a_zero():
+    alone = settled(GOOD, weights={"language": 1.0, "accuracy": 0.0})
+    assert (alone.total, alone.status, alone.parts) == (None, "no_words", {"accuracy": 1.0})
+    assert settled(GOOD, weights={"accuracy": 0.0}).total == 0.0
+    rules = Verdict(total=None, status="no_words")
+    for judge in (Verdict(total=0.0, parts={"judge": 1.0}), Verdict(total=None, status="infra_error")):
+        joined = join({"rules": rules, "judge": judge}, weightless={"judge"})
+        assert (joined.total, joined.status) == (None, "no_words")
+    assert join({"rules": Verdict(total=0.0)}, weightless={"rules"}).total == 0.0
+    assert join({"rules": rules, "judge": Verdict(total=1.0)}).total == 1.0

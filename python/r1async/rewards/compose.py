@@ -79,7 +79,8 @@ class Grader:
 def add_up(parts: Iterable[tuple[str, float, Verdict]]) -> Verdict:
     """Weighted sum of the parts; abstains with the first part that does, unless that part weighs nothing.
 
-    A part that is neutral (`NEUTRAL`) is left out of the sum, and the verdict abstains if nothing else is in it.
+    A part that is neutral (`NEUTRAL`) is left out of the sum, and the verdict abstains if nothing else of any weight
+    is in it.
 
     Args:
         parts: name, weight and verdict of each.
@@ -99,7 +100,7 @@ def add_up(parts: Iterable[tuple[str, float, Verdict]]) -> Verdict:
             continue
         named[name] = verdict.total
         total += weight * verdict.total
-        known = True
+        known = known or bool(weight)
         status = verdict.status if status == "ok" else status
     if not math.isfinite(total):
         return Verdict.abstain("nan")
@@ -115,7 +116,8 @@ def join(verdicts: Mapping[str, Verdict], weightless: Collection[str] = ()) -> V
         verdicts: by pool.
         weightless: pools all of whose parts weigh nothing: what they do not know is left out.
     """
-    total, status, parts, details, neutral, known = 0.0, "ok", {}, [], "", False
+    total, status, parts, details, neutral = 0.0, "ok", {}, [], ""
+    known = weighed = False
     for pool, verdict in verdicts.items():
         parts |= verdict.parts
         details += [verdict.detail] if verdict.detail else []
@@ -125,11 +127,11 @@ def join(verdicts: Mapping[str, Verdict], weightless: Collection[str] = ()) -> V
             elif pool not in weightless:
                 return Verdict(total=None, parts=parts, status=verdict.status, detail="; ".join(details))
             continue
-        total, known = total + verdict.total, True
+        total, known, weighed = total + verdict.total, True, weighed or pool not in weightless
         status = verdict.status if status == "ok" else status
     if known and not math.isfinite(total):
         return Verdict.abstain("nan")
-    if not known:
+    if not known or (neutral and not weighed):
         return Verdict(total=None, parts=parts, status=neutral or "abstained", detail="; ".join(details))
     return Verdict(total=total, parts=parts, status=status, detail="; ".join(details))
 
