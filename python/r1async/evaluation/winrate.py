@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -73,9 +74,10 @@ class WinRate:
 
 
 def chat_of(prompt: str, first: str, second: str) -> list[dict[str, str]]:
-    """What the judge is asked. The two answers are fenced by tags, which no answer can close for the other."""
-    first, second = (re.sub(r"</?answer_[ab]>", "", each) for each in (first, second))
-    text = f"<request>\n{prompt}\n</request>\n\n<answer_a>\n{first}\n</answer_a>\n\n<answer_b>\n{second}\n</answer_b>"
+    """What the judge is asked. Tags with a mark that nobody knows before fence the two answers: none can close one."""
+    mark = secrets.token_hex(4)
+    data = {"request": prompt, "answer_a": first, "answer_b": second}
+    text = "\n\n".join(f"<{name}_{mark}>\n{each}\n</{name}_{mark}>" for name, each in data.items())
     return [{"role": "system", "content": INSTRUCTION}, {"role": "user", "content": text}]
 
 
