@@ -25,7 +25,7 @@ from r1async.config import CodeConfig, ConfigError, RewardConfig
 from r1async.config_rewards import REWARD_PARTS
 from r1async.config_swe import SweConfig
 from r1async.reward_pools import OTHERS, weights_of
-from r1async.rewards.benchmarks import benchmark_judge
+from r1async.rewards.benchmarks import GraderName, benchmark_judge
 from r1async.rewards.code import CodeGrader
 from r1async.rewards.format import in_format, thought_of
 from r1async.rewards.math import Equivalence, grade
@@ -231,6 +231,21 @@ def _repetition(settings: RewardConfig) -> Judge:
     return judge
 
 
+def _benchmark(name: GraderName, settings: RewardConfig, before_slow: Callable[[], None]) -> Judge:
+    cut_is_wrong = settings.truncated in ("wrong", "abstain")  # as `accuracy`
+    graded = benchmark_judge(name, before_slow)
+
+    def judge(question: Question, completion: Completion) -> Verdict:
+        if cut_is_wrong and completion.finish == "length":
+            return Verdict(total=0.0, status="truncated")
+        if name == "ifeval" and settings.prefilled(question.extra):
+            # The prompt opened the thought: one that never ends would pass for the response.
+            completion = replace(completion, text=f"<think>{completion.text}")
+        return graded(question, completion)
+
+    return judge
+
+
 def _code(settings: CodeConfig, before_slow: Callable[[], None]) -> Judge:
     try:
         grader = CodeGrader(settings)
@@ -284,9 +299,9 @@ JUDGES: Mapping[str, Callable[[RewardConfig, Callable[[], None]], Judge]] = {
     "language": _language,
     "overlong": lambda settings, before_slow: _overlong(settings),
     "repetition": lambda settings, before_slow: _repetition(settings),
-    "math": lambda settings, before_slow: benchmark_judge("math", before_slow),
-    "choice": lambda settings, before_slow: benchmark_judge("choice", before_slow),
-    "ifeval": lambda settings, before_slow: benchmark_judge("ifeval", before_slow),
+    "math": lambda settings, before_slow: _benchmark("math", settings, before_slow),
+    "choice": lambda settings, before_slow: _benchmark("choice", settings, before_slow),
+    "ifeval": lambda settings, before_slow: _benchmark("ifeval", settings, before_slow),
 }
 """Parts that one worker grades by itself, one rollout at a time. A new one is one entry here, and its pool in
 `config_rewards.POOL_OF`."""
