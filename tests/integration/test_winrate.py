@@ -133,3 +133,18 @@ def test_samples_of_a_benchmark_are_responses(tmp_path):
     lines = [about, {**sample, "text": "<think>t</think>first"}, {**sample, "member": 1, "text": "second"}]
     (tmp_path / "s.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert read_responses(tmp_path / "s.jsonl") == {"p": Response("q", "first")}
+
+
+@pytest.mark.parametrize(
+    ("setting", "says"),
+    [
+        ("concurrency=0", "concurrency: must be 1 to 4096, got 0"),
+        ("tries=0", "tries: must be 1 to 100"),
+        ("deadline_s=nan", "deadline_s: must be above 0"),
+        ("deadline_s=1", "is less than one request's"),
+    ],
+)
+def test_setting_with_which_the_judge_would_never_answer_is_refused(tmp_path, setting, says):
+    files = [str(write(tmp_path / f"{name}.jsonl", ["x"])) for name in "ab"]
+    with pytest.raises(ConfigError, match=says):
+        main([*files, "--url", "http://127.0.0.1:1/v1", "--model", "m", "--set", setting])

@@ -21,6 +21,7 @@ from typing import NamedTuple
 from rich.console import Console
 
 from r1async.answers import response_of
+from r1async.checks_rewards import ENDPOINT, endpoint_problems
 from r1async.config import ConfigError
 from r1async.config_endpoint import EndpointConfig
 from r1async.evaluation.metrics import Z95, estimate
@@ -220,7 +221,14 @@ def _endpoint(url: str, model: str, words: Sequence[str]) -> EndpointConfig:
             given[name] = kinds[name](value)
         except ValueError as error:
             raise ConfigError(f"--set {word}: {error}") from error
-    return EndpointConfig(**{"url": url, "model": model, **given})  # pyright: ignore[reportArgumentType]
+    for name, value in given.items():
+        allowed = ENDPOINT.get(name)
+        if allowed is not None and not allowed.holds(float(str(value))):
+            raise ConfigError(f"--set {name}: must be {allowed}, got {value}")
+    endpoint = EndpointConfig(**{"url": url, "model": model, **given})  # pyright: ignore[reportArgumentType]
+    if problems := endpoint_problems(endpoint, "--set"):
+        raise ConfigError("; ".join(problems))
+    return endpoint
 
 
 def _print(rate: WinRate, failures: Sequence[str], alone: int, counts: Mapping[str, int], cost: float) -> None:
