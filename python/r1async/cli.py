@@ -105,8 +105,8 @@ GRADE_HELP = """Grade completions without a run, with the worker processes that 
 KIND is math, format, language, code, or a YAML file: a run's settings, or what is under `reward` in them. A line of
 IN has id, completion and by KIND: answer (LaTeX or text, bare or boxed) | prefilled_open_tag | target_language |
 problem, language, raw, time_limit_s, memory_limit_mib; also finish (stop or length) and num_tokens. OUT gets a line
-for each, in the same order: id, score or null, status, parts, elapsed_s, detail. The same command goes on where an
-interrupted one ended (docs/rewards.md).
+for each, in the same order: id, score or null, status, parts, elapsed_s, detail, line. The same command goes on where
+an interrupted one ended (docs/rewards.md).
 
 exit codes: 0 done, 1 workers cannot be started, 2 a mistake in the settings or files, 130 ended by a signal"""
 

@@ -424,7 +424,12 @@ def test_benchmark_without_samples_in_time_is_given_up_with_what_it_has(tmp_path
         assert process.wait(DEADLINE_S) == 1
     (given_up,) = records(config, "evaluation_given_up")
     assert "12 samples of benchmarks at version 0@1" in given_up["reason"]
+    assert given_up["last"] is False
     assert json.loads((config.run_dir / "evaluations/v0/own.json").read_text())["unfinished"] == pytest.approx(4 / 20)
+    with playing(config) as (run, process):  # the same command again: it is not settled
+        assert process.wait(DEADLINE_S) == 0
+        assert asked_samples(run) == 3 * 4
+    assert json.loads((config.run_dir / "evaluations/v0/own.json").read_text())["unfinished"] == 0
 
 
 def test_buffer_that_forgot_a_benchmark_is_asked_for_the_rest(tmp_path):

@@ -83,7 +83,7 @@ def test_math_in_order_with_a_status_for_each_line(tmp_path: Path):
         (None, None, "invalid"),
         ("cut", None, "invalid"),
     ]
-    assert list(found[0]) == ["id", "score", "status", "parts", "elapsed_s", "detail"]
+    assert list(found[0]) == ["id", "score", "status", "parts", "elapsed_s", "detail", "line"]
     assert found[0]["parts"] == {"accuracy": 1.0}
     assert found[1]["detail"] == "answer: 6"
     assert found[5]["detail"] == "answer: is missing"
@@ -205,6 +205,7 @@ def test_output_of_another_input_or_reward_is_not_gone_on_with(tmp_path: Path, c
     for kind, rows, complaint in [
         ("math", [line], "line 1 is not of this input"),
         ("format", [{**line, "id": 1}], "line 1 is of another reward"),
+        ("math", [{**line, "id": 1, "line": "0" * 16}], "line 1 is of another content of the input"),
         ("math", ["no verdict\n", line], "line 1 is no verdict"),
         ("math", [{**line, "id": 1}, {**line, "id": 2}, {**line, "id": 3}], "line 3 is not of this input"),
     ]:

@@ -83,6 +83,32 @@ def test_other_weights_or_another_question_is_another_folder(model, tmp_path):
     assert name() != first
 
 
+def test_finished_runs_evaluation_is_another_one_for_other_benchmarks_protocol_or_files(config, tmp_path):
+    (config.run_dir / "summary.json").write_text(json.dumps({"policy_version": 120}))
+    own, rows = tmp_path / "own.yaml", tmp_path / "rows.jsonl"
+    own.write_text("title: x")
+    rows.write_text("{}")
+
+    def name(*benchmarks: str, k: int = 0) -> str:
+        asked = replace(
+            config.eval,
+            benchmarks=benchmarks,
+            data={"own": str(rows)},
+            protocol=replace(config.eval.protocol, samples=k),
+        )
+        return evaluation_only(replace(config, eval=asked), config.run_dir / "model").name
+
+    first = name(str(own))
+    assert first.startswith("demo-eval-120-")
+    names = [first, name("gsm8k"), name(str(own), k=2)]
+    rows.write_text("{}\n")
+    names.append(name(str(own)))
+    own.write_text("title: other")
+    names.append(name(str(own)))
+    assert len(set(names)) == 5
+    assert name(str(own)) == names[-1]
+
+
 def test_folder_without_a_model_is_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"has no config.json; give the folder"):
         offline_config(Path("configs/eval.yaml"), [f"model={tmp_path}"])

@@ -24,6 +24,10 @@ OPTIONS = ("14", "28", "42", "48")
         ("<think>A?</think><answer>C</answer>", "C"),
         ("<answer>Answer: C</answer>", "C"),
         (r"Answer: $\boxed{C}$", "C"),
+        ("So the sum is \\boxed{84}.\nHalf of it.\nAnswer: C", "C"),
+        ("First \\boxed{14}, then three times that.\nAnswer: C", "C"),  # A's text, on the way
+        ("Answer: A\nNo: \\boxed{C}", "C"),
+        ("It is \\boxed{C}\nAnswer: A", "C"),
     ],
 )
 def test_letter_is_the_last_one_settled_on(text, letter):
@@ -58,6 +62,9 @@ def test_letter_is_the_last_one_settled_on(text, letter):
         "Answer: С",  # Cyrillic
         "Answer: all of the above",
         "Answer: C C",
+        "Answer: C\n\\boxed{84}",  # the line is not behind the box
+        "\\boxed{84}\nAnswer: A or C",
+        "<answer>84</answer>\nAnswer: C",
     ],
 )
 def test_no_letter_and_several_letters_are_no_answer(text):

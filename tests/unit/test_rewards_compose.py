@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from r1async.config import Config, ConfigError, RewardConfig, SamplingConfig
-from r1async.rewards.compose import Grader
+from r1async.rewards.compose import Grader, join
 from r1async.rewards.worker import write_frame
 from r1async.tasks.meta import Question
 from r1async.types import Completion, FinishReason, Verdict
@@ -260,3 +260,41 @@ def test_sixteen_power_towers_cost_no_more_algebra_than_sixteen_integers():
         return len(announced)
 
     assert slow_ones("9^{9^{9^{N}}}") == slow_ones("N") == 0
+
+
+def test_part_without_weight_does_not_make_an_abstention_a_zero():
+    alone = settled(GOOD, weights={"language": 1.0, "accuracy": 0.0})
+    assert (alone.total, alone.status, alone.parts) == (None, "no_words", {"accuracy": 1.0})
+    assert settled(GOOD, weights={"accuracy": 0.0}).total == 0.0
+    rules = Verdict(total=None, status="no_words")
+    for judge in (Verdict(total=0.0, parts={"judge": 1.0}), Verdict(total=None, status="infra_error")):
+        joined = join({"rules": rules, "judge": judge}, weightless={"judge"})
+        assert (joined.total, joined.status) == (None, "no_words")
+    assert join({"rules": Verdict(total=0.0)}, weightless={"rules"}).total == 0.0
+    assert join({"rules": rules, "judge": Verdict(total=1.0)}).total == 1.0
+
+
+BENCHMARKS = {
+    "math": ("\\boxed{5}", "5", {}),
+    "choice": ("Answer: A", "A", {"options": '["5", "6"]'}),
+    "ifeval": ("5", "", {"instructions": '{"names": ["punctuation:no_comma"], "arguments": [{}]}'}),
+}
+
+
+@pytest.mark.parametrize("part", BENCHMARKS)
+def test_benchmarks_part_keeps_to_the_setting_for_truncation(part: str):
+    text, answer, extra = BENCHMARKS[part]
+
+    def total(finish: FinishReason, truncated: str) -> tuple[float | None, str]:
+        found = settled(text, finish, extra=extra, answer=answer, weights={part: 1.0}, truncated=truncated)
+        return found.total, found.status
+
+    assert total("length", "graded") == total("stop", "wrong") == (1.0, "ok")
+    assert total("length", "wrong") == total("length", "abstain") == (0.0, "truncated")
+
+
+def test_instructions_are_checked_on_the_response_behind_a_prefilled_thought():
+    _, answer, extra = BENCHMARKS["ifeval"]
+    for text, prefilled, total in (("hm", False, 1.0), ("hm", True, 0.0), ("a, b</think>hm", True, 1.0)):
+        found = settled(text, extra=extra, answer=answer, weights={"ifeval": 1.0}, think_prefilled=prefilled)
+        assert found.total == total

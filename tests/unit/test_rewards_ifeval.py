@@ -1,5 +1,7 @@
 """IFEval's 25 instructions: each with a response that follows it to the letter, and ones that nearly do."""
 
+import time
+
 import pytest
 from r1async.rewards.identify import identify_any
 from r1async.rewards.ifeval import RULES, followed, num_sentences, num_words, read_instructions
@@ -167,3 +169,31 @@ def test_sentences_end_at_stops_and_not_at_abbreviations(text, count):
 
 def test_words_are_runs_of_letters_and_digits():
     assert num_words("It's 3 o'clock, half-past?") == 7
+
+
+LOOPS = {
+    "a. ": "length_constraints:number_sentences",
+    "1. x ": "length_constraints:number_sentences",
+    ". ": "length_constraints:number_sentences",
+    "\n": "detectable_format:json_format",
+    "<": "detectable_format:title",
+    "<<>>": "detectable_format:title",
+    "[": "detectable_content:number_placeholders",
+}
+
+
+@pytest.mark.parametrize(("loop", "name"), LOOPS.items())
+def test_completion_that_loops_costs_in_proportion_to_its_length(loop, name):
+    """Eight times the text: eight times the work, where it was 64 times. Of processor time, the least of three."""
+    arguments = {"num_sentences": 3, "relation": "at least", "num_placeholders": 2}
+
+    def seconds(length: int) -> float:
+        text = ("```json" if loop == "\n" else "") + loop * (length // len(loop))
+        taken = []
+        for _ in range(3):
+            start = time.process_time()
+            RULES[name].check(text, arguments)
+            taken.append(time.process_time() - start)
+        return min(taken)
+
+    assert seconds(128_000) < 20 * max(seconds(16_000), 0.001)

@@ -315,6 +315,32 @@ CHEATS = [
     (r"\boxed{5C2}", r"5"),
     (r"\boxed{x^2+C}", r"x^2"),
     (r"\boxed{k\pi}", r"\pi"),
+    # the same numbers and words in another order, and units, scales and indices that algebra skips
+    (r"\boxed{4 \text{ to } 3}", r"3 \text{ to } 4"),
+    (r"\boxed{4 to 3}", "3 to 4"),
+    (r"\boxed{5 in 1}", "1 in 5"),
+    (r"\boxed{5 out of 1}", "1 out of 5"),
+    (r"\boxed{4 by 3}", "3 by 4"),
+    (r"\boxed{3 red 5 blue}", "5 red 3 blue"),
+    (r"\boxed{7:30 p.m.}", "7:30 a.m."),
+    (r"\boxed{7:45 a.m.}", "7:30 a.m."),
+    (r"\boxed{5 \text{ p.m.}}", r"5 \text{ a.m.}"),
+    (r"\boxed{5 x.y}", "5"),
+    (r"\boxed{\sqrt5 cm}", r"\sqrt{5} m"),
+    (r"\boxed{25\pi m}", r"25\pi cm"),
+    (r"\boxed{25\pi cm}", r"25\pi m"),
+    (r"\boxed{\frac59 cm}", r"\frac{5}{9} m"),
+    (r"\boxed{5 ninths}", "5"),
+    (r"\boxed{5 eighths}", "5"),
+    (r"\boxed{5 sixths}", "5"),
+    (r"\boxed{5 quadrillion}", "5"),
+    (r"\boxed{5 bn}", "5"),
+    (r"\boxed{5 ppm}", "5"),
+    (r"\boxed{5 negative}", "5"),
+    (r"\boxed{5 reciprocal}", "5"),
+    (r"\boxed{f(1)=5}", "f(2)=5"),
+    (r"\boxed{5_a}", "5_b"),
+    (r"\boxed{5_a}", "5"),
 ]
 
 HONEST = [
@@ -397,6 +423,14 @@ HONEST = [
     (r"\boxed{6:30}", r"6:30"),
     (r"\boxed{1, -1}", r"\pm 1"),
     (r"\boxed{a}", r"A"),
+    (r"\boxed{3 to 4}", "3 to 4"),
+    (r"\boxed{3 \text{ by } 4}", r"3\text{ by }4"),
+    (r"\boxed{5}", "5 m"),
+    (r"\boxed{\sqrt5 m}", r"\sqrt{5}"),
+    (r"\boxed{25\pi m}", r"25\pi"),
+    (r"\boxed{f(2)=5}", "f(2)=5"),
+    (r"\boxed{f(2)=5}", "5"),
+    (r"\boxed{7:30 a.m.}", "7:30 a.m."),
 ]
 
 

@@ -159,9 +159,12 @@ class Evaluator:
         except GivenUp as reason:
             log.error("%s", reason)
             self._given_up.append(str(reason))
+            # A run of no steps that evaluates benchmarks is started again to go on with its samples; a training run's
+            # version is gone.
+            again = bool(self._benchmarks) and self._config.steps == 0
             self._writer.write(
                 "evaluation_given_up",
-                {"version": version.number, "epoch": version.epoch, "reason": str(reason), "last": True},
+                {"version": version.number, "epoch": version.epoch, "reason": str(reason), "last": not again},
             )
         self.schedule.settle(version)
         self._side.release(version)

@@ -43,8 +43,11 @@ def offline_config(path: Path, overrides: Sequence[str]) -> Config | None:
 
 def _fingerprint(model: Path, config: Config) -> str:
     """Of the weights as files, and of all that decides what is asked of them: another one is another folder, or an
-    evaluation of something else would pass for done."""
-    files = [(each.name, each.stat().st_size, each.stat().st_mtime_ns) for each in sorted(model.glob("*.safetensors"))]
+    evaluation of something else would pass for done. Benchmarks and data of one's own count as files too."""
+    named = [Path(each) for each in (*config.eval.benchmarks, *config.eval.data.values())]
+    inside = [each for path in named if path.is_dir() for each in sorted(path.rglob("*"))]
+    paths = [each for each in (*sorted(model.glob("*.safetensors")), *named, *inside) if each.is_file()]
+    files = [(each.name, each.stat().st_size, each.stat().st_mtime_ns) for each in paths]
     asked = [asdict(config.eval), asdict(config.data), asdict(config.reward), config.sampling.max_tokens, config.seed]
     return hashlib.sha256(repr([files, asked]).encode()).hexdigest()[:8]
 
@@ -61,13 +64,15 @@ def evaluation_only(config: Config, model: Path) -> Config:
     """The run of no steps that evaluates `model`, in a folder beside the finished run's.
 
     The folder's name says which version it is of: a run that went on to more steps has another model in the same
-    place, and an evaluation of the former one would pass for done.
+    place, and an evaluation of the former one would pass for done. With benchmarks it also says what is asked: other
+    ones, or another protocol, would find the version settled and show the former figures.
     """
     version: int = json.loads((config.run_dir / "summary.json").read_text())["policy_version"]
+    asked = f"-{_fingerprint(model, config)}" if config.eval.benchmarks else ""
     return _patient(
         replace(
             config,
-            name=f"{config.name}-eval-{version}",
+            name=f"{config.name}-eval-{version}{asked}",
             steps=0,
             resume="auto",
             model=replace(config.model, path=str(model)),

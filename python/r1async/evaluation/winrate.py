@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -20,6 +21,7 @@ from typing import NamedTuple
 from rich.console import Console
 
 from r1async.answers import response_of
+from r1async.checks_rewards import ENDPOINT, endpoint_problems
 from r1async.config import ConfigError
 from r1async.config_endpoint import EndpointConfig
 from r1async.evaluation.metrics import Z95, estimate
@@ -73,9 +75,10 @@ class WinRate:
 
 
 def chat_of(prompt: str, first: str, second: str) -> list[dict[str, str]]:
-    """What the judge is asked. The two answers are fenced by tags, which no answer can close for the other."""
-    first, second = (re.sub(r"</?answer_[ab]>", "", each) for each in (first, second))
-    text = f"<request>\n{prompt}\n</request>\n\n<answer_a>\n{first}\n</answer_a>\n\n<answer_b>\n{second}\n</answer_b>"
+    """What the judge is asked. Tags with a mark that nobody knows before fence the two answers: none can close one."""
+    mark = secrets.token_hex(4)
+    data = {"request": prompt, "answer_a": first, "answer_b": second}
+    text = "\n\n".join(f"<{name}_{mark}>\n{each}\n</{name}_{mark}>" for name, each in data.items())
     return [{"role": "system", "content": INSTRUCTION}, {"role": "user", "content": text}]
 
 
@@ -218,7 +221,14 @@ def _endpoint(url: str, model: str, words: Sequence[str]) -> EndpointConfig:
             given[name] = kinds[name](value)
         except ValueError as error:
             raise ConfigError(f"--set {word}: {error}") from error
-    return EndpointConfig(**{"url": url, "model": model, **given})  # pyright: ignore[reportArgumentType]
+    for name, value in given.items():
+        allowed = ENDPOINT.get(name)
+        if allowed is not None and not allowed.holds(float(str(value))):
+            raise ConfigError(f"--set {name}: must be {allowed}, got {value}")
+    endpoint = EndpointConfig(**{"url": url, "model": model, **given})  # pyright: ignore[reportArgumentType]
+    if problems := endpoint_problems(endpoint, "--set"):
+        raise ConfigError("; ".join(problems))
+    return endpoint
 
 
 def _print(rate: WinRate, failures: Sequence[str], alone: int, counts: Mapping[str, int], cost: float) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import time
 from collections.abc import Callable, Mapping
 from types import TracebackType
@@ -21,6 +22,8 @@ from r1async.rewards.remote_model import RemoteModel
 from r1async.rewards.worker import WireJob, asked_of, read_batch, result_of, write_frame
 from r1async.tasks.meta import Question
 from r1async.types import Completion, Verdict
+
+log = logging.getLogger(__name__)
 
 
 class Asks(Protocol):
@@ -70,8 +73,13 @@ class AskingWorker:
 
     async def _report(self, job: WireJob) -> None:
         start = time.monotonic()
-        asked = asked_of(job)
-        verdict = asked if isinstance(asked, Verdict) else await self._grade(*asked)
+        # An exception here would end the task group, and with it the requests of all other rollouts, for good.
+        try:
+            asked = asked_of(job)
+            verdict = asked if isinstance(asked, Verdict) else await self._grade(*asked)
+        except Exception:  # whatever a part raises, one rollout's failure is not the others'
+            log.exception("a rollout abstains")
+            verdict = Verdict.abstain("error")
         write_frame(self._outgoing, [result_of(job[0], verdict, time.monotonic() - start)])
 
     async def _grade(self, question: Question, completion: Completion, domain: str) -> Verdict:

@@ -1,8 +1,9 @@
 """Multiple choice: which letter does a completion settle on?
 
 The last `<answer>…</answer>` or box counts, else the last line that says `Answer: X` (the form that MMLU's and GPQA's
-zero-shot prompts ask for). What follows the letter may be the text of that option and nothing else; a completion that
-names two letters, or none, has not answered.
+zero-shot prompts ask for). Such a line behind the last box goes before it unless the box names a letter: it may hold a
+number on the way. What follows the letter may be the text of that option and nothing else; a completion that names two
+letters, or none, has not answered.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from r1async.answers import extract_answer
+from r1async.answers import extract_answer, last_tagged
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _SAYS = re.compile(
@@ -30,10 +31,13 @@ def chosen_letter(text: str, options: Sequence[str]) -> str:
         options: texts of the options, A first.
     """
     answer = extract_answer(text)
-    if answer is None:
-        said = _SAYS.findall(text)
-        answer = said[-1] if said else ""
-    return _letter_of(answer, options)
+    letter = "" if answer is None else _letter_of(answer, options)
+    named = bool(letter) and answer is not None and _LETTER.fullmatch(_plain(answer)) is not None
+    if named or last_tagged(text) is not None:
+        return letter
+    behind = text if answer is None else text[max(text.rfind("\\boxed"), text.rfind("\\fbox"), 0) :]
+    said = _SAYS.findall(behind)
+    return _letter_of(said[-1], options) if said else letter
 
 
 def _letter_of(answer: str, options: Sequence[str]) -> str:

@@ -25,7 +25,7 @@ from r1async.config import CodeConfig, ConfigError, RewardConfig
 from r1async.config_rewards import REWARD_PARTS
 from r1async.config_swe import SweConfig
 from r1async.reward_pools import OTHERS, weights_of
-from r1async.rewards.benchmarks import benchmark_judge
+from r1async.rewards.benchmarks import GraderName, benchmark_judge
 from r1async.rewards.code import CodeGrader
 from r1async.rewards.format import in_format, thought_of
 from r1async.rewards.math import Equivalence, grade
@@ -79,7 +79,8 @@ class Grader:
 def add_up(parts: Iterable[tuple[str, float, Verdict]]) -> Verdict:
     """Weighted sum of the parts; abstains with the first part that does, unless that part weighs nothing.
 
-    A part that is neutral (`NEUTRAL`) is left out of the sum, and the verdict abstains if nothing else is in it.
+    A part that is neutral (`NEUTRAL`) is left out of the sum, and the verdict abstains if nothing else of any weight
+    is in it.
 
     Args:
         parts: name, weight and verdict of each.
@@ -99,7 +100,7 @@ def add_up(parts: Iterable[tuple[str, float, Verdict]]) -> Verdict:
             continue
         named[name] = verdict.total
         total += weight * verdict.total
-        known = True
+        known = known or bool(weight)
         status = verdict.status if status == "ok" else status
     if not math.isfinite(total):
         return Verdict.abstain("nan")
@@ -115,7 +116,8 @@ def join(verdicts: Mapping[str, Verdict], weightless: Collection[str] = ()) -> V
         verdicts: by pool.
         weightless: pools all of whose parts weigh nothing: what they do not know is left out.
     """
-    total, status, parts, details, neutral, known = 0.0, "ok", {}, [], "", False
+    total, status, parts, details, neutral = 0.0, "ok", {}, [], ""
+    known = weighed = False
     for pool, verdict in verdicts.items():
         parts |= verdict.parts
         details += [verdict.detail] if verdict.detail else []
@@ -125,11 +127,11 @@ def join(verdicts: Mapping[str, Verdict], weightless: Collection[str] = ()) -> V
             elif pool not in weightless:
                 return Verdict(total=None, parts=parts, status=verdict.status, detail="; ".join(details))
             continue
-        total, known = total + verdict.total, True
+        total, known, weighed = total + verdict.total, True, weighed or pool not in weightless
         status = verdict.status if status == "ok" else status
     if known and not math.isfinite(total):
         return Verdict.abstain("nan")
-    if not known:
+    if not known or (neutral and not weighed):
         return Verdict(total=None, parts=parts, status=neutral or "abstained", detail="; ".join(details))
     return Verdict(total=total, parts=parts, status=status, detail="; ".join(details))
 
@@ -229,6 +231,21 @@ def _repetition(settings: RewardConfig) -> Judge:
     return judge
 
 
+def _benchmark(name: GraderName, settings: RewardConfig, before_slow: Callable[[], None]) -> Judge:
+    cut_is_wrong = settings.truncated in ("wrong", "abstain")  # as `accuracy`
+    graded = benchmark_judge(name, before_slow)
+
+    def judge(question: Question, completion: Completion) -> Verdict:
+        if cut_is_wrong and completion.finish == "length":
+            return Verdict(total=0.0, status="truncated")
+        if name == "ifeval" and settings.prefilled(question.extra):
+            # The prompt opened the thought: one that never ends would pass for the response.
+            completion = replace(completion, text=f"<think>{completion.text}")
+        return graded(question, completion)
+
+    return judge
+
+
 def _code(settings: CodeConfig, before_slow: Callable[[], None]) -> Judge:
     try:
         grader = CodeGrader(settings)
@@ -282,9 +299,9 @@ JUDGES: Mapping[str, Callable[[RewardConfig, Callable[[], None]], Judge]] = {
     "language": _language,
     "overlong": lambda settings, before_slow: _overlong(settings),
     "repetition": lambda settings, before_slow: _repetition(settings),
-    "math": lambda settings, before_slow: benchmark_judge("math", before_slow),
-    "choice": lambda settings, before_slow: benchmark_judge("choice", before_slow),
-    "ifeval": lambda settings, before_slow: benchmark_judge("ifeval", before_slow),
+    "math": lambda settings, before_slow: _benchmark("math", settings, before_slow),
+    "choice": lambda settings, before_slow: _benchmark("choice", settings, before_slow),
+    "ifeval": lambda settings, before_slow: _benchmark("ifeval", settings, before_slow),
 }
 """Parts that one worker grades by itself, one rollout at a time. A new one is one entry here, and its pool in
 `config_rewards.POOL_OF`."""

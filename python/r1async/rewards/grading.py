@@ -7,6 +7,7 @@ has already is kept, so the same command goes on after an interruption.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -57,6 +58,8 @@ class Result:
     elapsed_s: float = 0.0
     more: Mapping[str, object] = field(default_factory=dict)
     """Fields of the line of IN that stand in OUT again."""
+    line: str = ""
+    """Digest of the line of IN."""
 
 
 class Kind(NamedTuple):
@@ -199,8 +202,8 @@ def parse_line(line: bytes, needs: Sequence[str]) -> Line | Result:
     finish, num_tokens, answer = row.get("finish", "stop"), row.get("num_tokens", 0), row.get("answer", "")
     if finish not in ("stop", "length"):
         return invalid(name, f"finish: must be stop or length, got {finish!r:.100}")
-    if not isinstance(num_tokens, int) or isinstance(num_tokens, bool) or num_tokens < 0:
-        return invalid(name, f"num_tokens: must be a whole number, got {num_tokens!r:.100}")
+    if not isinstance(num_tokens, int) or isinstance(num_tokens, bool) or not 0 <= num_tokens < 2**63:
+        return invalid(name, f"num_tokens: must be a whole number below 2^63, got {num_tokens!r:.100}")
     if isinstance(answer, bool) or not isinstance(answer, str | int | float):
         return invalid(name, f"answer: must be a text or a number, got {type(answer).__name__}")
     rest = {key: value for key, value in row.items() if key not in _OWN and value is not None}
@@ -210,6 +213,11 @@ def parse_line(line: bytes, needs: Sequence[str]) -> Line | Result:
 
 
 _OWN = ("id", "completion", "finish", "num_tokens", "answer", "prompt")
+
+
+def digest_of(line: bytes) -> str:
+    """Of a line of IN: one that was overwritten under the same id is another line."""
+    return hashlib.blake2b(line.strip(), digest_size=8).hexdigest()
 
 
 def invalid(name: object, why: str) -> Result:
@@ -237,6 +245,7 @@ def to_json(result: Result, weights: Sequence[str]) -> str:
         "parts": {**dict.fromkeys(weights), **verdict.parts},
         "elapsed_s": round(result.elapsed_s, 6),
         "detail": verdict.detail,
+        "line": result.line,
         **result.more,
     }
     return json.dumps(line) + "\n"
@@ -280,6 +289,8 @@ def _refuse_another(
         name = read.id if isinstance(read, Result) else read[0].id
     if line is None or row.get("id") != name:
         raise ConfigError(f"{target}: line {done + 1} is not of this input; move the file away to grade anew")
+    if row.get("line", digest_of(line)) != digest_of(line):
+        raise ConfigError(f"{target}: line {done + 1} is of another content of the input; move it away to grade anew")
     if not isinstance(parts, dict) or not set(weights) <= set(parts):
         raise ConfigError(f"{target}: line {done + 1} is of another reward; move the file away to grade anew")
 
@@ -367,10 +378,11 @@ class Grading:
         self._count += 1
         read = self._kind.read(raw)
         if isinstance(read, Result):
+            read.line = digest_of(raw)
             self._held[place] = read
             return []
         line, more = read
-        result = self._held[place] = Result(line.id, more=more)
+        result = self._held[place] = Result(line.id, more=more, line=digest_of(raw))
         if self._abstains and line.finish == "length":
             result.verdict = Verdict(total=None, status="truncated", detail="the completion was cut")
             return []

@@ -127,20 +127,28 @@ def num_sentences(response: str) -> int:
     return count
 
 
+_NEXT = re.compile(r"\s*(\S)")
+_LISTED = re.compile(r"(?:^|\n)\s*\d+\.$")
+LOOK_BACK = 32
+"""Characters before a stop in which an abbreviation or a number of a list stands."""
+
+
 def _sentences_of(paragraph: str) -> int:
-    count, begin = 0, 0
+    # No slice of all that is left or passed at each stop: a completion that loops has thousands of them.
+    count, begin, looked = 0, 0, 0
     for stop in _STOP.finditer(paragraph):
-        before = paragraph[begin : stop.end()]
-        after = paragraph[stop.end() :].lstrip()
-        if stop[0].startswith(".") and len(stop[0]) == 1 and after:
+        after = _NEXT.match(paragraph, stop.end())
+        if stop[0] == "." and after:
+            before = paragraph[max(begin, stop.end() - LOOK_BACK) : stop.end()]
             if _ABBREVIATION.search(before) and not before.endswith(" I."):
                 continue
-            if after[0].islower() or re.search(r"(?:^|\n)\s*\d+\.$", before):
+            if after[1].islower() or _LISTED.search(before):
                 continue
-        if _WORD.search(before):
+        if _WORD.search(paragraph, looked, stop.end()):
             count += 1
             begin = stop.end()
-    return count + bool(_WORD.search(paragraph[begin:]))
+        looked = stop.end()
+    return count + bool(_WORD.search(paragraph, looked))
 
 
 def _keywords(response: str, arguments: Arguments) -> bool:
@@ -195,7 +203,7 @@ def _nth_paragraph(response: str, arguments: Arguments) -> bool:
 
 
 def _placeholders(response: str, arguments: Arguments) -> bool:
-    return len(re.findall(r"\[[^\]\n]*\]", response)) >= number(arguments, "num_placeholders")
+    return len(re.findall(r"\[[^\[\]\n]*\]", response)) >= number(arguments, "num_placeholders")
 
 
 def _postscript(response: str, arguments: Arguments) -> bool:
@@ -225,16 +233,24 @@ def _sections(response: str, arguments: Arguments) -> bool:
 
 
 def _json(response: str, arguments: Arguments) -> bool:
-    fenced = re.fullmatch(r"\s*```(?:json)?\s*\n?(.*?)```\s*", response, re.DOTALL | re.IGNORECASE)
+    inside = response.strip()
+    if len(inside) >= 6 and inside.startswith("```") and inside.endswith("```"):
+        inside = inside[3:-3]
+        inside = inside[4:] if inside[:4].lower() == "json" else inside
     try:
-        json.loads(fenced[1] if fenced else response)
+        json.loads(inside)
     except (ValueError, RecursionError):
         return False
     return True
 
 
 def _title(response: str, arguments: Arguments) -> bool:
-    return any(inside.strip(" \t<>") for inside in re.findall(r"<<([^\n]+)>>", response))
+    """In double angle brackets on one line, with more between them than white space and brackets."""
+    for line in response.split("\n"):
+        begin, end = line.find("<<"), line.rfind(">>")
+        if 0 <= begin < end and line[begin + 2 : end].strip(" \t<>"):
+            return True
+    return False
 
 
 def _two_responses(response: str, arguments: Arguments) -> bool:

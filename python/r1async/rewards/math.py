@@ -27,6 +27,7 @@ from r1async.rewards.reading import (
     same_in_base,
     same_ratio,
     says_more,
+    says_otherwise,
     sides_of,
     units_agree,
     without_phrase,
@@ -209,6 +210,8 @@ def _grade_one(answer: str, gold: str, before_slow: Callable[[], None]) -> Grade
 
 
 def _grade_value(answer: str, gold: str, before_slow: Callable[[], None]) -> Grade:
+    if says_otherwise(answer, gold):
+        return WRONG
     if gold.removeprefix("+") == answer.removeprefix("+") == "\\infty":
         return RIGHT
     if names_points(gold) or gold.lstrip("+-") == "\\infty":

@@ -105,7 +105,8 @@ def _signs(member: str) -> list[str]:
 
 _EQUALS = re.compile(r"(?<![<>!=:\\])==?(?![=<>])")
 _NAME = re.compile(
-    r"\\?[a-zA-Z](?:[a-zA-Z]*(?<=\\[a-zA-Z])[a-zA-Z]*)?'*(?:_\{?\w+\}?)?(?:\([a-zA-Z](?:,\s?[a-zA-Z])*\))?"
+    r"\\?[a-zA-Z](?:[a-zA-Z]*(?<=\\[a-zA-Z])[a-zA-Z]*)?'*(?:_\{?\w+\}?)?"
+    r"(?:\((?:[a-zA-Z]|-?\d+)(?:,\s?(?:[a-zA-Z]|-?\d+))*\))?"
 )
 _GREEK_NAME = re.compile(r"\\[a-zA-Z]+(?:_\{?\w+\}?)?")
 
@@ -160,7 +161,9 @@ _SCALES = frozenset(
         r"\w+",
         "hundred thousand million billion trillion dozen half halve third fourth fifth quarter tenth "
         "hundredth thousandth squared cubed factorial plus minus time over mod base percent not "
-        "kilo mega giga tera milli micro nano pair couple score gross lakh crore double triple twice thrice",
+        "kilo mega giga tera milli micro nano pair couple score gross lakh crore double triple twice thrice "
+        "sixth seventh eighth ninth eleventh twelfth twentieth ten myriad quadrillion quintillion millionth billionth "
+        "trillionth negative inverse reciprocal doubled tripled halved bn mn mil ppm",
     )
 )
 """Words that change the number before them."""
@@ -195,13 +198,27 @@ def _one_spelling(word: str) -> str:
     return _SPELLINGS.get(singular, singular)
 
 
-_LONE = re.compile(r"\d\s?([a-zA-Z])$")
+_LONE = re.compile(r"(?:[\d)}!\]]|\\pi)\s?([a-zA-Z])$")
 
 
 def lone_unit(text: str, other: str) -> str:
     """The one letter behind a number, where the other side has a unit there: the ``s`` of ``5 s`` beside ``5 ms``."""
     match = _LONE.search(text) if other else None
     return _SPELLINGS.get(match[1], match[1]) if match else ""
+
+
+_BETWEEN = re.compile(r"[\d}]\s+[A-Za-z]{2,}(?:\s+[A-Za-z]{2,})*\s+[\d\\]")
+_NUMBERS = re.compile(r"\d+(?:\.\d+)?")
+_INDEX = re.compile(r"\d_\s?\{?([A-Za-z]\w*)")
+
+
+def says_otherwise(answer: str, gold: str) -> bool:
+    """Whether a reference with words between its numbers, ``3 to 4``, or with ``a.m.`` has others or in another
+    order, or a number has an index of letters, ``5_a``, that it has not: algebra would skip the words."""
+    worded = _BETWEEN.search(gold) or _DOTTED.search(gold)
+    if worded and _NUMBERS.findall(answer) != _NUMBERS.findall(gold):
+        return True
+    return bool(set(_INDEX.findall(answer)) - set(_INDEX.findall(gold)))
 
 
 def units_agree(ours: str, theirs: str) -> bool:
@@ -270,8 +287,14 @@ def says_more(answer: str, gold: str) -> bool:
         return True
     if _RELATION.search(answer) and not _RELATION.search(gold):
         return True  # at most 5 is not 5
+    if _dotted(answer) - _dotted(gold):
+        return True  # 7:30 a.m. is not 7:30 p.m.
     known = set(_letters(gold))
     return any(word not in FUNCTIONS and not known.issuperset(word) for word in words_of(answer))
+
+
+def _dotted(text: str) -> set[str]:
+    return {"".join(each.split()).lower() for each in _DOTTED.findall(text)}
 
 
 def words_of(text: str) -> list[str]:
@@ -300,6 +323,8 @@ _GREEK = frozenset(
 """Letters; pi is a number."""
 _LETTERED = re.compile(r"[-+\d.,\s]+([abcdfjknopqrtuvwxyzBDEGHIOPQRSTUXYZ])")
 """A number and one letter that is neither a constant nor an everyday unit: algebra takes ``5d`` for 5."""
+_DOTTED = re.compile(r"(?<![a-zA-Z\\])[A-Za-z]\.\s?[A-Za-z](?![a-zA-Z])")
+"""Single letters with stops between them, which are no word to `words_of` and nothing to algebra."""
 _RELATION = re.compile(r"[<>]|\\(?:le|leq|leqslant|ge|geq|geqslant|lt|gt|ll|gg|ne|neq)(?![a-zA-Z])")
 
 _RATIO = re.compile(r"\d+(?:\.\d+)?(?:\s?:\s?\d+(?:\.\d+)?){2,}", re.ASCII)

@@ -116,7 +116,13 @@ def asked_of(job: WireJob) -> tuple[Question, Completion, str] | Verdict:
 
 
 def result_of(key: int, verdict: Verdict, elapsed_s: float) -> Result:
-    return key, verdict.total, dict(verdict.parts), verdict.status, elapsed_s, verdict.detail
+    """What is sent. Half a character, which JSON may escape in a judge's reply, cannot be: its place says `?`."""
+    parts = {_plain(name): value for name, value in verdict.parts.items()}
+    return key, verdict.total, parts, _plain(verdict.status), elapsed_s, _plain(verdict.detail)
+
+
+def _plain(text: str) -> str:
+    return text if text.isascii() else text.encode("utf-8", "replace").decode()
 
 
 @lru_cache(maxsize=64)

@@ -26,8 +26,8 @@ HELP = """Software-engineering instances in SWE-bench's shape (docs/swe.md).
 check finds out whether an instance is good for training: its reference patch resolves it n of n times, no patch does
 not, and its tests can be made to fail. It prints a table and ends with 1 if one is not good. grade takes lines with
 instance_id, model_name_or_path and model_patch; OUT gets a line for each, in the same order: id, score or null, status,
-parts, elapsed_s, detail, model_name_or_path. Both go on where an interrupted one ended. samples writes three small
-repositories with a bug each, their instances, and prompts for the demo.
+parts, elapsed_s, detail, line, model_name_or_path. Both go on where an interrupted one ended. samples writes three
+small repositories with a bug each, their instances, and prompts for the demo.
 
 exit codes: 0 done, 1 an instance is not good or workers cannot be started, 2 a mistake in the settings or files, 130
 ended by a signal"""
