@@ -152,7 +152,7 @@ FAULTS = {each.__name__: each for each in (drop_one, stuck_push, poison, swaps_t
 def run(arguments: list[str]) -> int:
     """`r1async run`, with the roles of FAULTS replaced."""
     from r1async.config import load_config
-    from r1async.launch import local
+    from r1async.launch import local, supervise
 
     faults = json.loads(os.environ["FAULTS"])
     sound = local.Launcher._roles
@@ -167,7 +167,7 @@ def run(arguments: list[str]) -> int:
 
     local.Launcher._roles = roles
     # No role is forked from a warm process: the sound ones would have done the run before the faulty one has imported.
-    local.usable = lambda: False
+    supervise.Supervisor.may_fork = lambda self, role: False
     return local.run(load_config(arguments[0], arguments[1:]))
 
 
