@@ -168,7 +168,7 @@ class Link:
         return batch
 
     def _wait_without_memory(self, step: int, part: int, error: OSError, *, again: bool) -> Batch | End:
-        """Once: the place may be of a session that is over. Twice: it cannot be mapped; this batch is sent, and all after."""
+        """Once: the place may be of a session that is over. Twice: this batch is sent, and all after it."""
         if again:
             if self._batches == "shared_memory":
                 raise LearnerError(

@@ -12,9 +12,7 @@ use std::os::fd::AsRawFd;
 use memmap2::MmapMut;
 use r1async_core::HolderId;
 use r1async_core::service::{BatchMemory, Room};
-use rustix::fs::{
-    FallocateFlags, MemfdFlags, SealFlags, fallocate, fcntl_add_seals, memfd_create,
-};
+use rustix::fs::{FallocateFlags, MemfdFlags, SealFlags, fallocate, fcntl_add_seals, memfd_create};
 
 /// Segments of one learner at most: the batch it trains, the next one, and parts of them.
 pub const MAX_SEGMENTS: usize = 4;
