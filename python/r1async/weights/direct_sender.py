@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from r1async.types import PolicyVersion
 from r1async.weights.direct import WAYS, DirectError, Way
@@ -13,6 +15,9 @@ from r1async.weights.direct_ways import Sender, make_sender
 from r1async.weights.manifest import Snapshot, read_version
 from r1async.weights.store import VersionStore
 from r1async.wire import WireError
+
+if TYPE_CHECKING:
+    import torch
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +44,18 @@ class _Engine:
     """What went to it last."""
     thread: threading.Thread | None = None
     lock: threading.Lock = field(default_factory=threading.Lock)
+    stream: torch.cuda.Stream | None = None
+    """Its own: what waits for this engine on a GPU must not lie in the training loop's stream, which is a new thread's
+    unless told otherwise."""
+
+    def apart(self) -> AbstractContextManager:
+        """What is sent to it goes through its own stream."""
+        import torch  # the learner has it; who only relays weights need not
+
+        if not torch.cuda.is_available():
+            return nullcontext()
+        self.stream = self.stream or torch.cuda.Stream()
+        return torch.cuda.stream(self.stream)
 
 
 class DirectSender:
@@ -91,11 +108,12 @@ class DirectSender:
             reply({"error": f"the version before is still on its way to {name}"})
             return
         try:
-            sender, snapshot = self._prepare(engine, asked, reply)
-            if sender is None or snapshot is None:
-                self.failed += 1
-                return
-            sender.send()
+            with engine.apart():
+                sender, snapshot = self._prepare(engine, asked, reply)
+                if sender is None or snapshot is None:
+                    self.failed += 1
+                    return
+                sender.send()
             engine.sent = snapshot
             self.sent += 1
         except Exception as error:  # noqa: BLE001  of any library: the receiver's deadline says it there, the log here
