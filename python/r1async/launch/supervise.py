@@ -21,6 +21,8 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Self
 
+import zmq
+
 from r1async.launch.lifeline import Lifeline
 from r1async.launch.warm import Forked, Warm, WarmError
 
@@ -242,6 +244,31 @@ class Supervisor:
         text = self.log(role).read_text(errors="replace")
         _, found, message = text.rpartition("\nr1async: ")
         return message.strip() if found else self.tail(role).strip()
+
+
+def end_interrupted(supervisor: Supervisor, signals: Signals, number: int, deadline_s: float) -> int:
+    """Asks all to end and waits; a further request is passed on, and makes a run skip saving its state.
+
+    Args:
+        number: of the signal that asked.
+        deadline_s: seconds to wait; what runs then is left to the caller's `kill`.
+
+    Returns:
+        The exit code that the shell gives such an end.
+    """
+    assert number in (signal.SIGINT, signal.SIGTERM)
+    poller = zmq.Poller()
+    poller.register(signals, zmq.POLLIN)
+    supervisor.terminate(supervisor.running)
+    deadline = time.monotonic() + deadline_s
+    while supervisor.running and (left := deadline - time.monotonic()) > 0:
+        poller.poll(int(left * 1000) + 1)
+        signals.drain()
+        if signals.requests:
+            signals.requests.clear()
+            supervisor.terminate(supervisor.running)
+        supervisor.reap()
+    return 128 + number
 
 
 def _signal_group(group: int, number: signal.Signals) -> None:

@@ -7,7 +7,6 @@ the signal descriptor.
 from __future__ import annotations
 
 import json
-import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -21,7 +20,7 @@ from r1async.config import Config, ConfigError, load_config
 from r1async.launch.folders import FolderLock, is_done
 from r1async.launch.lifeline import Lifeline
 from r1async.launch.local import CHECKPOINT_S, END_S
-from r1async.launch.supervise import Exit, Role, Signals, Supervisor
+from r1async.launch.supervise import Exit, Role, Signals, Supervisor, end_interrupted
 from r1async.launch.sweep_table import Result, write_tables
 
 BRACKETS = {"[": "]", "{": "}", "(": ")"}
@@ -191,14 +190,4 @@ class _Sweep:
     def _interrupted(self, number: int) -> int:
         """Each run saves its state; a second Ctrl-C is passed on and makes them skip that."""
         print("sweep: ending; the same command goes on from here", flush=True)
-        self._supervisor.terminate(self._supervisor.running)
-        deadline = time.monotonic() + 4 * END_S + CHECKPOINT_S
-        while self._supervisor.running and (left := deadline - time.monotonic()) > 0:
-            self._poller.poll(int(left * 1000) + 1)
-            self._signals.drain()
-            if self._signals.requests:
-                self._signals.requests.clear()
-                self._supervisor.terminate(self._supervisor.running)
-            self._supervisor.reap()
-        assert number in (signal.SIGINT, signal.SIGTERM)
-        return 128 + number
+        return end_interrupted(self._supervisor, self._signals, number, 4 * END_S + CHECKPOINT_S)

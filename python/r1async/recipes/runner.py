@@ -6,7 +6,6 @@ to say how far they are. Woken by: the signal descriptor, that time.
 
 from __future__ import annotations
 
-import signal
 import sys
 import tempfile
 import time
@@ -21,7 +20,7 @@ from r1async.files import write_json
 from r1async.launch.folders import FolderLock
 from r1async.launch.lifeline import JOB, Lifeline
 from r1async.launch.local import CHECKPOINT_S, END_S
-from r1async.launch.supervise import Exit, Role, Signals, Supervisor
+from r1async.launch.supervise import Exit, Role, Signals, Supervisor, end_interrupted
 from r1async.monitor.summary import duration
 from r1async.recipes.graph import Recipe, load_recipe
 from r1async.recipes.plan import Job, begin, check, finish, forget, plan
@@ -235,17 +234,7 @@ class _Runner:
     def _interrupted(self, number: int) -> int:
         """Running stages save their state; a second Ctrl-C is passed on."""
         print("recipe: ending; the same command goes on from here", flush=True)
-        self._supervisor.terminate(self._supervisor.running)
-        deadline = time.monotonic() + END_S + CHECKPOINT_S
-        while self._supervisor.running and (left := deadline - time.monotonic()) > 0:
-            self._poller.poll(int(left * 1000) + 1)
-            self._signals.drain()
-            if self._signals.requests:
-                self._signals.requests.clear()
-                self._supervisor.terminate(self._supervisor.running)
-            self._supervisor.reap()
-        assert number in (signal.SIGINT, signal.SIGTERM)
-        return 128 + number
+        return end_interrupted(self._supervisor, self._signals, number, END_S + CHECKPOINT_S)
 
     def _write_record(self) -> None:
         """`recipe.json`: where the newest outputs of each stage are, and what they took."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import random
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
@@ -124,23 +124,33 @@ def encode(text: str) -> list[int]:
 
 
 def build_tokenizer() -> Tokenizer:
-    """The task's tokenizer: tags and characters. An unknown character is an error, never an <unk>."""
+    """The task's tokenizer: tags and characters."""
+    return word_tokenizer(_IDS, _PIECES.pattern)
+
+
+def word_tokenizer(ids: Mapping[str, int], pieces: str) -> Tokenizer:
+    """One token a word, for vocabularies that begin with `SPECIAL_TOKENS`; a foreign character is an error, no <unk>.
+
+    Args:
+        ids: of every token.
+        pieces: pattern that finds one token at a time.
+    """
     from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, processors
 
-    tokenizer = Tokenizer(models.WordLevel(_IDS, unk_token="<unk>"))
+    tokenizer = Tokenizer(models.WordLevel(dict(ids), unk_token="<unk>"))
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS])
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(_PIECES.pattern), behavior="isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(pieces), behavior="isolated")
     tokenizer.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", BOS)])
     tokenizer.decoder = decoders.Fuse()
     return tokenizer
 
 
-def hf_tokenizer() -> PreTrainedTokenizerFast:
-    """The same for a model directory."""
+def hf_tokenizer(tokenizer: Tokenizer | None = None) -> PreTrainedTokenizerFast:
+    """A word tokenizer for a model directory; the task's if none is given."""
     from transformers import PreTrainedTokenizerFast
 
     return PreTrainedTokenizerFast(
-        tokenizer_object=build_tokenizer(), pad_token="<pad>", bos_token="<bos>", eos_token="<eos>"
+        tokenizer_object=tokenizer or build_tokenizer(), pad_token="<pad>", bos_token="<bos>", eos_token="<eos>"
     )
 
 

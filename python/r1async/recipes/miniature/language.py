@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Literal
 
 from tokenizers import Tokenizer
 
+from r1async.tasks import chain_mod
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
@@ -21,7 +23,7 @@ ENGLISH = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight
 CHINESE = "零一二三四五六七八九"
 NUMERALS: dict[Language, tuple[str, ...]] = {"en": ENGLISH, "zh": tuple(CHINESE)}
 
-SPECIAL_TOKENS = ("<pad>", "<bos>", "<eos>")
+SPECIAL_TOKENS = chain_mod.SPECIAL_TOKENS
 TAGS = ("<think>", "</think>", "<answer>", "</answer>", "|special_token|", "\\boxed{", "}")
 CHARACTERS = tuple("0123456789+-*=,.;:?! \n")
 
@@ -53,7 +55,7 @@ WORDS = (
 )  # fmt: skip
 
 VOCABULARY = tuple(dict.fromkeys((*SPECIAL_TOKENS, *TAGS, *CHARACTERS, *WORDS)))
-PAD, BOS, EOS = 0, 1, 2
+PAD, BOS, EOS = chain_mod.PAD, chain_mod.BOS, chain_mod.EOS
 
 IDS = {token: number for number, token in enumerate(VOCABULARY)}
 _PIECES = re.compile("|".join(re.escape(token) for token in sorted(VOCABULARY[len(SPECIAL_TOKENS) :], key=len)[::-1]))
@@ -86,21 +88,10 @@ def any_language(rng: Random) -> Language:
 
 
 def build_tokenizer() -> Tokenizer:
-    """WordLevel over the vocabulary. An unknown character is an error, never an <unk>."""
-    from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, processors
-
-    tokenizer = Tokenizer(models.WordLevel(IDS, unk_token="<unk>"))
-    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS])
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(_PIECES.pattern), behavior="isolated")
-    tokenizer.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", BOS)])
-    tokenizer.decoder = decoders.Fuse()
-    return tokenizer
+    """The miniature's tokenizer."""
+    return chain_mod.word_tokenizer(IDS, _PIECES.pattern)
 
 
 def hf_tokenizer() -> PreTrainedTokenizerFast:
     """The same for a model directory."""
-    from transformers import PreTrainedTokenizerFast
-
-    return PreTrainedTokenizerFast(
-        tokenizer_object=build_tokenizer(), pad_token="<pad>", bos_token="<bos>", eos_token="<eos>"
-    )
+    return chain_mod.hf_tokenizer(build_tokenizer())
