@@ -282,7 +282,9 @@ def test_poison_prompt_is_quarantined_and_nothing_else_is(started, flag):
 def test_end_of_data_is_named_with_the_groups_in_flight_and_ends_the_run_well(started, flag, run_root):
     data = run_root / "data.jsonl"
     data.write_text("".join(f'{{"prompt": "{n}+{n}=", "answer": "{2 * n}"}}\n' for n in range(18)))
-    run = started("data.task=file", f"data.path={data}", "data.epochs=1", "eval.prompts=4", generator_0="drop_one")
+    files = ("data.task=file", f"data.path={data}", "data.epochs=1", "eval.prompts=4")
+    # Whichever generator is there first forgets; and with no waste allowed, no group closes without the rollout.
+    run = started(*files, "staleness.waste_budget=0", generator_0="drop_one", generator_1="drop_one")
     run.assert_done(4)
     (incident,) = run.named("end_of_data")
     assert incident["groups"]
