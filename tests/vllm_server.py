@@ -44,7 +44,8 @@ def server(model: Path, log: Path, extras: Sequence[str], environment: Mapping[s
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    shape = ("--dtype", "float32", "--max-model-len", "490", "--max-num-seqs", "18", "--enforce-eager")
+    shape = ("--dtype", "float32", "--max-model-len", "490", "--max-num-seqs", "18")
+    on_cpu = ("--enforce-eager", "--no-enable-chunked-prefill")
     memory = ("--kv-cache-memory-bytes", str(64 * 2**20))
     command = [
         sys.executable,
@@ -53,6 +54,7 @@ def server(model: Path, log: Path, extras: Sequence[str], environment: Mapping[s
         "--model",
         str(model),
         *shape,
+        *on_cpu,
         *memory,
         *extras,
     ]

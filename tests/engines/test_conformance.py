@@ -50,6 +50,14 @@ def test_a_group_is_sampled_independently(served: Served):
         check_logprobs(served.base, request, outcomes[request.id])
 
 
+def test_more_prompt_tokens_than_a_step_takes(served: Served):
+    """Engines cut prompts to fill a step, and vLLM on a CPU falls if the cut one has a seed."""
+    requests = served.requests(prompts(16, LONG, seed=2), max_tokens=8)
+    outcomes = served.run(requests)
+    for request in requests:
+        check_logprobs(served.base, request, outcomes[request.id])
+
+
 def test_greedy_is_that_of_generate(served: Served):
     requests = served.requests(prompts(6), greedy=True, max_tokens=24)
     outcomes = served.run(requests)

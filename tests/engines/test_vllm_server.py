@@ -29,6 +29,7 @@ SETTINGS = {
     "max_model_len": 64,
     "max_num_seqs": 4,
     "enable_prefix_caching": True,
+    "enable_chunked_prefill": False,
     "block_size": 16,
     "backend": "r1async",
     "device": "cpu",
@@ -111,6 +112,13 @@ def test_a_server_without_what_we_need_is_told_how_to_start(model_dir, tmp_path,
         VllmServer(spec(model_dir, tmp_path, threading.Event()), url)
     for word in ("VLLM_SERVER_DEV_MODE=1 vllm serve", "--worker-extension-cls", "docs/engines.md", url):
         assert word in str(caught.value)
+
+
+def test_a_server_on_a_cpu_that_cuts_prompts_is_refused(model_dir, tmp_path):
+    answers = FIT | {"r1async_settings": {"results": [SETTINGS | {"enable_chunked_prefill": True}]}}
+    says = r"enable_chunked_prefill=True, want False \(on a CPU\)"
+    with serving(answers) as url, pytest.raises(EngineError, match=says):
+        VllmServer(spec(model_dir, tmp_path, threading.Event()), url)
 
 
 def test_a_server_of_another_version_is_refused(model_dir, tmp_path):

@@ -226,6 +226,13 @@ class VllmAdapter(Elsewhere):
                 ("backend", settings["backend"] == (spec.direct or BACKEND), spec.direct or BACKEND),
                 ("device", spec.direct is None or settings["device"] == "cuda", f"cuda (weights.medium={spec.direct})"),
                 ("max_num_seqs", settings["max_num_seqs"] >= spec.slots, f"{spec.slots} or more"),
+                # vLLM winds a seeded request's random numbers back after a part of its prompt, which those of a CPU
+                # cannot do: its worker would fall with the first prompt that a step has no room for.
+                (
+                    "enable_chunked_prefill",
+                    settings["device"] != "cpu" or not settings["enable_chunked_prefill"],
+                    "False (on a CPU)",
+                ),
             ):
                 if not fits:
                     raise EngineError(f"{self._vllm.describe()} has {name}={settings[name]}, want {want}")

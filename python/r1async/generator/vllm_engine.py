@@ -47,6 +47,8 @@ _OURS = {
 """Arguments of vLLM that are not for `generator.vllm.args`, and why."""
 _CPU_BLOCK = 128
 """Tokens of a block of vLLM's KV cache on a CPU, unless its block_size says otherwise."""
+_STEP_TOKENS = 2048
+"""Tokens that a step computes at most on a CPU, as vLLM has it by default."""
 _END_S = 10.0
 """Seconds that vLLM's processes have to end by themselves."""
 
@@ -142,6 +144,9 @@ class LocalVllm:
             # Helpers of the sampler are compiled even with enforce_eager: 25 s at the first request.
             os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
             settings["enforce_eager"] = True
+            # The adapter wants no prompt cut, so a step's budget has room for the longest.
+            settings["enable_chunked_prefill"] = False
+            settings["max_num_batched_tokens"] = max(_STEP_TOKENS, spec.max_len)
             if not self._args.keys() & {"kv_cache_memory_bytes", "gpu_memory_utilization"}:
                 # vLLM would take nine tenths of the machine's memory.
                 settings["kv_cache_memory_bytes"] = _cache_bytes(spec)

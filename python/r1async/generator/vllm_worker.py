@@ -181,6 +181,7 @@ class Extension:
             "dtype": str(config.model_config.dtype).removeprefix("torch."),
             "max_model_len": config.model_config.max_model_len,
             "max_num_seqs": config.scheduler_config.max_num_seqs,
+            "enable_chunked_prefill": config.scheduler_config.enable_chunked_prefill,
             "enable_prefix_caching": config.cache_config.enable_prefix_caching,
             "block_size": config.cache_config.block_size,
         }
