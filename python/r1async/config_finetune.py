@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal
 
 from r1async.checks import ranges_broken
 from r1async.config import MonitorConfig
@@ -128,69 +128,39 @@ class LoraConfig:
     """Names of the linear layers that get adapters. Empty: all but the head."""
 
 
-class FinetuneSettings(Protocol):
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FinetuneConfig:
     """What the settings of both commands have."""
 
+    name: str
+    """The run's folder is `runs_dir`/`name`."""
+    runs_dir: str = "runs"
+    """Where runs live."""
+    seed: int = 0
+    """Seeds the order of the rows, a reward model's new head, and adapters."""
+    resume: Literal["auto", "true", "false"] = "auto"
+    """auto: go on with the run in the folder. true: insist on one. false: refuse a folder that holds one."""
+    model: BaseModelConfig = field(default_factory=BaseModelConfig)
+    data: SftDataConfig | PairDataConfig
+    train: TrainConfig = field(default_factory=TrainConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    monitor: MonitorConfig = field(default_factory=MonitorConfig)
+
     @property
-    def name(self) -> str: ...
-    @property
-    def seed(self) -> int: ...
-    @property
-    def resume(self) -> Literal["auto", "true", "false"]: ...
-    @property
-    def model(self) -> BaseModelConfig: ...
-    @property
-    def data(self) -> SftDataConfig | PairDataConfig: ...
-    @property
-    def train(self) -> TrainConfig: ...
-    @property
-    def lora(self) -> LoraConfig: ...
-    @property
-    def monitor(self) -> MonitorConfig: ...
-    @property
-    def run_dir(self) -> Path: ...
+    def run_dir(self) -> Path:
+        return Path(self.runs_dir) / self.name
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class SftConfig:
+class SftConfig(FinetuneConfig):
     name: str = "sft"
-    """The run's folder is `runs_dir`/`name`."""
-    runs_dir: str = "runs"
-    """Where runs live."""
-    seed: int = 0
-    """Seeds the order of the rows, and adapters."""
-    resume: Literal["auto", "true", "false"] = "auto"
-    """auto: go on with the run in the folder. true: insist on one. false: refuse a folder that holds one."""
-    model: BaseModelConfig = field(default_factory=BaseModelConfig)
     data: SftDataConfig = field(default_factory=SftDataConfig)
-    train: TrainConfig = field(default_factory=TrainConfig)
-    lora: LoraConfig = field(default_factory=LoraConfig)
-    monitor: MonitorConfig = field(default_factory=MonitorConfig)
-
-    @property
-    def run_dir(self) -> Path:
-        return Path(self.runs_dir) / self.name
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class RewardModelConfig:
+class RewardModelConfig(FinetuneConfig):
     name: str = "reward-model"
-    """The run's folder is `runs_dir`/`name`."""
-    runs_dir: str = "runs"
-    """Where runs live."""
-    seed: int = 0
-    """Seeds the order of the pairs, the new head, and adapters."""
-    resume: Literal["auto", "true", "false"] = "auto"
-    """auto: go on with the run in the folder. true: insist on one. false: refuse a folder that holds one."""
-    model: BaseModelConfig = field(default_factory=BaseModelConfig)
     data: PairDataConfig = field(default_factory=PairDataConfig)
-    train: TrainConfig = field(default_factory=TrainConfig)
-    lora: LoraConfig = field(default_factory=LoraConfig)
-    monitor: MonitorConfig = field(default_factory=MonitorConfig)
-
-    @property
-    def run_dir(self) -> Path:
-        return Path(self.runs_dir) / self.name
 
 
 FINETUNE_RANGES: Mapping[str, Range] = {
@@ -241,7 +211,7 @@ def reward_model_config(path: str | Path | None, overrides: Sequence[str] = ()) 
     return load_as(RewardModelConfig, finetune_problems, path, overrides)
 
 
-def finetune_problems(config: FinetuneSettings) -> list[str]:
+def finetune_problems(config: FinetuneConfig) -> list[str]:
     """Why these settings cannot work; empty when they can."""
     if found := ranges_broken(config, FINETUNE_RANGES):
         return found

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from r1async.config_finetune import TrainConfig
 from r1async.finetune.objectives import Objective, Sequences, means
-from r1async.learner.core import NotFiniteError, prepare
+from r1async.learner.core import NotFiniteError, make_optimizer, prepare
 from r1async.learner.distributed import Ranks, shard, whole
 from r1async.learner.schedule import lr_factor
 from r1async.learner.statistics import Metrics
@@ -47,13 +47,7 @@ class Finetuner:
         """Optimizer steps done."""
         prepare(model, checkpointing=settings.gradient_checkpointing)
         shard(model, self.ranks)
-        self.optimizer = torch.optim.AdamW(
-            [parameter for parameter in model.parameters() if parameter.requires_grad],
-            lr=settings.lr,
-            betas=settings.betas,
-            weight_decay=settings.weight_decay,
-            fused=True,
-        )
+        self.optimizer = make_optimizer(model, lr=settings.lr, betas=settings.betas, weight_decay=settings.weight_decay)
 
     def step(self, passes: Sequence[Sequences]) -> Metrics:
         """One optimizer step on this rank's share; collective over ranks, which must have as many passes each.

@@ -11,7 +11,7 @@ import torch
 from transformers import PreTrainedModel
 
 from r1async.config import ConfigError
-from r1async.config_finetune import FinetuneSettings, RewardModelConfig, SftConfig
+from r1async.config_finetune import FinetuneConfig, RewardModelConfig, SftConfig
 from r1async.finetune.objectives import BradleyTerry, CompletionLoss, Objective
 from r1async.finetune.render import Encoded, Renderer
 from r1async.finetune.rows import pair_rows, sft_rows, split_rows
@@ -33,7 +33,7 @@ class Job:
     """One training, before ranks and folders."""
 
     kind: Kind
-    config: FinetuneSettings
+    config: FinetuneConfig
     renderer: Renderer
     objective: Objective
     width: int

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from r1async.config import ConfigError
-from r1async.config_finetune import FinetuneSettings, RewardModelConfig, SftConfig
+from r1async.config_finetune import FinetuneConfig, RewardModelConfig, SftConfig
 from r1async.files import write_atomic, write_json
 from r1async.finetune.job import Job, keys, reward_model_job, sft_job
 from r1async.finetune.loop import Loop, accounts, write_outcome
@@ -67,7 +67,7 @@ def finetune(config: SftConfig | RewardModelConfig, arguments: Sequence[str]) ->
 class _Folder(FolderLock):
     """The run's folder, ours while the block lasts."""
 
-    def __init__(self, config: FinetuneSettings) -> None:
+    def __init__(self, config: FinetuneConfig) -> None:
         super().__init__(config.run_dir)
 
     def __enter__(self) -> None:

@@ -84,13 +84,7 @@ class LearnerCore:
         """The weights last published; None while those are the current ones at the start of every step."""
         prepare(model, checkpointing=settings.gradient_checkpointing)
         shard(model, self.ranks)
-        self.optimizer = torch.optim.AdamW(
-            [parameter for parameter in model.parameters() if parameter.requires_grad],
-            lr=settings.lr,
-            betas=settings.betas,
-            weight_decay=settings.weight_decay,
-            fused=True,
-        )
+        self.optimizer = make_optimizer(model, lr=settings.lr, betas=settings.betas, weight_decay=settings.weight_decay)
 
     def step(self, batch: Batch) -> Metrics:
         """`accumulate` and `update`: a batch that is handed out whole."""
@@ -258,6 +252,14 @@ class LearnerCore:
             for key in (f"busy_s:{name}",)
         }
         return seconds | {"step_s": after["wall_s"] - before["wall_s"], "cpu_s": after["cpu_s"] - before["cpu_s"]}
+
+
+def make_optimizer(
+    model: PreTrainedModel, *, lr: float, betas: tuple[float, float], weight_decay: float
+) -> torch.optim.AdamW:
+    """AdamW over what is trained; to be made after `shard`, which replaces the parameters."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return torch.optim.AdamW(trained, lr=lr, betas=betas, weight_decay=weight_decay, fused=True)
 
 
 def prepare(model: PreTrainedModel, *, checkpointing: bool) -> None:
