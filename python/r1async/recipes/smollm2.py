@@ -179,13 +179,17 @@ _NAMES = ("Anna", "Ben", "Clara", "David", "Emma", "Felix", "Grace", "Henry")
 
 
 def write_problems(path: Path, count: int, seed: int) -> None:
-    """Word problems of one step in the manner of GSM8K, made up here, with whole answers: columns prompt and answer."""
+    """Word problems of one step in the manner of GSM8K, made up here, with whole answers: columns prompt and answer.
+
+    Numbers are small: of 24 groups of four, four have answers that differ in reward where they go to 40, ten so. Where
+    none do, a step changes nothing.
+    """
     rng = random.Random(seed)
     lines = []
     for _ in range(count):
         story, answer = rng.choice(_STORIES)
-        b, name = rng.randint(2, 12), rng.choice(_NAMES)
-        a = rng.randint(b + 1, 40)
+        b, name = rng.randint(1, 5), rng.choice(_NAMES)
+        a = rng.randint(b + 1, 10)
         question = story.format(name=name, a=a, b=b)
         lines.append(json.dumps({"prompt": f"{question} Answer with one number.", "answer": str(answer(a, b))}))
     path.write_text("\n".join(lines) + "\n")
