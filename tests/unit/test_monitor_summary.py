@@ -79,7 +79,7 @@ def test_before_is_version_0_and_after_is_the_newest(run_dir):
     before, after = summary["before"], summary["after"]
     assert (before["version"], after["version"]) == (0, 40)
     assert (before["accuracy"], before["greedy"], before["format"]) == (0.45, 0.82, 0.42)
-    assert {"accuracy", "greedy", "format", "pass_at_k", "cons_at_k", "stderr"} <= set(after)
+    assert {"accuracy", "greedy", "format", "reward", "pass_at_k", "cons_at_k", "stderr"} <= set(after)
     assert after["hash"] == f"{40:016x}"
 
 
@@ -195,3 +195,16 @@ def test_engines_have_their_pauses_and_their_worst_canary():
         "vLLM 0.32.0; 3 installs, paused 200.0 ms; mismatch 3e-06 nats in the worst of 2 canaries"
     )
     assert figures["generator-1"]["engine"] is None
+
+
+def test_what_a_run_does_not_measure_has_no_row(run_dir):
+    summary = summarize(load_run(run_dir))
+    nothing = {"accuracy": None, "stderr": None, "greedy": None, "format": None, "pass_at_k": {}, "cons_at_k": None}
+    for side in ("before", "after"):
+        summary[side] |= nothing | {"reward": 0.25}
+    console = Console(width=100, record=True)
+    print_summary(summary, console)
+    shown = console.export_text()
+    assert "accuracy" not in shown
+    assert "pass@" not in shown
+    assert "0.250" in next(line for line in shown.splitlines() if "reward" in line)

@@ -182,6 +182,7 @@ def _version_figures(evaluations: Sequence[Record], version: int) -> Record:
         "greedy": greedy.get("accuracy"),
         "greedy_stderr": greedy.get("stderr"),
         "format": sampled.get("format"),
+        "reward": sampled.get("reward"),
         "pass_at_k": sampled.get("pass_at_k"),
         "cons_at_k": sampled.get("cons_at_k"),
         "k": sampled.get("k"),
@@ -240,10 +241,16 @@ def _held_out(summary: Record) -> Table:
     k = after.get("k") or before.get("k") or 1
     for column in ("held-out", "before", "after"):
         table.add_column(column, justify="left" if column == "held-out" else "right")
-    for label, name, error in (("accuracy", "accuracy", "stderr"), ("greedy", "greedy", "greedy_stderr")):
-        table.add_row(label, *(percent(side.get(name), side.get(error)) for side in (before, after)))
-    table.add_row("format", *(percent(side.get("format")) for side in (before, after)))
-    if k > 1:
+    for label, name, error in (
+        ("accuracy", "accuracy", "stderr"),
+        ("greedy", "greedy", "greedy_stderr"),
+        ("format", "format", ""),
+    ):
+        if any(side.get(name) is not None for side in (before, after)):
+            table.add_row(label, *(percent(side.get(name), side.get(error)) for side in (before, after)))
+    rewards = [side.get("reward") for side in (before, after)]
+    table.add_row("reward", *("–" if x is None else f"{x:.3f}" for x in rewards))
+    if k > 1 and any(side.get("pass_at_k") for side in (before, after)):
         table.add_row(f"pass@{k}", *(percent((side.get("pass_at_k") or {}).get(str(k))) for side in (before, after)))
         table.add_row(f"cons@{k}", *(percent(side.get("cons_at_k")) for side in (before, after)))
     lengths = [side.get("mean_tokens") for side in (before, after)]
