@@ -56,7 +56,8 @@ def last_boxed(text: str) -> str | None:
     r"""Inside of the last complete ``\boxed{…}`` or ``\fbox{…}``; braces balance, ``\{`` is a letter.
 
     A box inside another is part of it: ``\boxed{5 \text{ or } \boxed{6}}`` answers both. A box that holds nothing
-    but a box is unwrapped. Linear in the text.
+    but a box is unwrapped. Without any complete one, the rest of its line counts if the last has no braces. Linear in
+    the text.
     """
     first = text.find("box")
     if first < 0:
@@ -75,17 +76,28 @@ def last_boxed(text: str) -> str | None:
         start -= 1  # an even number of them escape each other, and the box is one
     found = _box_of_short(text, start) if len(text) - start <= SHORT_CHARS else _box_of_long(text, start)
     if found is None:
-        return None
+        return _without_braces(text)
     inside = text[slice(*found)].strip()
     while (whole := _BOX_START.match(inside)) and _first_closing(inside, whole.end()) == len(inside) - 1:
         inside = inside[whole.end() : -1].strip()
     return inside
 
 
+def _without_braces(text: str) -> str | None:
+    r"""What the last box has if no brace follows it, the rest of its formula or line: ``$\boxed 5$``."""
+    bare = _BARE_BOX.match(text, max(text.rfind(name) for name in _BOXES))
+    if bare is None:
+        return None
+    end = _FORMULA_ENDS.search(text, bare.end())
+    return text[bare.end() : end.start() if end else len(text)].strip().removesuffix(".").rstrip() or None
+
+
 SHORT_CHARS = 1500
 """Up to here the plain scan is faster than setting up arrays."""
 _BOXES = ("\\boxed", "\\fbox")
 _BRACES = re.compile(r"\\(?:boxed|fbox)\s{0,8}\{|\\.|[{}]", re.DOTALL)
+_BARE_BOX = re.compile(r"\\(?:boxed|fbox)(?![a-zA-Z])(?!\s{0,8}[{\[(])")
+_FORMULA_ENDS = re.compile(r"\$|\\[)\]]|\n")
 _BOX_START = re.compile(r"\\(?:boxed|fbox)\s{0,8}\{")
 
 
@@ -180,21 +192,30 @@ def normalise(answer: str) -> str:
     text = _strip_dollars(text)
     boxed = _WHOLE_BOX.fullmatch(text)
     text = boxed[1] if boxed else text
-    text = _ROOT.sub(r"\\sqrt{\1\2}", text)
-    text = _SIZES.sub("", _TEXT.sub(r"\1", text))
+    text = _ROOT.sub(r"\\sqrt{\1\2}", _BARE_COMMAND.sub(r"\\\1", text))
+    text = _SIZES.sub("", _TEXT.sub(r"\1", _TEXT.sub(r"\1", text)))
+    text = _OVER.sub(r"\\frac{\1}{\2}", text)
+    text = _DEGREE.sub(r"^\\circ", _TIMES_TEN.sub(r"\\times ", text))
+    bold = _BOLD.fullmatch(text)
+    text = (bold[1] if bold else text).replace("**", "^")
+    text = _TWO_DIGITS.sub(r"\\\1{\2}{\3}", text)
+    text = _SIGNED_POWER.sub(r"^{\1}", _SPACE_AT_END.sub("", text))
     text = _THIN.sub(r"\1 ", text)
     for old, new in _REPLACEMENTS:
         text = text.replace(old, new)
     text = " ".join(text.split())
     if text.endswith(".") and not text.endswith(".."):
         text = text[:-1].rstrip()
-    text = _strip_dollars(text)
+    text = _PERCENT.sub("%", _strip_dollars(text))
+    text = _INFINITE.get(text.casefold(), text)
     letter = _LETTER.fullmatch(text)
     return letter[1] if letter else text
 
 
 def _to_ascii(text: str) -> str:
     """Digits, signs and letters that mean the same in ASCII; the rest stays as it is."""
+    text = _CURRENCY.sub(_with_currency, text)
+    text = _LOWERED.sub(lambda match: f"_{{{match[0].translate(_FROM_LOWERED)}}}", text)
     text = _RAISED.sub(lambda match: f"^{{{match[0].translate(_FROM_RAISED)}}}", text)
     text = "".join(map(_plain_letter, text))
     return _RADICAL.sub(r"\\sqrt{\1\2}", text)
@@ -214,6 +235,21 @@ def _plain_letter(letter: str) -> str:
     return letter
 
 
+_CURRENCY = re.compile(r"([+-]?)\s?([€£¥₹])\s?([^€£¥₹¢]+)|([^€£¥₹¢]+?)\s?([€£¥₹¢])")
+"""The whole of an answer: `€5`, `5 €`."""
+_CURRENCIES = {"€": "euros", "£": "sterling", "¥": "yen", "₹": "rupees", "¢": "cents"}
+
+
+def _with_currency(match: re.Match[str]) -> str:
+    """The amount, and the currency's name behind it."""
+    if match[0] != match.string:
+        return match[0]
+    sign, before, amount, amount_first, after = match.groups("")
+    return f"{sign}{amount}{amount_first} {_CURRENCIES[before or after]}"
+
+
+_LOWERED = re.compile("[₀₁₂₃₄₅₆₇₈₉]+")
+_FROM_LOWERED = str.maketrans("₀₁₂₃₄₅₆₇₈₉", "0123456789")
 _RAISED = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ]+")
 _FROM_RAISED = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ", "0123456789+-n")
 _RADICAL = re.compile(r"√\s?(?:(\d+|[a-zA-Z])|\(([^()]*)\))")
@@ -227,7 +263,11 @@ _SIGNS = {
     "\u202f": " ",
     "−": "-",
     "–": "-",
+    "—": "-",
     "‐": "-",
+    "‑": "-",
+    "‒": "-",
+    "﹣": "-",
     "⁄": "/",
     "∕": "/",
     "÷": "/",
@@ -239,6 +279,8 @@ _SIGNS = {
     "±": "\\pm ",
     "∓": "\\mp ",
     "°": "^\\circ",
+    "º": "^\\circ",
+    "、": ",",
     "≤": "\\le ",
     "≥": "\\ge ",
     "≠": "\\ne ",
@@ -259,8 +301,24 @@ _SIGNS = {
 """Minus signs, spaces that cannot be seen, and what LaTeX has a command for. Marks that change the direction of
 writing or strike a letter out are not here: they are left, and nothing is equal to them but themselves."""
 _WHOLE_BOX = re.compile(r"\\(?:boxed|fbox)\{([^{}]*)\}")
-_TEXT = re.compile(r"\\(?:text|mathrm|textbf|mathbf|operatorname)\s?\{([^{}]*)\}")
-_SIZES = re.compile(r"\\(?:left|right|!)(?![a-zA-Z])")
+_TEXT = re.compile(r"\\(?:(?:text|math)(?:rm|bf|it|sf|tt|normal)?|mbox|emph|boldsymbol|bm|operatorname)\s?\{([^{}]*)\}")
+"""How letters look; inside of one another two deep."""
+_SIZES = re.compile(
+    r"\\(?:left|right|[bB]igg?[lrm]?|displaystyle|textstyle|tiny|small|normalsize|large|Large|LARGE|huge|Huge|!)(?![a-zA-Z])"
+)
+_BOLD = re.compile(r"\*\*([^*]+)\*\*")
+"""Markdown's, around all of the answer."""
+_BARE_COMMAND = re.compile(r"(?<![a-zA-Z\\])(pi|sqrt|ln|log|sin|cos|tan|exp)(?![a-zA-Z])")
+_TWO_DIGITS = re.compile(r"\\(frac|binom|dbinom|tbinom)\s?(\d)\s?(\d)")
+"""TeX takes one digit each: \\frac123 is 3/2."""
+_SIGNED_POWER = re.compile(r"\^\s?([+-]\d+)")
+_SPACE_AT_END = re.compile(r"(?:\s|\\q?quad(?![a-zA-Z]))+$")
+_OVER = re.compile(r"\{([^{}]*)\\over(?![a-zA-Z])([^{}]*)\}")
+_DEGREE = re.compile(r"\^?\s?\{?\\degree(?![a-zA-Z])\}?")
+_TIMES_TEN = re.compile(r"(?<=\d)\s?[xX]\s?(?=10\s?\^)")
+"""The letter, between a number and a power of ten."""
+_PERCENT = re.compile(r"(?<=[\d}])\s?per\s?cent$", re.IGNORECASE)
+_INFINITE = {"infinity": "\\infty", "+infinity": "\\infty", "-infinity": "-\\infty", "+\\infty": "\\infty"}
 _THIN = re.compile(r"(?<!\\)((?:\\\\)*)\\[ ,;]")
 """A command for space; behind a line break of a matrix there is none."""
 _ROOT = re.compile(r"\\sqrt\s?(?:\(([^(){}]*)\)|(\d))")
@@ -270,11 +328,16 @@ _LETTER = re.compile(r"\(([A-Za-z])\)")
 _REPLACEMENTS = (
     ("\\dfrac", "\\frac"),
     ("\\tfrac", "\\frac"),
+    ("\\cfrac", "\\frac"),
+    ("\\nicefrac", "\\frac"),
+    ("\\sfrac", "\\frac"),
     ("~", " "),
     ("{,}", ","),
     ("{}", ""),
     ("\\%", "%"),
     ("\\$", ""),
+    ("\\langle", "("),
+    ("\\rangle", ")"),
     ("\\varnothing", "\\emptyset"),
     ("\\{\\}", "\\emptyset"),
     ("\\approx", "="),

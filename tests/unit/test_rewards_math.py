@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from r1async.answers import extract_answer, last_boxed, last_tagged, normalise
+from r1async.rewards.guards import guard
 from r1async.rewards.math import (
     GUARDED,
     RIGHT,
@@ -14,7 +15,6 @@ from r1async.rewards.math import (
     WRONG,
     Equivalence,
     grade,
-    guard,
     parse_number,
 )
 
@@ -45,7 +45,7 @@ SYMBOLIC = Equivalence(symbolic=True, before_slow=lambda: None)
         (r"{ \boxed{1 \\ 2}", r"1 \\ 2"),
         ("no answer at all: 5", None),
         ("</answer>5<answer>", None),
-        (r"\boxed 5", None),
+        (r"\boxed 5", "5"),
         ("", None),
     ],
 )

@@ -7,7 +7,6 @@ deadline. docs/rewards.md has the rules with examples.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Sequence
 from fractions import Fraction
@@ -15,10 +14,13 @@ from functools import lru_cache
 from typing import Literal, NamedTuple
 
 from r1async.answers import MAX_ANSWER_CHARS, normalise
+from r1async.rewards.guards import guard
 from r1async.rewards.reading import (
     MAX_ITEMS,
     Items,
+    Quantity,
     brackets_around,
+    interval_of,
     items_of,
     joins_more,
     lone_unit,
@@ -26,21 +28,19 @@ from r1async.rewards.reading import (
     quantity_of,
     same_in_base,
     same_ratio,
+    same_time,
     says_more,
     says_otherwise,
     sides_of,
     units_agree,
+    without_doubled,
+    without_names,
     without_phrase,
     words_of,
 )
 
 Status = Literal["ok", "wrong", "guard", "ungradable"]
 
-MAX_DEPTH = 32
-MAX_TOWER = 2
-MAX_EXPONENT = 10_000
-MAX_FACTORIAL = 10_000
-MAX_TERMS = 400
 MIN_DECIMAL_DIGITS = 6
 """A decimal with at least this many significant digits may stand for the number that it rounds."""
 
@@ -85,6 +85,10 @@ def grade(answer: str, gold: str, equivalence: Equivalence) -> Grade:
     a, b = parse_number(answer), parse_number(gold)
     if a is not None and b is not None:
         return RIGHT if numbers_equal(a, b) else WRONG
+    if (same := same_time(answer, gold)) is not None:
+        return RIGHT if same else WRONG
+    if _WHOLE.fullmatch(answer) and _WHOLE.fullmatch(gold):
+        return WRONG  # of more digits than are converted; not as written
     if not answer or not equivalence.symbolic or not _MATHEMATICAL.search(gold):
         return WRONG
     if guard(gold) is not None:
@@ -92,6 +96,9 @@ def grade(answer: str, gold: str, equivalence: Equivalence) -> Grade:
     if guard(answer) is not None:
         return GUARDED
     return _grade_items(without_phrase(answer), gold, equivalence.before_slow)
+
+
+_WHOLE = re.compile(r"[+-]?\d+", re.ASCII)
 
 
 def _may_be_dollars(answer: str, gold: str) -> bool:
@@ -141,11 +148,18 @@ def _same_as_written(answer: str, gold: str) -> bool:
     # Case tells variables apart, but not words, nor the letters of choices.
     if len(gold) == 1 and gold.islower():
         return False
-    return answer.casefold() == gold.casefold() and not _MATHEMATICAL.search(gold)
+    return answer.casefold() == gold.casefold() and not (_MATHEMATICAL.search(gold) and not _WORDED.fullmatch(gold))
+
+
+_WORDED = re.compile(r"(?=.*[a-zA-Z]{4})[a-zA-Z0-9 ,.'-]+")
+"""Words and numbers, ``July 4``."""
 
 
 def _grade_items(answer: str, gold: str, before_slow: Callable[[], None]) -> Grade:
     """Sets, tuples and lists member by member; all else goes on to `_grade_one`."""
+    answer, gold = map(without_doubled, without_names(answer, gold))
+    if gold.startswith(("(", "[")) and "," in gold:
+        answer = interval_of(answer) or answer
     theirs = Items("", (gold,)) if parse_number(gold) is not None else items_of(gold)
     ours = Items("", (answer,)) if parse_number(answer) is not None else items_of(answer)
     if len(theirs.members) == 1 and len(ours.members) == 1:
@@ -163,7 +177,7 @@ def _grade_items(answer: str, gold: str, before_slow: Callable[[], None]) -> Gra
         return _in_order(ours.members, theirs.members, before_slow)  # 2, 3 for x = 2, y = 3
     if ours.ordered or theirs.ordered:
         return _in_order(ours.members, theirs.members, before_slow)
-    return _in_any_order(ours.members, theirs.members, before_slow)
+    return _in_any_order(ours.members, theirs.members, before_slow, as_sets=theirs.brackets == "{}")
 
 
 _ALIKE = ({"", "{}"}, {"", "()"})
@@ -179,19 +193,35 @@ def _in_order(ours: Sequence[str], theirs: Sequence[str], before_slow: Callable[
     return next((each for each in (UNGRADABLE, GUARDED, WRONG) if each in grades), RIGHT)
 
 
-def _in_any_order(ours: Sequence[str], theirs: Sequence[str], before_slow: Callable[[], None]) -> Grade:
-    """As sets: each member of one is in the other."""
+def _in_any_order(
+    ours: Sequence[str], theirs: Sequence[str], before_slow: Callable[[], None], *, as_sets: bool
+) -> Grade:
+    """As sets each member of one is in the other; of a list, 2, 2, 3, each counts as often as it stands there."""
+    if len(ours) != len(theirs) and not as_sets:
+        return WRONG
     if max(len(ours), len(theirs)) > MAX_ITEMS:
         return _in_order(ours, theirs, before_slow)
     grades = [[_member(a, b, before_slow) for b in theirs] for a in ours]
     if any(each == UNGRADABLE for row in grades for each in row):
         return UNGRADABLE
-    covered = all(RIGHT in row for row in grades) and all(RIGHT in column for column in zip(*grades, strict=True))
-    return RIGHT if covered else WRONG
+    if as_sets:
+        covered = all(RIGHT in row for row in grades) and all(RIGHT in column for column in zip(*grades, strict=True))
+        return RIGHT if covered else WRONG
+    left = list(range(len(theirs)))
+    for row in grades:
+        found = next((i for i in left if row[i] == RIGHT), None)
+        if found is None:
+            return WRONG
+        left.remove(found)
+    return RIGHT
 
 
 def _member(answer: str, gold: str, before_slow: Callable[[], None]) -> Grade:
-    return grade(answer, gold, Equivalence(True, before_slow)) if gold else UNGRADABLE
+    if not gold:
+        return UNGRADABLE
+    if answer.startswith("\\{") != gold.startswith("\\{"):
+        return WRONG  # a set of one is no element
+    return grade(answer, gold, Equivalence(True, before_slow))
 
 
 def _grade_one(answer: str, gold: str, before_slow: Callable[[], None]) -> Grade:
@@ -223,6 +253,9 @@ def _grade_value(answer: str, gold: str, before_slow: Callable[[], None]) -> Gra
     if in_base is not None:
         return RIGHT if in_base else WRONG
     ours, theirs = quantity_of(answer), quantity_of(gold)
+    if (ours.unit and theirs.value.endswith("%")) or (theirs.unit and ours.value.endswith("%")):
+        return WRONG
+    ours, theirs = _with_raised_unit(ours, theirs), _with_raised_unit(theirs, ours)
     if not units_agree(
         ours.unit or lone_unit(ours.value, theirs.unit), theirs.unit or lone_unit(theirs.value, ours.unit)
     ):
@@ -239,25 +272,36 @@ def _grade_value(answer: str, gold: str, before_slow: Callable[[], None]) -> Gra
     return _algebra(ours.value, theirs.value, before_slow)
 
 
+_RAISED_UNIT = re.compile(r"(.*[\d)}])\s([msghl])\s?\^\s?\{?([1-9])\}?")
+
+
+def _with_raised_unit(quantity: Quantity, other: Quantity) -> Quantity:
+    """``3 m^2`` beside a plain number or a unit: no power of a letter."""
+    match = None if quantity.unit else _RAISED_UNIT.fullmatch(quantity.value)
+    if match is None or not (other.unit or parse_number(other.value) is not None):
+        return quantity
+    return Quantity(match[1], f"{match[2]}^{match[3]}")
+
+
 def _algebra(answer: str, gold: str, before_slow: Callable[[], None]) -> Grade:
     ours, theirs = parse_number(answer), parse_number(gold)
     before_slow()
     # Imported here: sympy takes a second of CPU, which a task with plain answers never needs.
-    from r1async.rewards.symbolic import symbolic_grade
+    from r1async.rewards.symbolic import TooLongError, symbolic_grade
 
     try:
         return symbolic_grade(answer, gold, ours, theirs)
-    except Exception:  # noqa: BLE001 - sympy raises anything: RecursionError, MemoryError, errors of its own
+    except (Exception, TooLongError):  # noqa: BLE001 - sympy raises anything: RecursionError, MemoryError, its own
         return GUARDED if _gradable(gold, theirs) else UNGRADABLE
 
 
 def _gradable(gold: str, number: Number | None) -> bool:
     """Whether a reference can at least be compared with itself; if so, it was the answer that algebra choked on."""
-    from r1async.rewards.symbolic import symbolic_grade
+    from r1async.rewards.symbolic import TooLongError, symbolic_grade
 
     try:
         return symbolic_grade(gold, gold, number, number).value is not None
-    except Exception:  # noqa: BLE001 - as in `grade`
+    except (Exception, TooLongError):  # noqa: BLE001 - as in `_algebra`
         return False
 
 
@@ -292,6 +336,10 @@ def parse_number(text: str) -> Number | None:
         number = _fraction(match)
     elif match := _PERIODIC.fullmatch(text):
         number = _periodic(match)
+    elif match := _MIXED.fullmatch(text):
+        number = _mixed(match)
+    elif match := _POWER_OF_TEN.fullmatch(text):
+        number = Number(Fraction(10) ** int(match[2]) * (-1 if match[1] == "-" else 1), None, False)
     else:
         return None
     if number is None or not percent:
@@ -312,11 +360,29 @@ _LATEX_FRACTION = re.compile(
 
 
 _SPACED = re.compile(r"[+-]?\d{1,3}(?: \d{3})+(?:\.\d+)?%?", re.ASCII)
-_PERIODIC = re.compile(r"([+-]?)\s?(\d*)\.(\d*)\\overline\s?\{(\d+)\}", re.ASCII)
+_PERIODIC = re.compile(r"([+-]?)\s?(\d*)\.(\d*)(?:\\(?:overline|bar|dot)\s?(?:\{(\d+)\}|(\d))|\((\d+)\))", re.ASCII)
+
+
+_POWER_OF_TEN = re.compile(r"([+-]?)10\s?\^\s?\{?([+-]?\d{1,4})\}?", re.ASCII)
+_MIXED = re.compile(
+    r"([+-]?)\s?(\d{1,9})(?:\s?\\frac\s?\{\s?(\d{1,9})\s?\}\s?\{\s?(\d{1,9})\s?\}|\s(\d{1,9})\s?/\s?(\d{1,9}))",
+    re.ASCII,
+)
+
+
+def _mixed(match: re.Match[str]) -> Number | None:
+    """``2 1/2``; with an improper fraction it is none."""
+    sign, whole, *parts = match.groups("")
+    above, below = (int(part) for part in parts if part)
+    if not 0 < above < below:
+        return None
+    value = int(whole) + Fraction(above, below)
+    return Number(-value if sign == "-" else value, None, False)
 
 
 def _periodic(match: re.Match[str]) -> Number:
-    sign, whole, decimals, period = match.groups()
+    sign, whole, decimals, *periods = match.groups("")
+    period = "".join(periods)
     fixed = Fraction(int(whole + decimals or 0), 10 ** len(decimals))
     value = fixed + Fraction(int(period), 10 ** len(decimals) * (10 ** len(period) - 1))
     return Number(-value if sign == "-" else value, None, False)
@@ -369,128 +435,3 @@ def _rounds(decimal: Number, exact: Fraction) -> bool:
 
 def _hundredfold(number: Number) -> Number:
     return Number(number.value * 100, None if number.unit is None else number.unit * 100, False)
-
-
-def guard(text: str) -> str | None:
-    """Why an answer must not reach sympy, or None: what takes sympy minutes or gigabytes is short to write."""
-    if len(text) > MAX_ANSWER_CHARS:
-        return f"longer than {MAX_ANSWER_CHARS} characters"
-    depth, tower = _nesting(text)
-    if depth > MAX_DEPTH:
-        return f"brackets nested deeper than {MAX_DEPTH}"
-    if tower > MAX_TOWER:
-        return f"powers stacked higher than {MAX_TOWER}"
-    if any(int(digits) > MAX_EXPONENT for digits in _EXPONENT.findall(text)):
-        return f"an exponent above {MAX_EXPONENT}"
-    if tower > 1 and any(_power_is_large(int(a), int(b)) for a, b in _POWER.findall(text)):
-        return f"a stacked exponent above {MAX_EXPONENT}"
-    if any(int(digits) > MAX_FACTORIAL for digits in _FACTORIAL.findall(text)):
-        return f"a factorial above {MAX_FACTORIAL}"
-    if _FACTORIAL_OF_MORE.search(text) and text.count("!") > 1:
-        return "a factorial of a factorial"
-    if any(_is_large(operand) for operand in _factorial_operands(text)):
-        return f"a factorial of a power or of a number above {MAX_FACTORIAL}"
-    if _COUNTS.search(text) and _has_large_number(text):
-        return f"a sum, product or binomial over more than {MAX_FACTORIAL}"
-    if _terms(text) > MAX_TERMS:
-        return f"a polynomial of more than {MAX_TERMS} terms"
-    return None
-
-
-_COUNTS = re.compile(r"\\(?:[dt]?binom|choose|sum|prod|int|bigcup)(?![a-zA-Z])")
-
-
-def _has_large_number(text: str) -> bool:
-    if any(int(digits) > MAX_FACTORIAL for digits in _DIGITS_RUN.findall(text)):
-        return True
-    return any(_power_is_large(int(a), int(b)) for a, b in _POWER.findall(text))
-
-
-_RAISED = re.compile(r"[({\[]|([)}\]])(?:\s?(?:\^|\*\*)\s?[{(]?\s?(\d+)(?:\s?[})])?)?", re.ASCII)
-
-
-def _terms(text: str) -> int:
-    """Terms that the largest power of a sum would have, multiplied out; brackets within brackets multiply."""
-    variables = len(set(_LETTERS.findall(_COMMAND.sub("", text))) - {"e", "i"})
-    if not variables or not _IS_POWER.search(text):
-        return 1
-    inner, largest = [1], 1
-    for match in _RAISED.finditer(text):
-        if match[1] is None:
-            inner.append(1)
-            continue
-        power = (inner.pop() if len(inner) > 1 else 1) * int(match[2] or 1)
-        inner[-1] = max(inner[-1], power)
-        largest = max(largest, power)
-    return math.comb(min(largest, MAX_TERMS) + variables, variables)
-
-
-_EXPONENT = re.compile(r"(?:\^|\*\*)\s?[{(]?\s?[+-]?(\d+)", re.ASCII)
-_POWER = re.compile(r"(?=(?<!\d)(\d+)[)}]?\s?(?:\^|\*\*)\s?[{(]?\s?(\d+))", re.ASCII)
-_FACTORIAL = re.compile(r"(\d+)\s?!", re.ASCII)
-_FACTORIAL_OF_MORE = re.compile(r"[)}\]!]\s?!")
-_NESTING = re.compile(r"\^|\*\*|[({\[]|[)}\]]|\\[a-zA-Z]+|\d+|\S")
-
-
-def _power_is_large(base: int, exponent: int) -> bool:
-    """base ** exponent > MAX_EXPONENT, without computing it."""
-    return base > 1 and (exponent > MAX_EXPONENT.bit_length() or base**exponent > MAX_EXPONENT)
-
-
-def _is_large(operand: str) -> bool:
-    """Whether the factorial of this, not yet worked out, may be too large; a power with a letter stays symbolic."""
-    numeric_power = _IS_POWER.search(operand) and not _LETTERS.search(_COMMAND.sub("", operand))
-    return bool(numeric_power) or any(int(digits) > MAX_FACTORIAL for digits in _DIGITS_RUN.findall(operand))
-
-
-_IS_POWER = re.compile(r"\^|\*\*")
-_COMMAND = re.compile(r"\\[a-zA-Z]+")
-_LETTERS = re.compile(r"[a-zA-Z]")
-_DIGITS_RUN = re.compile(r"\d+", re.ASCII)
-_OPENING, _CLOSING, _POWERS = ("(", "[", "{"), (")", "]", "}"), ("^", "**")
-
-
-def _factorial_operands(text: str) -> list[str]:
-    """What each ``!`` is taken of, together with the base where that is an exponent: ``10^{9}`` of ``1+10^{9}!``."""
-    found: list[str] = []
-    stack: list[int] = []
-    start, before = 0, ""
-    """`start`: where the term that the last token ends has begun; `stack`: the same for each open bracket."""
-    for match in _NESTING.finditer(text):
-        token = match[0]
-        if token == "!":
-            found.append(text[start : match.start()])
-        elif token in _CLOSING:
-            start = stack.pop() if stack else 0
-        elif token not in _POWERS:
-            # An exponent goes on with its base, an argument with its command: \frac{1}{2}.
-            argument = before.startswith("\\") or (token == "{" and before in ("}", "]"))
-            goes_on = before in _POWERS or (token in _OPENING and argument)
-            start = start if goes_on else match.start()
-            if token in _OPENING:
-                stack.append(start)
-        before = token
-    return found
-
-
-def _nesting(text: str) -> tuple[int, int]:
-    """Deepest brackets, and the highest stack of powers: ``2^3^4`` and ``2^{3^4}`` are 2 high."""
-    stack: list[int] = []
-    depth = tower = height = 0
-    """`height`: powers stacked on the token just read; `stack`: on each open bracket."""
-    after_power = False
-    for token in _NESTING.findall(text):
-        if token in ("^", "**"):
-            height, after_power = height + 1, True
-            tower = max(tower, height)
-            continue
-        base = stack[-1] if stack else 0
-        if token in "({[":
-            stack.append(height if after_power else base)
-            depth, height = max(depth, len(stack)), stack[-1]
-        elif token in ")}]":
-            height = stack.pop() if stack else 0
-        elif not after_power:
-            height = base
-        after_power = False
-    return depth, tower

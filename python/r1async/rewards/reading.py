@@ -36,7 +36,8 @@ class Quantity(NamedTuple):
 
 
 _SEPARATORS = re.compile(
-    r"\s*(?:;|\\(?:lor|vee|land|wedge|qquad|quad)(?![a-zA-Z])|(?<![a-zA-Z\\])(?:or|and)(?![a-zA-Z]))\s*", re.IGNORECASE
+    r"\s*,?\s*(?:;|\\(?:lor|vee|land|wedge|qquad|quad)(?![a-zA-Z])|(?<![a-zA-Z\\])(?:or|and)(?![a-zA-Z]))\s*",
+    re.IGNORECASE,
 )
 _JOINS = re.compile(r";|\\(?:lor|vee|land|wedge)(?![a-zA-Z])|(?<![a-zA-Z\\])(?:or|and)(?![a-zA-Z])", re.IGNORECASE)
 _ROW = re.compile(r"\s*\\\\\s*")
@@ -83,6 +84,13 @@ def brackets_around(text: str) -> tuple[str, str] | tuple[()]:
     return ()
 
 
+def without_doubled(text: str) -> str:
+    """``(5)`` of ``(((5)))``: reading nested brackets takes algebra exponential time."""
+    while brackets_around(text) == ("(", ")") and brackets_around(text[1:-1].strip()) == ("(", ")"):
+        text = text[1:-1].strip()
+    return text
+
+
 def _at_commas(text: str) -> list[str]:
     found, start, depth = [], 0, 0
     for match in _BRACKETS.finditer(text):
@@ -108,6 +116,7 @@ _NAME = re.compile(
     r"\\?[a-zA-Z](?:[a-zA-Z]*(?<=\\[a-zA-Z])[a-zA-Z]*)?'*(?:_\{?\w+\}?)?"
     r"(?:\((?:[a-zA-Z]|-?\d+)(?:,\s?(?:[a-zA-Z]|-?\d+))*\))?"
 )
+_ANGLE = re.compile(r"m?\\angle\s?[A-Z]{1,3}")
 _GREEK_NAME = re.compile(r"\\[a-zA-Z]+(?:_\{?\w+\}?)?")
 
 
@@ -126,10 +135,28 @@ def sides_of(text: str) -> tuple[str, tuple[str, ...]]:
 
 
 def _is_name(text: str) -> bool:
-    return bool(_NAME.fullmatch(text) or _GREEK_NAME.fullmatch(text)) and text not in ("\\pi", "\\infty", "\\emptyset")
+    return bool(_NAME.fullmatch(text) or _GREEK_NAME.fullmatch(text) or _ANGLE.fullmatch(text)) and text not in (
+        "\\pi",
+        "\\infty",
+        "\\emptyset",
+    )
 
 
-_DEGREES = re.compile(r"\s?(?:\^\s?\{?\s?\\circ\s?\}?|°)$")
+_NAMES = re.compile(r"(\(\s?[a-zA-Z](?:_\{?\w+\}?)?(?:\s?,\s?[a-zA-Z](?:_\{?\w+\}?)?)+\s?\))\s?=\s?(?=\()")
+
+
+def without_names(ours: str, theirs: str) -> tuple[str, str]:
+    """Two texts without the tuple of letters that one or both name their tuple by: ``(x, y) = (1, 2)``.
+
+    Tuples that are named otherwise stay, and are not the same.
+    """
+    a, b = _NAMES.match(ours), _NAMES.match(theirs)
+    if a and b and a[1].replace(" ", "") != b[1].replace(" ", ""):
+        return ours, theirs
+    return (ours[a.end() :] if a else ours), (theirs[b.end() :] if b else theirs)
+
+
+_DEGREES = re.compile(r"\s?(?:\^\s?\{?\s?\\circ\s?\}?|°)\s?([CF]?)$")
 _UNIT = re.compile(
     r"(?:(?<=[\d)}!\]])|(?<=\\pi)|(?<=\\pi\s))\s?((?:[A-Za-z]{2,}|(?<=\s)[a-zA-Z](?=\s?/))(?:[\s./-]{1,3}[A-Za-z]+)*\.?(?:\s?\^\s?\{?-?\d\}?)?)$"
 )
@@ -152,7 +179,6 @@ _SPELLINGS = {
         "degree": "deg",
         "radian": "rad",
         "dollar": "usd buck",
-        "mph": "mi/h mi/hr",
     }.items()
     for spelling in spellings.split()
 }
@@ -183,12 +209,24 @@ _NO_UNITS = frozenset(
 def quantity_of(text: str) -> Quantity:
     """A text without the unit at its end: words behind a number, or a degree sign."""
     if match := _DEGREES.search(text):
-        return Quantity(text[: match.start()].strip(), "degree")
+        return Quantity(text[: match.start()].strip(), f"degree {match[1].lower()}".strip())
     if match := _UNIT.search(text):
         words = re.split(r"([\s./^{}-]+)", match[1].lower().rstrip("."))
         if not any(word in FUNCTIONS for word in words):
-            return Quantity(text[: match.start()].strip(), "".join(map(_one_spelling, words)).strip())
+            return Quantity(text[: match.start()].strip(), _one_unit("".join(map(_one_spelling, words)).strip()))
     return Quantity(text, "")
+
+
+_POWERS = re.compile(r"(square|sq|cubic|cu)\.? (\w+)")
+
+
+def _one_unit(unit: str) -> str:
+    """``ft^2`` of ``square ft``, ``mi/h`` of ``mi per h``."""
+    unit = _POWERS.sub(lambda match: f"{match[2]}^{2 if match[1].startswith('sq') else 3}", unit)
+    return _UNITS.get(unit, unit).replace(" per ", "/")
+
+
+_UNITS = {"mph": "mi/h", "kph": "km/h", "kmh": "km/h", "degree celsiu": "degree c", "degree fahrenheit": "degree f"}
 
 
 def _one_spelling(word: str) -> str:
@@ -209,7 +247,7 @@ def lone_unit(text: str, other: str) -> str:
 
 _BETWEEN = re.compile(r"[\d}]\s+[A-Za-z]{2,}(?:\s+[A-Za-z]{2,})*\s+[\d\\]")
 _NUMBERS = re.compile(r"\d+(?:\.\d+)?")
-_INDEX = re.compile(r"\d_\s?\{?([A-Za-z]\w*)")
+_INDEX = re.compile(r"\d_\s?\{?(\w+)")
 
 
 def says_otherwise(answer: str, gold: str) -> bool:
@@ -218,7 +256,7 @@ def says_otherwise(answer: str, gold: str) -> bool:
     worded = _BETWEEN.search(gold) or _DOTTED.search(gold)
     if worded and _NUMBERS.findall(answer) != _NUMBERS.findall(gold):
         return True
-    return bool(set(_INDEX.findall(answer)) - set(_INDEX.findall(gold)))
+    return based(answer) is None and bool(set(_INDEX.findall(answer)) - set(_INDEX.findall(gold)))
 
 
 def units_agree(ours: str, theirs: str) -> bool:
@@ -256,9 +294,11 @@ _KNOWN = frozenset(
     )
 )
 """Commands that algebra reads or that change nothing; it skips the others, as ``\\phantom`` and ``\\Rightarrow``."""
-_STRANGE = re.compile(r"[#@`\"~?&]|\.\.|->|=>|(?<=\d)'|(?<=[\d)}])\s(?=\d)")
+_STRANGE = re.compile(r"[#@`\"~?&]|\.\.|->|=>|(?<=\d)'|(?<=[\d)}])(?<!_\d)(?<!_\d\d)(?<!_\{\d\})(?<!_\{\d\d\})\s(?=\d)")
 """What algebra stops at or skips; a question mark, an ellipsis, two numbers side by side."""
-_UNFINISHED = re.compile(r"(?:[-+*/^_=<>.&:]|\\(?:cdot|times|div|pm|mp|le|ge|ne))\s*$")
+_UNFINISHED = re.compile(
+    r"(?:[-+*/^_=<>.&:]|\\(?:sqrt|frac|binom|sin|cos|tan|ln|log|exp|cdot|times|div|pm|mp|le|ge|ne))\s*$"
+)
 
 
 def without_phrase(text: str) -> str:
@@ -284,6 +324,8 @@ def says_more(answer: str, gold: str) -> bool:
     if (commands & _GREEK) - named or ("infty" in commands and "infty" not in named) or "::" in answer:
         return True
     if (lettered := _LETTERED.fullmatch(answer)) and lettered[1] not in gold:
+        return True
+    if _UNION.search(answer) and not _SETLIKE.search(gold):
         return True
     if _RELATION.search(answer) and not _RELATION.search(gold):
         return True  # at most 5 is not 5
@@ -327,6 +369,36 @@ _DOTTED = re.compile(r"(?<![a-zA-Z\\])[A-Za-z]\.\s?[A-Za-z](?![a-zA-Z])")
 """Single letters with stops between them, which are no word to `words_of` and nothing to algebra."""
 _RELATION = re.compile(r"[<>]|\\(?:le|leq|leqslant|ge|geq|geqslant|lt|gt|ll|gg|ne|neq)(?![a-zA-Z])")
 
+_UNION = re.compile(r"\\(?:mid|cup|cap|setminus)(?![a-zA-Z])")
+_SETLIKE = re.compile(r"\\(?:mid|cup|cap|setminus|mathbb|emptyset|infty|\{)|[\[|<>]|^\(.*,.*\)$|\\[lg]e")
+
+_INEQUALITY = re.compile(
+    r"(?:([^<>\\,]+?)\s?(<|\\leq?|\\leqslant)\s?)?([a-zA-Z])\s?(<|>|\\leq?|\\geq?|\\leqslant|\\geqslant)\s?((?:[^<>\\,]|\\(?:frac|sqrt|pi))+)"
+)
+
+
+def interval_of(text: str) -> str:
+    """The interval that an inequality of one letter says, ``(5, \\infty)`` of ``x > 5``; "" if it is none.
+
+    Inequalities joined by ``or`` are a union.
+    """
+    parts = [_interval(part.strip()) for part in re.split(r"(?<![a-zA-Z\\])or(?![a-zA-Z])|\\lor(?![a-zA-Z])", text)]
+    return "\\cup".join(parts) if all(parts) else ""
+
+
+def _interval(text: str) -> str:
+    match = _INEQUALITY.fullmatch(text)
+    if match is None:
+        return ""
+    low, first, _, second, bound = match.groups()
+    upward = second.startswith((">", "\\g"))
+    if low is not None:
+        return "" if upward else f"{'(' if first == '<' else '['}{low},{bound}{')' if second == '<' else ']'}"
+    if upward:
+        return f"{'(' if second == '>' else '['}{bound},\\infty)"
+    return f"(-\\infty,{bound}{')' if second == '<' else ']'}"
+
+
 _RATIO = re.compile(r"\d+(?:\.\d+)?(?:\s?:\s?\d+(?:\.\d+)?){2,}", re.ASCII)
 
 
@@ -341,6 +413,49 @@ def same_ratio(ours: str, theirs: str) -> bool | None:
         return a == b
     whole_a, whole_b = sum(a), sum(b)
     return all(x * whole_b == y * whole_a for x, y in zip(a, b, strict=True))
+
+
+_CLOCK = re.compile(r"(\d{1,2})(?::(\d\d))?(?::(\d\d))?(?:\s?([ap])\.?\s?m\.?)?", re.ASCII | re.IGNORECASE)
+
+
+class Clock(NamedTuple):
+    """A time of the day."""
+
+    hour: int
+    minute: int
+    second: int
+    half: str
+    """`a`, `p`, or "" if it is not said."""
+
+    @property
+    def of_day(self) -> tuple[int, int, int] | None:
+        """By 24 hours; None if the half of the day is not known."""
+        if not self.half:
+            return self[:3] if self.hour > 12 else None
+        return self.hour % 12 + (12 if self.half == "p" else 0), self.minute, self.second
+
+
+def clock_of(text: str) -> Clock | None:
+    """``7:30``, ``7:30 AM`` and ``7 p.m.``; None for all else."""
+    match = _CLOCK.fullmatch(text)
+    if match is None or not (match[2] or match[4]):
+        return None
+    hour, minute, second = (int(part or 0) for part in match.groups()[:3])
+    half = (match[4] or "").lower()
+    good = minute < 60 and second < 60 and (1 <= hour <= 12 if half else hour <= 24)
+    return Clock(hour, minute, second, half) if good else None
+
+
+def same_time(ours: str, theirs: str) -> bool | None:
+    """Whether two texts are the same time of the day; None if the second is none, or neither says more than numbers
+    and a colon, which a ratio has too."""
+    b = clock_of(theirs)
+    if b is None:
+        return None
+    a = clock_of(ours)
+    if a is None:
+        return False if b.half else None
+    return a == b or (a.of_day is not None and a.of_day == b.of_day)
 
 
 _POINTS = re.compile(

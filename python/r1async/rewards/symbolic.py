@@ -1,18 +1,24 @@
 """Equivalence by math-verify over sympy: slow, and able to hang; called in worker processes only.
 
-math-verify's own time limits are off: they use signals, and the worker is killed at its deadline anyway. Its numeric
-test is replaced where both sides are numbers: it compares a - b with 0 at 15 digits, so 1/2004! would equal 1/2006!.
+math-verify's own time limits are off: they count seconds of the clock, for each comparison anew. Here `MAX_CPU_S` of
+processor time end all of it; what runs in C and does not look is killed with the worker. Its numeric test is replaced
+where both sides are numbers: it compares a - b with 0 at 15 digits, so 1/2004! would equal 1/2006!.
 """
 
 from __future__ import annotations
 
 import logging
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import sympy
 from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, verify
 from math_verify import utils as math_verify_utils
 
-from r1async.rewards.math import RIGHT, UNGRADABLE, WRONG, Grade, Number
+from r1async.rewards.magnitude import is_too_large
+from r1async.rewards.math import GUARDED, RIGHT, UNGRADABLE, WRONG, Grade, Number
 
 DIGITS = 30
 EQUAL_TO = sympy.Float(10, DIGITS) ** -20
@@ -27,6 +33,42 @@ math_verify_utils.TIMEOUT_WARNING_SHOWN = True
 for _module in ("math_verify.parser", "math_verify.grader"):
     logging.getLogger(_module).setLevel(logging.ERROR)
 
+MAX_CPU_S = 2.0
+"""What honest pairs take is below 0.5 s."""
+
+
+class TooLongError(BaseException):
+    """Computer algebra took too long. No `Exception`: math-verify and sympy swallow those."""
+
+
+@contextmanager
+def limited_cpu(seconds: float) -> Iterator[None]:
+    """Raise TooLongError inside once the process has used so much processor time; in the main thread, where signals
+    arrive. Elsewhere there is no limit."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    armed = [True]
+
+    def end(number: int, frame: object) -> None:
+        if armed:
+            raise TooLongError
+
+    before = signal.signal(signal.SIGVTALRM, end)
+    # Again and again: somebody may swallow even this one.
+    signal.setitimer(signal.ITIMER_VIRTUAL, seconds, 0.2)
+    try:
+        try:
+            yield
+        finally:
+            armed.clear()
+    finally:
+        # Reached even if the signal came on the way out.
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0.0)
+        signal.signal(signal.SIGVTALRM, before)
+
+
 Parsed = sympy.Basic | sympy.MatrixBase | str
 
 _EXTRACTION = (LatexExtractionConfig(), ExprExtractionConfig())
@@ -38,16 +80,39 @@ def symbolic_grade(answer: str, gold: str, ours: Number | None, theirs: Number |
     Args:
         ours: the answer as a plain number, where it is one.
         theirs: the reference as a plain number, where it is one.
+
+    Raises:
+        TooLongError: it takes more than `MAX_CPU_S`. Other errors are sympy's.
     """
+    with limited_cpu(MAX_CPU_S):
+        return _graded(answer, gold, ours, theirs)
+
+
+def _graded(answer: str, gold: str, ours: Number | None, theirs: Number | None) -> Grade:
     golds = _parse(gold)
     if not golds:
         return UNGRADABLE
     answers = _parse(answer)
     if not answers:
         return WRONG
+    if is_too_large(golds[0]):
+        return UNGRADABLE
+    if is_too_large(answers[0]):
+        return GUARDED
+    if _letters(answers[0]) | _letters(golds[0]) == {"i"}:
+        answers, golds = [_with_imaginary(answers[0])], [_with_imaginary(golds[0])]
     numeric = _compare_numbers(_exact(answers[0], ours), _exact(golds[0], theirs), ours or theirs)
     equal = numeric if numeric is not None else verify(golds, answers, timeout_seconds=None)
     return RIGHT if equal else WRONG
+
+
+def _letters(value: Parsed) -> set[str]:
+    return set() if isinstance(value, str) else {str(each) for each in value.free_symbols}
+
+
+def _with_imaginary(value: Parsed) -> Parsed:
+    """Where i is the only letter, it is the imaginary unit."""
+    return value if isinstance(value, str) else value.xreplace(dict.fromkeys(value.free_symbols, sympy.I))
 
 
 def _exact(value: Parsed, written: Number | None) -> object:
