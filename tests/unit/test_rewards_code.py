@@ -10,6 +10,8 @@ from collections.abc import Iterator, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from r1async.config import CodeConfig
 from r1async.rewards.code import CodeGrader, Problem, last_fence, parse_problem
 from r1async.rewards.languages import LANGUAGES, find_language
@@ -105,10 +107,20 @@ def test_fence_that_is_missing_or_cut_off_is_no_program(text: str):
         ("9" * 5000, "9" * 5000, True),
         ("9" * 4999 + "8", "9" * 5000, False),
         ("1e999999999999", "1.5", False),
+        ("1e99999999999999999999", "1", False),
+        ("1", "1e99999999999999999999", False),
+        ("0e-99999999999999999999", "0.0", False),
     ],
 )
 def test_output_equals_by_lines_and_tokens(got: str, expected: str, equal: bool):
     assert same_text(got, expected, 1e-9) is equal
+
+
+@given(*2 * (st.from_regex(r"[+-]?([0-9]{1,9}[.]?[0-9]{0,9}|[.][0-9]+)([eE][+-]?[0-9]{1,40})?", fullmatch=True),))
+def test_no_number_breaks_the_comparison(got: str, expected: str):
+    """What raises here takes the worker down, and the program gets no verdict instead of 0."""
+    assert same_text(got, expected, 1e-9) in (True, False)
+    assert same_text(got, got, 1e-9)
 
 
 def test_tolerance_is_relative_and_can_be_switched_off():

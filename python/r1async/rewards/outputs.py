@@ -51,7 +51,11 @@ def _same_token(got: str, expected: str, tolerance: float) -> bool:
     if max(len(got), len(expected)) > _MAX_DIGITS or not (_NUMBER.fullmatch(got) and _NUMBER.fullmatch(expected)):
         return False
     fraction = any(mark in expected for mark in ".eE")
-    return _close(Decimal(got), Decimal(expected), tolerance if fraction else 0.0)
+    try:
+        ours, theirs = Decimal(got), Decimal(expected)
+    except InvalidOperation:  # an exponent of twenty digits
+        return False
+    return _close(ours, theirs, tolerance if fraction else 0.0)
 
 
 def _close(got: Decimal, expected: Decimal, tolerance: float) -> bool:

@@ -91,12 +91,20 @@ class Worker:
         for job in batch:
             start = time.monotonic()
             asked = asked_of(job)
-            verdict = asked if isinstance(asked, Verdict) else self._grader.grade(*asked)
+            verdict = asked if isinstance(asked, Verdict) else self._graded(*asked)
             now = time.monotonic()
             self._results.append(result_of(job[0], verdict, now - start))
             if now - self._flushed > FLUSH_S:
                 self.flush()
         self.flush()
+
+    def _graded(self, question: Question, completion: Completion, domain: str) -> Verdict:
+        try:
+            return self._grader.grade(question, completion, domain)
+        except Exception:
+            # An error of ours, or of a library, that some completion has found: as one in a function of the user's.
+            log.exception("grading failed; the rollout abstains")
+            return Verdict.abstain("error")
 
 
 def read_batch(incoming: IO[bytes]) -> Sequence[WireJob]:
