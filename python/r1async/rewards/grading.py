@@ -136,6 +136,7 @@ def grade_with(
     done = resume(source, target, how, list(reward.parts))
     total = sum(1 for line in source.open("rb") if line.strip()) if source.is_file() else 0
     if source.is_file() and done >= total:
+        target.touch()  # of an IN without lines there is an OUT without lines
         print(f"r1async {command}: {target} has all {total} verdicts", file=sys.stderr)
         return 0
     workers = workers or len(os.sched_getaffinity(0))
@@ -193,6 +194,10 @@ def parse_line(line: bytes, needs: Sequence[str]) -> Line | Result:
     if not isinstance(row, dict):
         return invalid(None, f"must be an object, got {type(row).__name__}")
     name = row.get("id")
+    try:
+        json.dumps(name, allow_nan=False)
+    except ValueError:
+        return invalid(None, "id: has NaN or infinity, which OUT could not say")
     completion = row.get("completion")
     if not isinstance(completion, str):
         return invalid(name, f"completion: must be a text, got {type(completion).__name__}")
@@ -206,6 +211,8 @@ def parse_line(line: bytes, needs: Sequence[str]) -> Line | Result:
         return invalid(name, f"num_tokens: must be a whole number below 2^63, got {num_tokens!r:.100}")
     if isinstance(answer, bool) or not isinstance(answer, str | int | float):
         return invalid(name, f"answer: must be a text or a number, got {type(answer).__name__}")
+    if isinstance(answer, float) and not math.isfinite(answer):
+        return invalid(name, f"answer: must be a finite number or a text, got {answer}")
     rest = {key: value for key, value in row.items() if key not in _OWN and value is not None}
     extra = {clean(key): clean(_as_text(value)) for key, value in rest.items()}
     question = Question(text=clean(_as_text(row.get("prompt", ""))), answer=clean(_as_text(answer)), extra=extra)
