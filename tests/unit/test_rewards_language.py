@@ -76,6 +76,7 @@ def test_share_is_of_words(text: str, target: str, expected: float):
         "```python\nfor word in words: print(word)\n```",
         "```\ncode that is not closed",
         "`code` https://example.com/some/words www.example.com",
+        "∀x∈ℝ: x²≥0, µ = 5, 30º, eⁿ",
         "<think></think>",
     ],
 )
