@@ -12,7 +12,7 @@ from r1async.learner.batch import micro_batch
 from r1async.learner.distributed import Ranks
 from r1async.learner.loss import LossTerms
 from r1async.learner.statistics import BatchSums, Metrics, TokenSums, token_metrics
-from r1async.types import Batch
+from r1async.types import OBSERVED, Batch
 
 from tests.learner_batches import make_batch
 
@@ -44,6 +44,17 @@ def test_rewards_groups_and_lengths():
     assert metrics["group/zero_variance"] == 0.5
     assert metrics["reward/accuracy"] == pytest.approx(1 / 3)  # the rollout without that part is left out
     assert (metrics["length/mean"], metrics["length/max"], metrics["truncated"]) == (5, 8, 0.25)
+
+
+def test_observations_are_counted_apart():
+    """Completions of 2 and 4 tokens; a tool wrote the last of the first, and two in the middle of the second."""
+    batch = make_batch(groups=1, group_size=2, lengths=[2, 4])
+    first, second = (slice(batch.cu_seqlens[i] + batch.prompt_lens[i], batch.cu_seqlens[i + 1]) for i in (0, 1))
+    logprobs = batch.behavior_logprobs.copy()
+    logprobs[first] = [-1.0, OBSERVED]
+    logprobs[second] = [-1.0, OBSERVED, OBSERVED, -1.0]
+    metrics = metrics_of(replace(batch, behavior_logprobs=logprobs))
+    assert (metrics["tokens"], metrics["loss_tokens"], metrics["observation_tokens"]) == (6, 6, 3)
 
 
 def test_parts_of_a_batch_add_up():

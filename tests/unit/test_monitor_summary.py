@@ -47,7 +47,12 @@ def test_figures_of_the_run(run_dir):
     assert summary["cold_start"] == {"steps": 700, "accuracy": 0.86, "wall_s": 38.0}
     # 500, 1000, 500 tokens of staleness 0, 1, 2 in every step
     assert summary["staleness"] == {"mean": 1.0, "p95": 2, "max": 2}
-    assert summary["tokens"] == {"generated": 80_700, "trained": 80_000, "dropped_by_reason": {"stale": 500}}
+    assert summary["tokens"] == {
+        "generated": 80_700,
+        "trained": 80_000,
+        "observations": 0,
+        "dropped_by_reason": {"stale": 500},
+    }
     assert summary["audit"]["balanced"] is True
 
 

@@ -20,6 +20,8 @@ class Figures:
         self.receiver: Receiver | None = None
         self.tokens = 0
         """Sampled since the start."""
+        self.observation_tokens = 0
+        """Written by environments since the start: tokens of rollouts that nobody sampled."""
         self.rollouts = 0
         """Finished since the start."""
         self.slots_used = 0
@@ -49,6 +51,7 @@ class Figures:
             **(self.receiver.stats() if self.receiver else {}),
             "tokens": tokens,
             "tokens_per_s": (tokens - had) / max(now - before, 1e-3),
+            "observation_tokens": self.observation_tokens,
             "rollouts": self.rollouts,
             "slots_used": self.slots_used,
             "installs": self.installs,

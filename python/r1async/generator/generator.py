@@ -430,6 +430,7 @@ class Generator:
         report = self._turns.answered(observed, self._figures.version)
         if report is None:
             return
+        self._figures.observation_tokens += len(report.token_ids)
         piece = self._held.report(report)
         if piece is not None:
             self._buffer.send(*chunks_message([piece]))

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from r1async.learner.batch import MicroBatch, completion_lengths, token_staleness
+from r1async.learner.batch import MicroBatch, completion_lengths, sampled_tokens, token_staleness
 from r1async.learner.correction import bounded
 from r1async.learner.distributed import Ranks
 from r1async.learner.loss import LossTerms, Totals
@@ -120,7 +120,7 @@ def token_metrics(sums: list[float], maxima: list[float], loss_tokens: int, kl_c
     }
 
 
-_COLUMNS = ("group", "reward", "length", "truncated", "age in generation", "age in queue")
+_COLUMNS = ("group", "reward", "length", "truncated", "age in generation", "age in queue", "observed")
 
 
 class BatchSums:
@@ -154,7 +154,7 @@ class BatchSums:
 
     def metrics(self) -> Metrics:
         """Of all that was added."""
-        group, reward, length, truncated, in_generation, in_queue = np.concatenate(self._rows).T
+        group, reward, length, truncated, in_generation, in_queue, observed = np.concatenate(self._rows).T
         loss_tokens = self.totals.loss_tokens
         metrics: Metrics = {
             "rollouts": self.totals.rollouts,
@@ -162,6 +162,7 @@ class BatchSums:
             "parts": self.parts,
             "tokens": self._tokens,
             "loss_tokens": loss_tokens,
+            "observation_tokens": int(observed.sum()),
             "over_age": 1 - loss_tokens / max(1, self._tokens),
             "reward/mean": _mean(reward),
             "reward/std": float(reward.std()) if len(reward) else 0.0,
@@ -187,7 +188,9 @@ def _rows(batch: Batch) -> NDArray[np.float64]:
     if has_runs.any():
         lowest[has_runs] = np.minimum.reduceat(versions, batch.cu_runs[:-1][has_runs])
     lengths = completion_lengths(batch)
-    columns = (batch.groups, batch.rewards, lengths, batch.truncated, finish - lowest, batch.step - finish)
+    owner = np.repeat(np.arange(len(lengths)), lengths)
+    observed = np.bincount(owner[~sampled_tokens(batch)], minlength=len(lengths))
+    columns = (batch.groups, batch.rewards, lengths, batch.truncated, finish - lowest, batch.step - finish, observed)
     parts = [batch.parts[name] for name in sorted(batch.parts)]
     return np.stack([np.asarray(column, np.float64) for column in (*columns, *parts)], axis=1)
 

@@ -54,6 +54,7 @@ def summarize(run: RunData, wall_s: float | None = None) -> Record:
         "tokens": {
             "generated": tokens.get("in"),
             "trained": tokens.get("trained"),
+            "observations": sum(int(record.get("observation_tokens", 0)) for record in run.steps),
             "dropped_by_reason": tokens.get("dropped") or {},
         },
         "role_busy_fraction": busy_fractions(run.bins, *training_window(run.steps)),
@@ -271,8 +272,10 @@ def _figures(summary: Record) -> Table:
         table.add_row("over age", waste_line(summary["waste"]))
     if tokens["generated"]:
         dropped = ", ".join(f"{count:,} {reason}" for reason, count in tokens["dropped_by_reason"].items() if count)
+        observed = f", {tokens['observations']:,} of them observations" if tokens["observations"] else ""
         table.add_row(
-            "tokens", f"{tokens['generated']:,} generated, {tokens['trained']:,} trained; dropped: {dropped or 'none'}"
+            "tokens",
+            f"{tokens['generated']:,} generated, {tokens['trained']:,} trained{observed}; dropped: {dropped or 'none'}",
         )
     busy = ", ".join(f"{role} {percent(share)}" for role, share in summary["role_busy_fraction"].items())
     table.add_row("busy", busy or "–")
