@@ -471,7 +471,6 @@ def test_a_box_without_braces_counts_where_there_is_no_other(text: str, answer: 
     [
         r"9^{50!}",
         r"9^{9999\cdot 9999\cdot 9999}",
-        r"9^{(9999)(9999)}",
         r"((((9^{99})^{99})^{99})^{99})^{99}",
         r"2^{\frac{1}{10^{-12}}}",
         r"\begin{pmatrix}9^{50!}\\1\end{pmatrix}",
@@ -483,7 +482,7 @@ def test_what_would_have_too_many_bits_is_not_worked_out(answer: str):
 
 def test_algebra_that_takes_too_long_is_ended_and_the_next_pair_graded():
     start = time.process_time()
-    assert grade(r"(\sin x+\cos x)^{50}", "5", SYMBOLIC) == GUARDED
+    assert grade(r"\sin(" * 24 + "x" + ")" * 24, "5", SYMBOLIC) == GUARDED
     assert time.process_time() - start < 10 * MAX_CPU_S
     assert grade(r"\sqrt{12}", r"2\sqrt{3}", SYMBOLIC) == RIGHT
 

@@ -246,6 +246,17 @@ def test_completions_are_not_those_of_other_weights_or_another_order_of_sources(
         open_parts(config)
 
 
+def test_completions_are_those_of_the_file_and_not_of_its_name(tmp_path):
+    rows = write(tmp_path / "rows.jsonl", [{"prompt": "1=", "answer": "1"}])
+    config = settings(tmp_path, "data.task=file", f"data.path={rows}")
+    open_parts(config)
+    moved = rows.rename(tmp_path / "moved.jsonl")
+    open_parts(replace(config, data=replace(config.data, path=str(moved))))
+    write(rows, [{"prompt": "1=", "answer": "2"}])
+    with pytest.raises(ConfigError, match=r"other settings: content of data\.path was "):
+        open_parts(config)
+
+
 def test_prompts_may_be_added_where_nothing_is_numbered_after_them(tmp_path):
     open_parts(settings(tmp_path, "sample.mix.chat.thought=none", "sample.prompts=4"))
     open_parts(settings(tmp_path, "sample.mix.chat.thought=none", "sample.prompts=6"))

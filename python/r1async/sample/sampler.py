@@ -31,6 +31,7 @@ from r1async.monitor.timeline import Timeline
 from r1async.sample.filters import Graded
 from r1async.sample.parts import Parts
 from r1async.sample.prompts import Asked, Mixed, open_asked
+from r1async.tasks.file import digest_of
 from r1async.tasks.tokenizer import Detokenizer
 from r1async.types import PolicyVersion, Prompt, Sampling
 from r1async.weights.publisher import Publisher
@@ -77,7 +78,9 @@ def open_parts(config: Config) -> Parts:
     identity: dict[str, object] = {
         "model.path": config.model.path,
         "model": {path.name: _size_and_time(path) for path in sorted(model.glob("*.safetensors"))},
-        "seed": config.seed, "data.task": config.data.task, "data.path": config.data.path,
+        "seed": config.seed, "data.task": config.data.task,
+        # Not its name: a file that was written anew is other prompts, and one that was moved is not.
+        "content of data.path": digest_of(Path(config.data.path)) if config.data.path else "",
         "data.template": config.data.template, "sample.samples": sample.samples,
         "sample.temperature": sample.temperature, "sample.top_p": sample.top_p,
         "sampling.max_tokens": sampling.max_tokens, "sampling.stop": list(sampling.stop),
