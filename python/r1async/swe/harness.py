@@ -27,13 +27,13 @@ xml.etree.ElementTree zipfile
 
 def main():
     order = json.loads(sys.stdin.buffer.read())
-    tell = _channel(order.pop("word"))
+    tell, accuse = _channel(order.pop("word"))
     # The folder of this file: a repository's modules are not to be found there.
     sys.path.pop(0)
     for name in PREIMPORTED.split():
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
-    _watch(tell, os.getcwd())
+    _watch(accuse, os.getcwd())
     sys.argv[:] = ["pytest" if order["runner"] == "pytest" else "unittest"]
     run = {"pytest": _pytest_run, "unittest": _unittest_run}[order["runner"]]
     code = run(order, tell)
@@ -49,32 +49,59 @@ def _channel(word):
     os.close(nothing)
     os.dup2(2, 1)
     mark, write, dumps, owner, getpid = word.encode() + b" ", os.write, json.dumps, os.getpid(), os.getpid
+    quoted = json.encoder.encode_basestring_ascii
 
-    def tell(record):
+    def say(text):
         if getpid() != owner:
             return  # a fork of a test
-        left = mark + dumps(record).encode() + b"\n"
+        left = mark + text.encode() + b"\n"
         while left:
             left = left[write(place, left) :]
 
-    return tell
+    def tell(record):
+        say(dumps(record))
+
+    def accuse(event, name):
+        # Not by json.dumps, whose insides the accused could have changed.
+        say(f'{{"looked": {quoted(event)}, "in": {quoted(name)}}}')
+
+    return tell, accuse
 
 
 INTROSPECTION = """
 sys._getframe sys._current_frames sys._current_exceptions sys.settrace sys.setprofile sys.addaudithook gc.get_objects
 gc.get_referrers gc.get_referents ctypes.dlopen ctypes.dlsym ctypes.cdata ctypes.cdata/buffer ctypes.string_at
-code.__new__
+code.__new__ sys.monitoring.register_callback
 """
 """Audit events of code that looks at, or into, those who call it."""
 FRAMES = frozenset(("tb_frame", "gi_frame", "cr_frame", "ag_frame"))
-LENDERS = frozenset(("inspect.py", "traceback.py", "ctypes/__init__.py"))
-"""Files of the standard library that do it for somebody else."""
+LENDERS = ("inspect", "traceback", "ctypes")
+"""Modules of the standard library that do it for somebody else."""
 
 
-def _watch(tell, repository):
+def _watch(accuse, repository):
     """Tell which files of the repository look into their callers. A hook cannot be taken away again."""
     root, getframe, told, busy = repository + os.sep, sys._getframe, set(), [False]
-    events = frozenset(INTROSPECTION.split())
+    events, lenders = frozenset(INTROSPECTION.split()), frozenset(sys.modules[name].__file__ for name in LENDERS)
+    # Bound here: the repository may put others in their place.
+    isa, kind, text, raw, is_of_its_file = isinstance, type, str, bytes, _origins()
+
+    def name_of(frame):
+        """The file to blame; "" is none of the repository's."""
+        while frame is not None:
+            code = frame.f_code
+            place = code.co_filename
+            if kind(place) is not text:
+                return "code without a file"
+            if place.startswith(root):
+                return place[len(root) :]
+            # Code made on the spot has no file, or claims one that is not its own.
+            if not is_of_its_file(code):
+                return "code without a file"
+            if place not in lenders:
+                return ""
+            frame = frame.f_back
+        return ""
 
     def hook(event, arguments):
         if busy[0]:
@@ -82,25 +109,50 @@ def _watch(tell, repository):
         if event not in events and not (
             (event == "object.__getattr__" and arguments[1] in FRAMES)
             or (event == "object.__setattr__" and arguments[1] == "__code__")
-            or (event == "open" and isinstance(arguments[0], str) and arguments[0].startswith("/proc/"))
+            or (event == "open" and isa(arguments[0], text) and text.startswith(arguments[0], "/proc/"))
+            or (event == "open" and isa(arguments[0], raw) and raw.startswith(arguments[0], b"/proc/"))
         ):
             return
         busy[0] = True
         try:
-            frame = getframe(1)
-            while frame is not None and frame.f_code.co_filename.endswith(tuple(LENDERS)):
-                frame = frame.f_back
-            place = frame.f_code.co_filename if frame is not None else ""
-            # Code made on the spot has no file, or claims one that is not there.
-            if place.startswith(root) or not os.path.exists(place):
-                name = place[len(root) :] if place.startswith(root) else "code without a file"
-                if (event, name) not in told:
-                    told.add((event, name))
-                    tell({"looked": event, "in": name})
+            name = name_of(getframe(1))
+            if name and (event, name) not in told:
+                told.add((event, name))
+                accuse(event, name)
         finally:
             busy[0] = False
 
     sys.addaudithook(hook)
+
+
+def _origins():
+    """A function that says whether code stands in the file that it claims to be from."""
+    codes, open_, read, close, only_read = {}, os.open, os.read, os.close, os.O_RDONLY
+    compiled, kind, code_type = compile, type, type(_origins.__code__)
+    failures = OSError, ValueError, SyntaxError, RecursionError
+
+    def codes_of(place):
+        try:
+            file, source = open_(place, only_read), b""
+            while block := read(file, 1 << 20):
+                source += block
+            close(file)
+            found, left = set(), [compiled(source, place, "exec", dont_inherit=True)]
+        except failures:
+            return frozenset()
+        while left:
+            code = left.pop()
+            found.add(code)
+            left += [each for each in code.co_consts if kind(each) is code_type]
+        return found
+
+    def is_of_its_file(code):
+        place = code.co_filename
+        if place not in codes:
+            codes[place] = codes_of(place)
+        return code in codes[place]
+
+    return is_of_its_file
 
 
 def _paths(order):
