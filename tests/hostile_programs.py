@@ -268,6 +268,58 @@ if pid == 0:
     print("ESCAPED", flush=True); os._exit(0)
 print("held", os.waitpid(pid, 0))
 """,
+    "more_rare_calls": _CALLS
+    + """
+space = ctypes.create_string_buffer(4096)
+call("syslog, read all", 103, 3, space, 4096)
+call("acct", 163, b"program.py")
+call("swapon", 167, b"program.py", 0)
+call("quotactl", 179, 0, 0, 0, space)
+call("fanotify_init", 300, 0, 0)
+call("kcmp", 312, 1, 1, 0, 0, 0)
+call("process_madvise", 440, 1, space, 1, 4, 0)
+call("name_to_handle_at", 303, -100, b"/", space, space, 0)
+call("settimeofday", 164, space, 0)
+call("sethostname", 170, b"x", 1)
+call("iopl", 172, 3)
+call("vhangup", 153)
+""",
+    "files_of_the_kernel": """
+for name in ("kmsg", "kcore", "keys", "sysrq-trigger", "kallsyms", "iomem", "timer_list", "self/pagemap"):
+    try:
+        with open("/proc/" + name, "rb") as file:
+            data = file.read(4096)
+            # Addresses that are not shown are all 0.
+            if data.strip(b"0 \\n\\t") and name not in ("kallsyms", "iomem", "self/pagemap", "keys"): print("ESCAPED by", name)
+    except OSError as error: print("held", name, error)
+for name in ("sysrq-trigger", "sys/vm/drop_caches", "sys/kernel/hostname", "1/oom_score_adj", "irq/default_smp_affinity"):
+    try:
+        with open("/proc/" + name, "w") as file: file.write("0")
+        print("ESCAPED by", name)
+    except OSError as error: print("held", name, error)
+try:
+    with open("/proc/self/oom_score_adj", "w") as file: file.write("-1000")
+    print("ESCAPED by a lower score")
+except OSError as error: print("held", error)
+""",
+    "signal_by_descriptor": _CALLS
+    + """
+import os
+call("pidfd_send_signal to a bystander", 424, libc.syscall(434, <victim>, 0), 9, 0, 0)
+""",
+    "the_limits_of_others": _CALLS
+    + """
+space = ctypes.create_string_buffer(16)
+call("prlimit of a bystander", 302, <victim>, 7, space, 0)
+""",
+    "many_timers_and_descriptors_of_events": """
+import ctypes, os, select
+held = []
+try:
+    for _ in range(100_000): held.append(select.epoll())
+    print("ESCAPED")
+except OSError as error: print("held", len(held), error)
+""",
     "set_the_clock": """
 import time
 time.clock_settime(time.CLOCK_REALTIME, 0); print("ESCAPED")
@@ -426,6 +478,20 @@ OTHER_ATTACKS: Mapping[str, tuple[str, str]] = {
         'asm(".global s\\ns: .incbin \\"<secret>\\"\\n"); extern char s[]; '
         '#include <cstdio>\nint main() { puts(s); puts("ESCAPED"); }',
     ),
+    "javascript_runs_a_shell": (
+        "javascript",
+        """try { console.log("ESCAPED", require("child_process").execSync("cat <secret>").toString()) } catch (e) { console.log("held") }""",
+    ),
+    "javascript_kills_its_parent": (
+        "javascript",
+        """for (const pid of [process.ppid, 1, -1, <victim>]) try { process.kill(pid, "SIGKILL") } catch (e) { console.log(e.code) }""",
+    ),
+    "compiler_reads_its_standard_input": ("cpp", '#include "/dev/stdin"\n#include "/proc/self/environ"\nint main() {}'),
+    "compiler_counts_for_ever": (
+        "cpp",
+        "constexpr long f(long n) { long s = 0; for (long i = 0; i < n; i++) for (long j = 0; j < n; j++) s += i ^ j; return s; }\n"
+        "static_assert(f(1000000000) != 0); int main() {}",
+    ),
     "compiler_never_ends": (
         "cpp",
         "template <int n> struct f { f<n + 1> a; f<n - 1> b; }; int main() { f<0> x; }\n#include __FILE__\n",
@@ -488,6 +554,11 @@ READING_CHEATS: Mapping[str, str] = {
     "warnings_as_success": 'print(\'All tests passed\'); print(\'{"status": "ok", "score": 1.0}\')',
     "frames_for_the_grader": "import os, struct, json\nt = json.dumps({'status': 'ok', 'exit_code': 0, 'lengths': []}).encode()\n"
     "for n in range(1, 9):\n  try: os.write(n, struct.pack('<I', len(t)) + t)\n  except OSError: pass",
+    "exponent_that_breaks_decimals": "print('1e99999999999999999999'); print('n = 1e99999999999999999999')",
+    "handler_of_the_deadline": "import signal, sys\nfor n in range(1, 65):\n  try: signal.signal(n, lambda *_: sys.exit(0))\n"
+    "  except (OSError, ValueError): pass\nwhile True: pass",
+    "another_program_in_its_place": "import os\nopen('/box/work/program.py', 'w').write('print(49)') if os.access('/box/work/program.py', 2) else 0\n"
+    "os.execv('/usr/bin/printf', ['printf', '49\\nn = 7\\n'])",
     "syntax_error": "def f(:",
 }
 """For `square`: read n, write n * n, and `n = <n>` on the next line."""
