@@ -309,8 +309,8 @@ _SIZES = re.compile(
 _BOLD = re.compile(r"\*\*([^*]+)\*\*")
 """Markdown's, around all of the answer."""
 _BARE_COMMAND = re.compile(r"(?<![a-zA-Z\\])(pi|sqrt|ln|log|sin|cos|tan|exp)(?![a-zA-Z])")
-_TWO_DIGITS = re.compile(r"\\(frac|binom|dbinom|tbinom)\s?(\d)\s?(\d)")
-"""TeX takes one digit each: \\frac123 is 3/2."""
+_TWO_DIGITS = re.compile(r"\\([dtc]?frac|[dt]?binom)(?=\s|\d)\s?([a-zA-Z\d])\s?([a-zA-Z\d])")
+"""TeX takes one digit or letter each: \\frac123 is 3/2."""
 _SIGNED_POWER = re.compile(r"\^\s?([+-]\d+)")
 _SPACE_AT_END = re.compile(r"(?:\s|\\q?quad(?![a-zA-Z]))+$")
 _OVER = re.compile(r"\{([^{}]*)\\over(?![a-zA-Z])([^{}]*)\}")
@@ -336,6 +336,8 @@ _REPLACEMENTS = (
     ("{}", ""),
     ("\\%", "%"),
     ("\\$", ""),
+    (">=", "\\ge "),
+    ("<=", "\\le "),
     ("\\langle", "("),
     ("\\rangle", ")"),
     ("\\varnothing", "\\emptyset"),

@@ -373,7 +373,7 @@ _UNION = re.compile(r"\\(?:mid|cup|cap|setminus)(?![a-zA-Z])")
 _SETLIKE = re.compile(r"\\(?:mid|cup|cap|setminus|mathbb|emptyset|infty|\{)|[\[|<>]|^\(.*,.*\)$|\\[lg]e")
 
 _INEQUALITY = re.compile(
-    r"(?:([^<>\\,]+?)\s?(<|\\leq?|\\leqslant)\s?)?([a-zA-Z])\s?(<|>|\\leq?|\\geq?|\\leqslant|\\geqslant)\s?((?:[^<>\\,]|\\(?:frac|sqrt|pi))+)"
+    r"(?:((?:[^<>\\,]|\\(?:frac|sqrt|pi|infty))+?)\s?(<|\\leq?|\\leqslant)\s?)?([a-zA-Z])\s?(<|>|\\leq?|\\geq?|\\leqslant|\\geqslant)\s?((?:[^<>\\,]|\\(?:frac|sqrt|pi))+)"
 )
 
 
