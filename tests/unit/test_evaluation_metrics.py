@@ -74,7 +74,7 @@ def test_consensus_is_the_majority_with_ties_shared(votes, expected):
         (r"\boxed{\frac{\sqrt{x^{2}}}{2}}", r"\frac{\sqrt{x^{2}}}{2}"),  # three braces deep
         (r"<answer>so \boxed{$7$}</answer>", "7"),
         (r"<answer>\text{East}</answer>", "east"),
-        (r"<answer>\dfrac12 .</answer>", r"\frac12"),
+        (r"<answer>\dfrac12 .</answer>", r"\frac{1}{2}"),
     ],
 )
 def test_answer_is_the_last_one_marked(text, answer):
