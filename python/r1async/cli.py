@@ -136,7 +136,8 @@ EVAL_HELP = f"""Evaluate a model, or join a run as its evaluator.
   r1async eval winrate A B --url http://HOST:PORT/v1 --model NAME
 
 With model=DIR: this model, with roles of its own. Without: the model that CONFIG's own run left, if that run is over;
-else the evaluator of that run, whose other roles are started elsewhere. compare and winrate have a --help of their own.
+else the evaluator of that run, whose other roles are started elsewhere. With model=DIR and --out DIR results go to that
+folder, not to one named after what is evaluated. compare and winrate have a --help of their own.
 Benchmarks, protocols and figures: docs/evaluation.md.
 
 {EXIT_CODES}"""
@@ -202,6 +203,8 @@ def _parser() -> argparse.ArgumentParser:
         if name == "relay":
             role.add_argument("--name", default="relay", help="ours, for acknowledgements (default relay)")
             role.add_argument("--upstream", default="", metavar="ADDRESS", help="a relay above this one")
+        if name == "eval":
+            role.add_argument("--out", type=Path, metavar="DIR", help="folder of the evaluation of model=DIR")
         if name == "cold-start":
             role.add_argument("--result", type=Path, help="file that receives the start checkpoint's folder")
     doctor = _command(commands, "doctor", "does each engine serve the weights it is given?", DOCTOR_HELP, _doctor)
@@ -539,7 +542,9 @@ def _eval(options: argparse.Namespace) -> int:
     if not options.launched:
         from r1async.evaluation.standalone import evaluate_offline, evaluation_only, finished_model, offline_config
 
-        offline = offline_config(options.config, options.overrides)
+        offline = offline_config(options.config, options.overrides, options.out)
+        if offline is None and options.out is not None:
+            raise UsageError("--out: is for an evaluation of its own; give model=DIR too")
         if offline is None:
             config = load_config(options.config, options.overrides)
             model = finished_model(config)

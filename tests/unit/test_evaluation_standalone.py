@@ -109,6 +109,29 @@ def test_finished_runs_evaluation_is_another_one_for_other_benchmarks_protocol_o
     assert name(str(own)) == names[-1]
 
 
+def test_a_folder_of_ones_own_takes_one_evaluation_alone(model, tmp_path):
+    def out(*overrides: str) -> Config:
+        words = [f"model={model}", "eval.benchmarks=[math500]", *overrides]
+        made = offline_config(Path("configs/eval.yaml"), words, tmp_path / "mine" / "exam")
+        assert made is not None
+        return made
+
+    assert out().run_dir == tmp_path / "mine" / "exam"
+    assert out() == out()
+    with pytest.raises(ConfigError, match="an evaluation of other weights or other questions"):
+        out("eval.protocol.samples=2")
+    (model / "model.safetensors").write_bytes(b"other weights")
+    with pytest.raises(ConfigError, match="an evaluation of other weights or other questions"):
+        out()
+
+
+def test_a_folder_with_another_run_in_it_is_no_place_for_an_evaluation(model, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_text("{}")
+    with pytest.raises(ConfigError, match="holds a run that is no evaluation of this kind"):
+        offline_config(Path("configs/eval.yaml"), [f"model={model}"], tmp_path / "run")
+
+
 def test_folder_without_a_model_is_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"has no config.json; give the folder"):
         offline_config(Path("configs/eval.yaml"), [f"model={tmp_path}"])

@@ -1,12 +1,15 @@
 """Recipes: what is read from the file, in which order stages come, and what makes a key."""
 
+import os
 from pathlib import Path
 
 import pytest
 from r1async.config import ConfigError
+from r1async.recipes.digests import digests
 from r1async.recipes.graph import Recipe, load_recipe
 from r1async.recipes.plan import begin, check, finish, forget, plan
 from r1async.recipes.runner import Selection, select
+from r1async.tasks.file import digest_of
 
 NUMBER = 'make: "tests.recipe_steps:number", outputs: {out: number.txt}'
 CHAIN = f"""
@@ -57,6 +60,30 @@ def test_inputs_count_by_content(tmp_path):
     assert {name for name in before if before[name] != after[name]} == {"a", "b", "c"}
 
 
+def test_a_large_input_is_read_once_and_again_when_its_file_changed(tmp_path, monkeypatch):
+    memory, path = tmp_path / "inputs.json", tmp_path / "model"
+    path.mkdir()
+    (path / "weights").write_bytes(b"a" * 100)
+    (path / "small").write_bytes(b"b")
+    read: list[Path] = []
+    monkeypatch.setattr("r1async.recipes.digests.digest_of", lambda path: read.append(path) or digest_of(path))
+
+    def found(changed_s: int) -> str:
+        os.utime(path / "weights", (changed_s, changed_s))
+        os.utime(path / "small", (1, 1))
+        return digests({"model": path}, memory, large=101)["model"]
+
+    first = found(1)
+    assert first == digest_of(path)
+    assert found(1) == first
+    assert len(read) == 1
+    (path / "weights").write_bytes(b"c" * 100)
+    assert found(2) == digest_of(path) != first
+    assert len(read) == 2
+    assert digests({"model": path}, memory, large=102)["model"] == digest_of(path)  # a small one is always read
+    assert len(read) == 3
+
+
 def test_each_makes_a_stage_for_every_name_and_a_table_of_them(tmp_path):
     text = CHAIN + (
         f'  twice: {{each: [a, alone], {NUMBER}, set: {{value: 0, plus: "${{each.out}}"}}}}\n'
@@ -76,6 +103,36 @@ def test_settings_of_a_job_are_the_files_with_the_changes_over_them(tmp_path):
     text = 'stages:\n  zero: {run: zero.yaml, set: {reward.weights: {accuracy: 2.0}, seed: "${seed}"}}\n'
     settings = plan(read(tmp_path, text, "seed=4"))["zero"].settings
     assert settings == {"name": "x", "reward": {"weights": {"accuracy": 2.0}}, "steps": 3, "seed": 4}
+
+
+EVAL = "  exam: {eval: exam.yaml, set: {model.path: models/base, eval.benchmarks: [math500]}}\n"
+
+
+def test_an_evaluation_is_a_stage_whose_folder_is_its_own(tmp_path):
+    (tmp_path / "exam.yaml").write_text("data: {task: none}\neval: {prompts: 0}\n")
+    text = f"stages:\n{EVAL}" + (
+        '  page: {make: "tests.recipe_steps:table", outputs: {out: table.txt}, set: {of: {exam: "${exam.results}"}}}\n'
+    )
+    jobs = plan(read(tmp_path, text))
+    exam = jobs["exam"]
+    assert check(jobs, tmp_path) == []
+    assert exam.outputs["results"] == exam.folder / "evaluations" / "v0"
+    assert jobs["page"].settings["of"] == {"exam": str(exam.outputs["results"])}
+    words = exam.stage.command.words(exam.settings, exam.folder)
+    assert words == ("model=models/base", "--out", str(exam.folder))
+
+
+def test_an_evaluation_without_a_benchmark_is_refused(tmp_path):
+    (tmp_path / "exam.yaml").write_text("data: {path: rows.jsonl}\neval: {prompts: 4}\n")
+    jobs = plan(read(tmp_path, f"stages:\n{EVAL.replace('[math500]', '[]')}"))
+    assert check(jobs, tmp_path) == [
+        "stages.exam: eval.benchmarks: an eval stage needs one; held-out prompts alone are a run with steps: 0"
+    ]
+
+
+def test_an_input_may_lie_beside_the_recipe(tmp_path):
+    (tmp_path / "n.txt").write_text("4")
+    assert read(tmp_path, "inputs: {n: n.txt}\n" + CHAIN).inputs == {"n": tmp_path / "n.txt"}
 
 
 @pytest.mark.parametrize(

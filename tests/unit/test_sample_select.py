@@ -18,9 +18,9 @@ from r1async.finetune.rows import Answered, sft_rows
 from r1async.sample.card import make_card, markdown
 from r1async.sample.filters import Graded, fingerprint, longest_paragraph, why_not
 from r1async.sample.finish import finish
+from r1async.sample.identity import open_parts
 from r1async.sample.parts import Parts
 from r1async.sample.prompts import open_asked, sampling_config
-from r1async.sample.sampler import open_parts
 from r1async.sample.select import select
 
 from tests.tiny_models import save_tiny
@@ -85,6 +85,7 @@ def settings(folder: Path, *more: str) -> Config:
     for weights in model.glob("*.safetensors"):
         os.utime(weights, ns=(1, 1))  # the same, however often they are made
     rows = [{"prompt": f"{a}+{b}=", "answer": str(a + b)} for a in range(4) for b in range(3)]
+    rows = [row | {"of": "zero"} if row["prompt"].startswith("0") else row for row in rows]
     rows += [{"prompt": "0+0=", "answer": "0"}]  # a duplicate of the first row
     data = write(folder / "data.jsonl", rows)
     exam = write(folder / "exam.jsonl", [{"question": "3+2="}, {"question": "9+9+9+9+9+9="}])
@@ -231,6 +232,35 @@ def test_completions_are_not_those_of_other_settings(tmp_path, override, named):
     open_parts(config)
     with pytest.raises(ConfigError, match=rf"other settings: {re.escape(named)} was "):
         open_parts(settings(tmp_path, override))
+
+
+def test_verdicts_are_not_those_of_another_judge_or_of_other_instances(tmp_path):
+    instances = write(tmp_path / "instances.jsonl", [{"instance_id": "a"}])
+    domains = "reward.domains={open: {weights: {judge: 1.0}}, swe: {weights: {swe: 1.0}}}"
+    asked = [domains, "reward.judge.endpoint.url=http://h/v1", f"reward.swe.instances={instances}"]
+    open_parts(settings(tmp_path, *asked, "reward.judge.endpoint.model=one"))
+    # How it is reached decides nothing.
+    open_parts(settings(tmp_path, *asked, "reward.judge.endpoint.model=one", "reward.judge.endpoint.url=http://i/v1"))
+    with pytest.raises(ConfigError, match=r"reward\.judge\.endpoint\.model was 'one' and is 'two'"):
+        open_parts(settings(tmp_path, *asked, "reward.judge.endpoint.model=two"))
+    with pytest.raises(ConfigError, match=r"reward\.judge\.sees was 'summary' and is 'answer'"):
+        open_parts(settings(tmp_path, *asked, "reward.judge.endpoint.model=one", "reward.judge.sees=answer"))
+    write(instances, [{"instance_id": "b"}])
+    with pytest.raises(ConfigError, match=r"reward\.swe\.instances was "):
+        open_parts(settings(tmp_path, *asked, "reward.judge.endpoint.model=one"))
+
+
+def test_drops_are_counted_by_domain(tmp_path):
+    config = settings(tmp_path, "sample.ratio=1.0", "reward.domain_key=of")
+    told = selected(config, completions(config), 5, "one")[1]
+    by_domain = told["completions"]["by_domain"]
+    # Three rows say that they are of `zero`, ten nothing, and the exam has one of those.
+    assert {name: each["sampled"] for name, each in by_domain.items()} == {"none": 27, "zero": 9}
+    for each in by_domain.values():
+        assert each["dropped"]["below:accuracy"] == each["dropped"]["duplicate"] == each["sampled"] // 3
+        assert each["sampled"] == each["kept"] + sum(each["dropped"].values())
+    assert sum(each["kept"] for each in by_domain.values()) == told["completions"]["kept"]
+    assert "| kept | " in markdown(told).partition("By domain:")[2]
 
 
 def test_completions_are_not_those_of_other_weights_or_another_order_of_sources(tmp_path):

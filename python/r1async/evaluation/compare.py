@@ -146,12 +146,12 @@ def _print(differences: Sequence[Difference], first: Mapping[str, Record], secon
     for name in ("A", "B", "B - A", "± problems", "± sampling", "95 %", "better", "worse", "problems"):
         table.add_column(name, justify="right")
     for each in differences:
-        interval = "–" if each.low is None else f"{_signed(each.low)} to {_signed(each.high)}"
+        interval = "–" if each.low is None else f"{signed(each.low)} to {signed(each.high)}"
         table.add_row(
             each.title,
             percent(each.a),
             percent(each.b),
-            _signed(each.difference),
+            signed(each.difference),
             percent(each.stderr) or "–",
             percent(each.stderr_sampling) or "–",
             interval,
@@ -169,5 +169,6 @@ def _print(differences: Sequence[Difference], first: Mapping[str, Record], secon
             console.print(f"{each.title}: {each.left_out} problems left out, one of the two has no graded sample")
 
 
-def _signed(value: float | None) -> str:
+def signed(value: float | None) -> str:
+    """A difference of shares, with its sign."""
     return "–" if value is None else f"{100 * value:+.1f} %"

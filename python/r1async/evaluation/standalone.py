@@ -15,16 +15,27 @@ from pathlib import Path
 from r1async.config import Config, ConfigError, load_config
 from r1async.evaluation.result import folder_of, read_results
 from r1async.evaluation.table import print_results
+from r1async.files import write_atomic
+from r1async.launch.folders import is_used
 
 MODEL = "model="
 """`r1async eval CONFIG model=DIR`: short for model.path, of a model that no run of this config made."""
+NO_TRAINING = ("cold_start.enabled=false", "steps=0", "learner.schedule=constant", "learner.warmup_steps=0")
+"""What makes a run of no steps of any settings."""
+ASKED = "asked.txt"
+"""Says what the folder of `--out` is an evaluation of."""
 
 
-def offline_config(path: Path, overrides: Sequence[str]) -> Config | None:
+def offline_config(path: Path, overrides: Sequence[str], out: Path | None = None) -> Config | None:
     """The run of no steps that evaluates `model=DIR`; None if the command line names no model.
 
+    Args:
+        path: the settings.
+        overrides: `key=value`, and `model=DIR`.
+        out: the evaluation's folder; None: one in `runs_dir`, named after what is evaluated.
+
     Raises:
-        ConfigError: the settings, or no such folder.
+        ConfigError: the settings, no such model, or `out` holds something else.
     """
     named = [each.removeprefix(MODEL) for each in overrides if each.startswith(MODEL)]
     if not named:
@@ -33,12 +44,26 @@ def offline_config(path: Path, overrides: Sequence[str]) -> Config | None:
     if not (model / "config.json").is_file():
         raise ConfigError(f"model: {model} has no config.json; give the folder of a Hugging Face causal LM")
     others = [each for each in overrides if not each.startswith(MODEL)]
-    config = load_config(
-        path,
-        ["cold_start.enabled=false", "steps=0", "learner.schedule=constant", "learner.warmup_steps=0", *others,
-         f"model.path={model}"],
-    )  # fmt: skip
-    return _patient(replace(config, name=f"{config.name}-eval-{model.resolve().name}-{_fingerprint(model, config)}"))
+    config = load_config(path, [*NO_TRAINING, *others, f"model.path={model}"])
+    asked = _fingerprint(model, config)
+    if out is None:
+        return _patient(replace(config, name=f"{config.name}-eval-{model.resolve().name}-{asked}"))
+    _claim(out, asked)
+    return _patient(replace(config, runs_dir=str(out.parent), name=out.name))
+
+
+def _claim(out: Path, asked: str) -> None:
+    """Marks the folder as that of this evaluation: results of another would pass for this one's."""
+    mark = out / ASKED
+    former = mark.read_text().strip() if mark.is_file() else None
+    if former is None and is_used(out):
+        raise ConfigError(f"--out: {out} holds a run that is no evaluation of this kind; name another folder")
+    if former not in (None, asked):
+        raise ConfigError(
+            f"--out: {out} holds an evaluation of other weights or other questions; remove it, or name another"
+        )
+    out.mkdir(parents=True, exist_ok=True)
+    write_atomic(mark, f"{asked}\n".encode())
 
 
 def _fingerprint(model: Path, config: Config) -> str:

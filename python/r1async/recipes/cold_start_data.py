@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from random import Random
 from typing import NamedTuple
 
 import pyarrow.dataset as ds
 
-from r1async.answers import extract_answer
+from r1async.answers import extract_answer, last_boxed, response_of
 from r1async.files import write_json
 from r1async.rewards.format import thought_of
 from r1async.tasks.templates import question_text
@@ -24,21 +24,29 @@ from r1async.tasks.templates import question_text
 class Kept(NamedTuple):
     prompt: str
     thought: str
-    answer: str
+    summary: str
 
 
 def cold_start_data(
-    folder: Path, *, sources: Mapping[str, str], seed: int, mark: str = "|special_token|", min_thought_words: int = 2
+    folder: Path,
+    *,
+    sources: Mapping[str, str],
+    seed: int,
+    mark: str = "|special_token|",
+    min_thought_words: int = 2,
+    before: Sequence[str] = ("\n", "check "),
+    after: Sequence[str] = (),
 ) -> None:
     """Writes `data.jsonl` (prompt, completion, source), shuffled, and `card.json`, what was left out and why.
 
     Args:
         folder: where they go.
-        sources: folders of `r1async sample`, by name. Of a prompt that shows a worked example, only the question after
-            it is kept: the last line.
+        sources: folders of `r1async sample`, by name.
         seed: of the order.
         mark: before the reasoning and before the summary.
         min_thought_words: comma- or space-separated words that a thought must have.
+        before: texts that a prompt's question comes after the last of: worked examples and requests are not kept.
+        after: texts that it ends at.
     """
     rows: list[dict[str, str]] = []
     counts: dict[str, Counter[str]] = {}
@@ -47,7 +55,7 @@ def cold_start_data(
         counts[name] = Counter()
         for prompt, completion in _rows(Path(path)):
             counts[name]["rows"] += 1
-            kept = _readable(prompt, completion, min_thought_words)
+            kept = _readable(_bare(prompt, before, after), completion, min_thought_words)
             if isinstance(kept, str):
                 counts[name][kept] += 1
             elif kept.prompt in seen:
@@ -55,8 +63,7 @@ def cold_start_data(
             else:
                 seen.add(kept.prompt)
                 counts[name]["kept"] += 1
-                summary = f"\\boxed{{{kept.answer}}}"
-                text = f"{mark}{kept.thought}{mark}{summary}"
+                text = f"{mark}{kept.thought}{mark}{kept.summary}"
                 rows.append({"prompt": kept.prompt, "completion": text, "source": name})
     Random(seed).shuffle(rows)
     with (folder / "data.jsonl").open("w", encoding="utf-8") as file:
@@ -78,4 +85,15 @@ def _readable(prompt: str, completion: str, min_thought_words: int) -> Kept | st
         return "no answer"
     if thought is None or len(thought.replace(",", " ").split()) < min_thought_words:
         return "no thought"
-    return Kept(prompt.splitlines()[-1].removeprefix("check "), thought.strip(), answer.strip())
+    said = response_of(completion)
+    # R1-Zero answers in tags, as a rule with nothing but the answer.
+    summary = said if last_boxed(said) is not None else f"\\boxed{{{answer.strip()}}}"
+    return Kept(prompt, thought.strip(), summary)
+
+
+def _bare(prompt: str, before: Sequence[str], after: Sequence[str]) -> str:
+    for text in before:
+        prompt = prompt.rpartition(text)[2]
+    for text in after:
+        prompt = prompt.partition(text)[0]
+    return prompt.strip()

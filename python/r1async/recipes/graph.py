@@ -12,7 +12,8 @@
         eval: exam.yaml
         set: {model.path: "${each.model}"}
 
-A stage names one command with its settings file (beside the recipe), and `set` what differs. A value that holds
+A stage names one command with its settings file (beside the recipe), and `set` what differs. An input is a path from
+where one is, or from the recipe's folder. A value that holds
 `${stage.output}` makes the stage wait for that one. `each` makes a stage of its own for every name in the list:
 `exam-zero`; `${exam}` elsewhere is the table of them all.
 """
@@ -218,7 +219,9 @@ class _Reader:
             return {}
         found = {}
         for name, path in table.items():
-            found[str(name)] = Path(self._text(path, f"inputs.{name}"))
+            told = self._text(path, f"inputs.{name}")
+            beside = self._path.parent / told
+            found[str(name)] = beside if beside.exists() and not Path(told).exists() else Path(told)
             if not found[str(name)].exists():
                 self._errors.append(f"inputs.{name}: {path} does not exist; give it, or inputs.{name}=PATH")
         return found

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from r1async.config import ConfigError
 from r1async.files import write_atomic, write_json
+from r1async.recipes.digests import digests
 from r1async.recipes.graph import Recipe, Reference, Stage, as_json, references, resolved
 from r1async.settings import Tree
 from r1async.tasks.file import digest_of
@@ -26,6 +27,8 @@ FORMAT = 1
 """Raised when old outputs no longer stand for what the same settings would make."""
 DONE = "done.json"
 SETTINGS = "stage.yaml"
+INPUTS = "inputs.json"
+"""Beside the stages: what large inputs hold."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,7 +62,7 @@ class Job:
 
 def plan(recipe: Recipe) -> dict[str, Job]:
     """Every stage of the recipe with its key and folder, in order."""
-    inputs = {name: digest_of(path) for name, path in recipe.inputs.items()}
+    inputs = digests(recipe.inputs, recipe.folder / recipe.name / INPUTS)
     jobs: dict[str, Job] = {}
     for stage in recipe.stages.values():
         names: dict[Reference, object] = {Reference("seed"): recipe.seed}

@@ -245,6 +245,5 @@ class _Runner:
 def _arguments(job: Job, settings: Path) -> tuple[str, ...]:
     """The command line of the stage, without the program: what a person would type."""
     if job.stage.command.takes_file:
-        place = (f"runs_dir={job.folder.parent}", f"name={job.folder.name}")
-        return (job.stage.command.name, str(settings), *place)
+        return (job.stage.command.name, str(settings), *job.stage.command.words(job.settings, job.folder))
     return (job.stage.command.name, job.stage.target, str(job.folder), str(settings))

@@ -33,6 +33,7 @@ def make_card(config: Config, asked: Asked, account: Account, folder: Path) -> C
         "prompts": {"all": asked.main, "sampled": sampled, "left_out": prompts},
         "completions": {
             "sampled": sampled * sample.samples, "tokens": account.tokens, "kept": kept, "dropped": completions,
+            "by_domain": {name: _of_domain(counts) for name, counts in sorted(account.domains.items())},
         },
         "mixed_in": {name: dict(counts) for name, counts in account.sources.items()},
         "rows": kept + sum(counts["taken"] for counts in account.sources.values()),
@@ -41,6 +42,11 @@ def make_card(config: Config, asked: Asked, account: Account, folder: Path) -> C
         "sha256": data_hash(folder),
         "throughput": throughput(config.run_dir),
     }  # fmt: skip
+
+
+def _of_domain(counts: Mapping[str, int]) -> Card:
+    dropped = {reason: count for reason, count in sorted(counts.items()) if reason != "kept"}
+    return {"sampled": sum(counts.values()), "kept": counts.get("kept", 0), "dropped": dropped}
 
 
 def _by_set(account: Account) -> dict[str, int]:
@@ -114,6 +120,7 @@ def markdown(card: Card) -> str:
         "The first reason that holds is the one that is counted.",
         "",
         *_table({"sampled": completions["sampled"], **completions["dropped"], "kept": completions["kept"]}),
+        *_domains_table(completions["by_domain"]),
     ]
     if card["mixed_in"]:
         lines += ["## Mixed in", ""]
@@ -135,6 +142,18 @@ def markdown(card: Card) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _domains_table(domains: Mapping[str, Card]) -> list[str]:
+    """The same by domain, where there is more than one."""
+    if len(domains) < 2:
+        return []
+    reasons = sorted({reason for told in domains.values() for reason in told["dropped"]})
+    lines = [f"| | {' | '.join(domains)} |", "|---|" + "---|" * len(domains)]
+    for row in ("sampled", *reasons, "kept"):
+        counts = [told.get(row, told["dropped"].get(row, 0)) for told in domains.values()]
+        lines.append(f"| {row.replace('_', ' ')} | {' | '.join(f'{count:,}' for count in counts)} |")
+    return ["By domain:", "", *lines, ""]
 
 
 def _table(counts: Mapping[str, int]) -> list[str]:

@@ -6,8 +6,8 @@ import sys
 
 from r1async.config import Config
 from r1async.sample.card import make_card, write_card
+from r1async.sample.identity import open_parts
 from r1async.sample.prompts import open_asked
-from r1async.sample.sampler import open_parts
 from r1async.sample.select import select
 
 

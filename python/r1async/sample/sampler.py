@@ -8,12 +8,11 @@ as soon as completions are *graded or not* fewer than `sample.ahead`.
 
 from __future__ import annotations
 
-import json
 import logging
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -28,10 +27,11 @@ from r1async.learner.link import End, Link, connect_first
 from r1async.models.loading import read_tensors
 from r1async.monitor.metrics import MetricsWriter, run_started
 from r1async.monitor.timeline import Timeline
+from r1async.reward_pools import Router
 from r1async.sample.filters import Graded
+from r1async.sample.identity import open_parts
 from r1async.sample.parts import Parts
-from r1async.sample.prompts import Asked, Mixed, open_asked
-from r1async.tasks.file import digest_of
+from r1async.sample.prompts import Asked, open_asked
 from r1async.tasks.tokenizer import Detokenizer
 from r1async.types import PolicyVersion, Prompt, Sampling
 from r1async.weights.publisher import Publisher
@@ -42,8 +42,6 @@ log = logging.getLogger(__name__)
 ROLE = "sampler"
 REQUESTS_AHEAD = 8
 """Requests that `sample.ahead` is divided into."""
-_VERDICTS = ("format", "special_token", "think_prefilled", "equivalence", "target_language", "identify_sentences")
-"""Settings of the reward, besides its parts, that verdicts on disk came from."""
 MAX_REQUESTS = 60
 """The buffer runs 64 evaluations of one evaluator at a time."""
 
@@ -71,36 +69,6 @@ def main(config: Config) -> None:
         timeline.close()
 
 
-def open_parts(config: Config) -> Parts:
-    """The folder of completions, if it is of these settings."""
-    model, sample, sampling = Path(config.model.path), config.sample, config.sampling
-    reward, mixed = config.reward, Mixed(sample.mix).fingerprint()
-    identity: dict[str, object] = {
-        "model.path": config.model.path,
-        "model": {path.name: _size_and_time(path) for path in sorted(model.glob("*.safetensors"))},
-        "seed": config.seed, "data.task": config.data.task,
-        # Not its name: a file that was written anew is other prompts, and one that was moved is not.
-        "content of data.path": digest_of(Path(config.data.path)) if config.data.path else "",
-        "data.template": config.data.template, "sample.samples": sample.samples,
-        "sample.temperature": sample.temperature, "sample.top_p": sample.top_p,
-        "sampling.max_tokens": sampling.max_tokens, "sampling.stop": list(sampling.stop),
-        "reward.weights": dict(reward.weights),
-        "reward.domains": {name: asdict(each) for name, each in reward.domains.items()},
-        **{f"reward.{name}": getattr(reward, name) for name in _VERDICTS}, "mixed": mixed,
-        # Mixed-in rows are numbered after the task's prompts.
-        "sample.prompts": sample.prompts if mixed else 0,
-        "sample.thought_request": sample.thought_request if mixed else "",
-    }  # fmt: skip
-    # As it will be read again, so that tuples are no difference.
-    return Parts(config.run_dir / "samples", json.loads(json.dumps(identity)))
-
-
-def _size_and_time(path: Path) -> list[int]:
-    """Weights that were trained anew have the same size."""
-    found = path.stat()
-    return [found.st_size, found.st_mtime_ns]
-
-
 @dataclass(slots=True)
 class _Open:
     """A request under way: prompts of neighbouring numbers, and those that have not all their completions."""
@@ -117,6 +85,7 @@ class Sampler:
     def __init__(self, config: Config, asked: Asked, parts: Parts, inbox: Inbox, timeline: Timeline) -> None:
         self._config, self._asked, self._parts = config, asked, parts
         self._inbox, self._timeline = inbox, timeline
+        self._router = Router(config)
         self._detokenizer = Detokenizer(Path(config.model.path), config.sampling.stop)
         self._plan = PassPlan(
             name="sampled",
@@ -247,7 +216,9 @@ class Sampler:
             if run is None:
                 return
             samples = self._plan.samples
-            request = Pass(plan=self._plan, pin=self._pin, prompts=[prompt for _, prompt in run])
+            prompts = [prompt for _, prompt in run]
+            lines = [self._router.line(prompt.extra) for prompt in prompts]
+            request = Pass(plan=self._plan, pin=self._pin, prompts=prompts, lines=lines)
             self._buffer.send(*request.begin(first=run[0][0] * samples))
             self._open[request.id] = _Open(
                 request, [number for number, _ in run], dict.fromkeys(range(len(run)), samples)

@@ -38,9 +38,16 @@ class Account:
     completions: Counter[str] = field(default_factory=Counter)
     tokens: int = 0
     sources: dict[str, Counter[str]] = field(default_factory=dict)
+    domains: dict[str, Counter[str]] = field(default_factory=dict)
+    """Of `completions`, those of each domain's prompts."""
 
     def source(self, name: str) -> Counter[str]:
         return self.sources.setdefault(name, Counter())
+
+    def completion(self, domain: str, reason: str, count: int = 1) -> None:
+        """One more completion that is `kept`, or dropped for a reason."""
+        self.completions[reason] += count
+        self.domains.setdefault(domain, Counter())[reason] += count
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +62,10 @@ class Row:
     """-1: not sampled."""
 
 
-Kept = set[tuple[int, int]]
-"""Prompt and member of each completion that stays."""
+Kept = dict[tuple[int, int], str]
+"""Prompt and member of each completion that stays, with the prompt's domain."""
+NO_DOMAIN = "none"
+"""Of prompts whose row names none, in the card."""
 
 
 def select(config: Config, asked: Asked, parts: Parts, folder: Path) -> Account:
@@ -75,7 +84,7 @@ def select(config: Config, asked: Asked, parts: Parts, folder: Path) -> Account:
 
 def _keep(config: Config, asked: Asked, parts: Parts, account: Account) -> Kept:
     """The filters, prompt by prompt in their order: so the same whatever order completions came in."""
-    keep, seen, kept = config.sample.keep, set[bytes](), set[tuple[int, int]]()
+    keep, seen, kept = config.sample.keep, set[bytes](), Kept()
     whole = _of_the_task(asked, parts)
     for number in range(asked.main):
         prompt = asked.prompt(number)
@@ -87,16 +96,16 @@ def _keep(config: Config, asked: Asked, parts: Parts, account: Account) -> Kept:
         found = next((each for each in whole if each[0].ordinal >= number), None)
         assert found is not None, "a prompt that is asked has its completions before anything is selected"
         assert found[0].ordinal == number, f"prompt {number} is not among the completions; {found[0].ordinal} is"
-        mine = 0
+        mine, domain = 0, prompt.extra.get(config.reward.domain_key) or NO_DOMAIN
         for graded in found:
             account.tokens += graded.tokens
             reason = why_not(graded, keep, config.reward) or _seen_before(prompt, graded, asked, seen)
             if reason is None and mine == keep.per_prompt:
                 reason = "enough_of_this_prompt"
-            account.completions[reason or "kept"] += 1
+            account.completion(domain, reason or "kept")
             if reason is None:
                 mine += 1
-                kept.add((number, graded.member))
+                kept[number, graded.member] = domain
     return kept
 
 
@@ -142,9 +151,9 @@ def _choose(
             account.source(name)["beyond_the_ratio"] = len(clean[name]) - count
             chosen += taken
     for each in rng.sample(sorted(kept), len(kept) - wanted):
-        kept.discard(each)
-        account.completions["kept"] -= 1
-        account.completions["beyond_the_ratio"] += 1
+        domain = kept.pop(each)
+        account.completion(domain, "kept", -1)
+        account.completion(domain, "beyond_the_ratio")
     thoughts = _thoughts(config, asked, parts, set(chosen))
     for number in chosen:
         row = asked.mixed[number - asked.main]
