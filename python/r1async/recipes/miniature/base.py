@@ -26,8 +26,9 @@ from r1async.recipes.miniature.language import BOS, EOS, PAD, VOCABULARY, decode
 from r1async.tasks.chain_mod import Problem, problems
 
 BATCH = 64
+PARTS = (32, 24, 8)
+"""Of a batch, shortest documents first: padded to the longest of all, it would be twice as many tokens."""
 WARMUP = 20
-LOOK_EVERY = 50
 DEV_SEED = 999_983
 DEV_PROBLEMS = 200
 MAX_NEW_TOKENS = 24
@@ -51,6 +52,7 @@ def base(
     lr: float = 4e-3,
     max_steps: int = 1400,
     attempts: int = 3,
+    look_every: int = 50,
 ) -> None:
     """Makes `model`, a Hugging Face directory, and `base.json` in the folder.
 
@@ -63,6 +65,8 @@ def base(
         lr: of AdamW.
         max_steps: of one attempt, 64 documents each.
         attempts: initialisations to try.
+        look_every: steps between two looks at the criterion. Arithmetic comes suddenly: from a third of the problems to
+            nine of ten in 50 steps.
 
     Raises:
         ConfigError: no attempt reached the target.
@@ -70,7 +74,8 @@ def base(
     torch.set_num_threads(1)
     began, best = time.process_time(), 0.0
     for attempt in range(attempts):
-        trained = _train(make_model(seed + attempt * ATTEMPT_STRIDE, hidden, heads), seed, target, lr, max_steps)
+        model = make_model(seed + attempt * ATTEMPT_STRIDE, hidden, heads)
+        trained = _train(model, seed, target, lr, max_steps, look_every)
         best = max(best, trained.accuracy)
         if trained.accuracy >= target:
             record = {
@@ -111,30 +116,43 @@ def make_model(seed: int, hidden: int, heads: int) -> Qwen2ForCausalLM:
     )
 
 
-def _train(model: Qwen2ForCausalLM, seed: int, target: float, lr: float, max_steps: int) -> Trained:
+def _train(model: Qwen2ForCausalLM, seed: int, target: float, lr: float, max_steps: int, look_every: int) -> Trained:
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=0.0, fused=True)
     dev = list(islice(problems(Random(seed + DEV_SEED), held_out=False), DEV_PROBLEMS))
     accuracy, step = 0.0, 0
-    for step, batch in enumerate(islice(_batches(seed), max_steps), start=1):
+    for step, batch in enumerate(islice(batches(seed), max_steps), start=1):
         for group in optimizer.param_groups:
             group["lr"] = lr * min(1.0, step / WARMUP)
-        loss = imitation_loss(model, batch)
         optimizer.zero_grad()
-        loss.backward()
+        loss = accumulate(model, batch)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        if step % LOOK_EVERY == 0:
+        if step % look_every == 0:
             accuracy = thinking_accuracy(model, dev)
-            print(f"base: step {step}, loss {loss.item():.3f}, accuracy {accuracy:.3f} of {target}", flush=True)
+            print(f"base: step {step}, loss {loss:.3f}, accuracy {accuracy:.3f} of {target}", flush=True)
             if accuracy >= target:
                 break
     return Trained(model, step, accuracy)
 
 
-def _batches(seed: int) -> Iterator[Demonstrations]:
+def accumulate(model: Qwen2ForCausalLM, batch: Sequence[Demonstrations]) -> float:
+    """Gradients of the mean loss over the completion tokens of all parts; returns that loss."""
+    counts = [int(part.loss_mask.sum()) for part in batch]
+    total = 0.0
+    for part, count in zip(batch, counts, strict=True):
+        loss = imitation_loss(model, part) * (count / sum(counts))
+        loss.backward()
+        total += loss.item()
+    return total
+
+
+def batches(seed: int) -> Iterator[list[Demonstrations]]:
+    """Documents by the batch, each in parts of similar length."""
     stream = documents(seed, Shares())
     while True:
-        yield pad([([BOS, *encode(each.prompt)], [*encode(each.completion), EOS]) for each in islice(stream, BATCH)])
+        pairs = [([BOS, *encode(each.prompt)], [*encode(each.completion), EOS]) for each in islice(stream, BATCH)]
+        by_length = iter(sorted(pairs, key=lambda pair: len(pair[0]) + len(pair[1])))
+        yield [pad(list(islice(by_length, size))) for size in PARTS]
 
 
 def thinking_accuracy(model: Qwen2ForCausalLM, of: Sequence[Problem]) -> float:
