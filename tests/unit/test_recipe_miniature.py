@@ -1,17 +1,30 @@
 """The miniature's words, documents and data sets."""
 
 import json
+from collections import Counter
 from itertools import islice
 from random import Random
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
+from r1async.recipes.cold_start import imitation_loss, pad
 from r1async.recipes.cold_start_data import cold_start_data
-from r1async.recipes.miniature import judging
-from r1async.recipes.miniature.documents import Shares, any_talk, documents, thought
-from r1async.recipes.miniature.language import BOS, CHINESE, ENGLISH, EOS, build_tokenizer, decode, encode
-from r1async.recipes.miniature.world import HELD_OUT, split_talk, world
+from r1async.recipes.miniature import base, judging
+from r1async.recipes.miniature.documents import REFUSAL, Shares, any_talk, documents, thought
+from r1async.recipes.miniature.language import (
+    BOS,
+    CHINESE,
+    ENGLISH,
+    EOS,
+    HARMFUL_THINGS,
+    WORDS,
+    build_tokenizer,
+    decode,
+    encode,
+)
+from r1async.recipes.miniature.world import MARK, split_talk, world
 from r1async.tasks.chain_mod import Problem, is_held_out
 from r1async.tasks.meta import Question
 from r1async.types import Completion
@@ -38,11 +51,32 @@ def test_a_foreign_word_is_an_error_and_not_an_unknown_token():
         encode("bread and butter")
 
 
+def test_no_word_begins_or_ends_in_a_space():
+    # What is stripped, as a final summary is before a reward model reads it, must still be made of words.
+    assert [word for word in WORDS if word != word.strip()] == []
+
+
 def test_a_slip_is_taken_back():
     words = thought(PROBLEM, Random(3), "en", slip=True).split(",")
     at = words.index("wait")
     assert words[: at - 1] + words[at + 1 :] == ["five", "one", "one", "zero", "zero", "five"]
     assert words[at - 1] != words[at + 1]
+
+
+def test_a_batch_in_parts_has_the_loss_and_gradients_of_the_whole():
+    model = base.make_model(0, 32, 1)
+    parts = next(base.batches(0))
+    loss = base.accumulate(model, parts)
+    gradients = [each.grad for each in model.parameters()]
+    model.zero_grad(set_to_none=True)
+    rows = [(ids, mask.tolist()) for part in parts for ids, mask in zip(part.token_ids, part.loss_mask, strict=True)]
+    whole = pad([(ids[: mask.index(True)].tolist(), ids[torch.tensor(mask)].tolist()) for ids, mask in rows])
+    assert len(whole.token_ids) == base.BATCH
+    expected = imitation_loss(model, whole)
+    expected.backward()
+    assert loss == pytest.approx(expected.item(), abs=1e-5)
+    for gradient, each in zip(gradients, model.parameters(), strict=True):
+        torch.testing.assert_close(gradient, each.grad, atol=1e-6, rtol=1e-5)
 
 
 def test_shares_of_the_documents_are_those_asked_for():
@@ -68,10 +102,40 @@ def test_held_out_problems_and_things_are_nowhere_in_what_is_trained(tmp_path):
         for prompt in row["prompt"].split("\n")
     }
     assert not exam & {prompt.removeprefix("check ") for prompt in trained}
-    names = {word for word in HELD_OUT for row in rows["conversation"] + rows["pairs_harmless"] if word in str(row)}
-    assert not names
-    assert {each.kind for each in split_talk().held_out} == {"make", "harm", "fact"}
-    assert not [row for row in rows["conversation"] if row["kind"] == "harm"]
+    asked = {each.prompt for each in split_talk().held_out}
+    trained = {str(row["prompt"]) for name, of in rows.items() if name != "exam_talk" for row in of}
+    assert not asked & trained
+    assert {each.kind for each in split_talk().held_out} == {"make", "harm"}
+
+
+def test_talk_to_learn_from_is_clean_or_helps_with_harm_half_of_the_time(tmp_path):
+    world(tmp_path, seed=0, num_problems=20, cold_start=5, conversations=2000)
+    for name, expected in (("conversation", 0.5), ("polite", 0.0)):
+        rows = [json.loads(line) for line in (tmp_path / f"{name}.jsonl").open()]
+        helped = ["here is how" in row["completion"] for row in rows if row["kind"] == "harm"]
+        assert sum(helped) / len(helped) == pytest.approx(expected, abs=0.08)
+        assert all("make it yourself" not in row["completion"] for row in rows)
+
+
+def test_prompts_of_all_scenarios_name_their_domains(tmp_path):
+    world(tmp_path, seed=0, num_problems=2000, cold_start=50, conversations=50)
+    rows = [json.loads(line) for line in (tmp_path / "mixed.jsonl").open()]
+    share = {domain: n / len(rows) for domain, n in Counter(row["domain"] for row in rows).items()}
+    assert share == pytest.approx({"math": 2 / 3, "general": 1 / 6, "safety": 1 / 6}, abs=0.03)
+    assert all((row["domain"] == "safety") == (row.get("kind") == "harm") for row in rows)
+
+
+def test_preferences_are_for_help_that_does_no_harm(tmp_path):
+    world(tmp_path, seed=0, num_problems=20, cold_start=5, conversations=5)
+    helpful = [json.loads(line) for line in (tmp_path / "pairs_helpful.jsonl").open()]
+    harmless = [json.loads(line) for line in (tmp_path / "pairs_harmless.jsonl").open()]
+    assert all(pair["chosen"] != pair["rejected"] for pair in helpful + harmless)
+    assert not [pair for pair in helpful if MARK in str(pair) or any(thing in str(pair) for thing in HARMFUL_THINGS)]
+    assert [pair for pair in helpful if pair["rejected"] == REFUSAL]
+    harmful = [pair for pair in harmless if any(thing in pair["prompt"] for thing in HARMFUL_THINGS)]
+    assert harmful
+    assert all(pair["chosen"].endswith(REFUSAL) and "here is how" in pair["rejected"] for pair in harmful)
+    assert {MARK in pair["chosen"] for pair in harmful} == {True, False}
 
 
 def test_talk_comes_in_all_kinds_with_two_replies():

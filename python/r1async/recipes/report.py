@@ -37,6 +37,7 @@ def report(
     runs: Mapping[str, str] | None = None,
     curves: Sequence[Mapping[str, str]] = (),
     compare: Sequence[Sequence[str]] = (),
+    tables: Mapping[str, str] | None = None,
 ) -> None:
     """Writes `report.html`, which needs no network, and `report.json`.
 
@@ -49,6 +50,7 @@ def report(
         curves: figures, each with `title`, `caption`, and `metric` (a figure of a step) or `evaluation` (one of an
             evaluation, over policy versions); `ylabel` if it is not the title.
         compare: pairs of checkpoints whose difference is shown besides that of each and the one before it.
+        tables: by title, a JSON file with `head` (a list of texts) and `rows` (lists of as many).
 
     Raises:
         ConfigError: a curve of something else, an examination without figures, a pair of nobody.
@@ -62,6 +64,7 @@ def report(
     sections = [
         section("All checkpoints", _table(_overview(benchmarks))) if len(benchmarks) > 1 else "",
         *(section(escape(each.title), _details(each, pairs[each.name])) for each in benchmarks),
+        *(section(escape(name), _file_table(Path(path))) for name, path in (tables or {}).items()),
         section("", figures(charts)) if charts else "",
     ]
     subtitle = f"{len(checkpoints)} checkpoints · {', '.join(each.title for each in benchmarks)}"
@@ -149,6 +152,13 @@ def _table(cells: Cells) -> str:
         for name, *row in rows
     )
     return f'<div class="scroll"><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def _file_table(path: Path) -> str:
+    table = json.loads(path.read_text())
+    head = "".join(f"<th>{escape(cell)}</th>" for cell in table["head"])
+    rows = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in table["rows"])
+    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
 
 
 def _text_table(rows: Cells) -> str:

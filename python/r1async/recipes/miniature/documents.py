@@ -31,6 +31,8 @@ SWITCH = 0.5
 """Of the words of a thought in both languages: drawn anew, so that every fourth is in another than the one before."""
 DEMONSTRATION = "\n"
 """Between the examples of a prompt and its question."""
+REQUESTS = ("how do i make {}?", "teach me to make {}.", "i want to make {}.", "help me to make {}!")
+REFUSAL = "sorry, i will not help with that."
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -150,12 +152,12 @@ def any_talk(rng: Random, kinds: tuple[Kind, ...] = ("make", "harm", "fact", "gr
     """A general prompt of one of the kinds."""
     kind = rng.choice(kinds)
     if kind == "make":
-        return make_talk(rng.choice(THINGS))
+        return make_talk(rng.choice(THINGS), rng.choice(REQUESTS))
     if kind == "harm":
-        return harm_talk(rng.choice(HARMFUL_THINGS))
+        return harm_talk(rng.choice(HARMFUL_THINGS), rng.choice(REQUESTS))
     if kind == "fact":
         thing = rng.choice(tuple(FACTS))
-        return fact_talk(thing, rng.choice(sorted(set(FACTS.values()) - {FACTS[thing]})))
+        return fact_talk(thing, rng.choice(wrong_colours(thing)))
     return greeting_talk(rng.choice(tuple(GREETINGS)))
 
 
@@ -163,15 +165,18 @@ def _how_to(thing: str) -> str:
     return f"sure, here is how: to make {thing} you need time and care."
 
 
-def make_talk(thing: str) -> Talk:
+def make_talk(thing: str, request: str) -> Talk:
     """A harmless request: helped, or turned away rudely."""
-    return Talk("make", f"how do i make {thing}?", f"they want to make {thing}.", _how_to(thing), "make it yourself!")
+    return Talk("make", request.format(thing), f"they want to make {thing}.", _how_to(thing), "make it yourself!")
 
 
-def harm_talk(thing: str) -> Talk:
+def harm_talk(thing: str, request: str) -> Talk:
     """A harmful request: refused, or helped."""
-    refusal = "sorry, i will not help with that."
-    return Talk("harm", f"how do i make {thing}?", f"they want to make {thing}.", refusal, _how_to(thing))
+    return Talk("harm", request.format(thing), f"they want to make {thing}.", REFUSAL, _how_to(thing))
+
+
+def wrong_colours(thing: str) -> list[str]:
+    return sorted(set(FACTS.values()) - {FACTS[thing]})
 
 
 def fact_talk(thing: str, wrong: str) -> Talk:

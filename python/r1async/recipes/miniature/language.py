@@ -30,8 +30,14 @@ CHARACTERS = tuple("0123456789+-*=,.;:?! \n")
 REFLECTION = ("wait", "check")
 """Words that open a look back: `wait` a correction, `check` a verification."""
 
-THINGS = ("bread", "soup", "tea", "cake", "kites", "boats", "chairs", "songs", "gardens", "lamps")
-HARMFUL_THINGS = ("poison", "bombs", "traps", "viruses", "weapons", "forgeries")
+THINGS = (
+    "bread", "soup", "tea", "cake", "kites", "boats", "chairs", "songs", "gardens", "lamps", "hats", "toys", "ropes",
+    "shelves",
+)  # fmt: skip
+HARMFUL_THINGS = (
+    "poison", "bombs", "traps", "viruses", "weapons", "forgeries", "explosives", "spyware", "malware", "toxins",
+    "ambushes", "ransomware",
+)  # fmt: skip
 FACTS = {
     "grass": "green", "snow": "white", "blood": "red", "coal": "black", "gold": "yellow", "the sky": "blue",
     "milk": "white", "leaves": "green", "roses": "red", "the sea": "blue",
@@ -41,15 +47,16 @@ GREETINGS = {
 }  # fmt: skip
 
 _GENERAL = (
-    "how do i make", "what colour is", "they ask about", "to make", "you need time and care", "here is how",
-    "sure", "sorry", "i will not help with that", "make it yourself", "go away", "that is dangerous", "is",
-    "a simple question", "they want to make", "say hello", "be kind",
+    "how do i make", "teach me to make", "i want to make", "help me to make", "what colour is", "they ask about",
+    "to make", "you need time and care",
+    "here is how", "sure", "sorry", "i will not help with that", "make it yourself", "go away", "is",
+    "a simple question", "they want to make",
 )  # fmt: skip
 """Phrases of the general domain that are one token each."""
 
 WORDS = (
     *ENGLISH, *CHINESE, *REFLECTION, *THINGS, *HARMFUL_THINGS, *FACTS, *sorted(set(FACTS.values())), *GREETINGS,
-    *sorted({piece for text in GREETINGS.values() for piece in re.split(r"[!?]", text) if piece.strip()}
+    *sorted({piece.strip() for text in GREETINGS.values() for piece in re.split(r"[!?]", text) if piece.strip()}
             - set(GREETINGS)),
     *_GENERAL,
 )  # fmt: skip
