@@ -98,6 +98,7 @@ class Server:
         self._disk_error: OSError | None = None
         """Why the journal cannot be written; nothing is read or sent meanwhile."""
         self._disk_full_since = 0.0
+        self._disk_bell = self._buffer.disk_bell()
         self._wake_read, self._wake_write = os.pipe()
         os.set_blocking(self._wake_write, False)
         self._context = zmq.Context()
@@ -135,7 +136,7 @@ class Server:
         try:
             self._loop()
             self._buffer.stop(self._now())
-            self._settle()
+            self._settle(wait=True)
             write_json(run_dir / "audit.json", self._buffer.audit())
             # However short the run was, its last figures are there to be looked at.
             last = {"buffer": self._buffer.stats(), "waits": self._buffer.waits(self._now()), "peers": []}
@@ -162,6 +163,8 @@ class Server:
         for poller in (learners, everybody):
             poller.register(self._wake_read, zmq.POLLIN)
             poller.register(self._sockets["batches"], zmq.POLLIN)
+            if self._disk_bell is not None:
+                poller.register(self._disk_bell, zmq.POLLIN)  # a batch may go out
         everybody.register(self._sockets["rollouts"], zmq.POLLIN)
         crowded = False
         self._settle()
@@ -242,16 +245,20 @@ class Server:
             file(name, peer, frame, now)
         return BURST
 
-    def _settle(self) -> None:
-        """Let time pass, send what it has to say, give it what it wants: a batch does not wait for prompts."""
+    def _settle(self, *, wait: bool = False) -> None:
+        """Let time pass, send what it has to say, give it what it wants: a batch does not wait for prompts.
+
+        Args:
+            wait: for what is to be on the disk first; else it is sent when the disk's bell rings.
+        """
         now = self._now()
         self._buffer.tick(now)
         for name, outbox in self._outboxes.items():
             for peer in outbox.retry_all():
                 self._buffer.peer_lost(name, peer, now)
-        self._send(now)
+        self._send(now, wait=wait)
         if self._disk_error is None and self._feed(now):
-            self._send(now)
+            self._send(now, wait=wait)
 
     def _feed(self, now: float) -> bool:
         """Brings the prompts that are wanted; whether there were any."""
@@ -281,9 +288,9 @@ class Server:
         self._buffer.admit(ordinal, prompt.token_ids, encode_meta(prompt), now, source, pool)
         return True
 
-    def _send(self, now: float) -> None:
+    def _send(self, now: float, *, wait: bool = False) -> None:
         # A lost peer's leases go to others at once: that is more to send.
-        while outgoing := self._outgoing():
+        while outgoing := self._outgoing(wait=wait):
             for name, peer, frame in outgoing:
                 if name == "rollouts" or name == "batches":
                     if not self._outboxes[name].send(peer, frame):
@@ -295,10 +302,10 @@ class Server:
             # Not waited for: the journal has it all, and generators and learners wait while we do.
             write_json(self._config.run_dir / "audit.json", self._buffer.audit(), synced=False)
 
-    def _outgoing(self) -> list[tuple[str, bytes, Frame]]:
+    def _outgoing(self, *, wait: bool) -> list[tuple[str, bytes, Frame]]:
         """What the buffer wants sent, once the journal has it; nothing while the disk has no room for that."""
         try:
-            outgoing = self._buffer.outgoing()
+            outgoing = self._buffer.outgoing(wait=wait)
         except OSError as error:
             if not is_full(error, self._config.run_dir):
                 raise
