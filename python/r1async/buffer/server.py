@@ -8,6 +8,7 @@ disk. It decides nothing: every decision is Rust's (`rust/r1async-core`).
 from __future__ import annotations
 
 import logging
+import math
 import os
 import secrets
 import time
@@ -39,9 +40,14 @@ SEND_HWM = 1000
 BURST = 256
 """Messages read from one socket before the buffer's answers are sent and the other socket is looked at."""
 GATHER_MS = 4
-"""From answering several messages to reading again, unless a learner says something. What comes meanwhile is
-answered together: without it a crowd of senders has the buffer answer every second message by itself, and each of
-them is woken for that. A message that comes alone is read at once."""
+"""From answering a crowd to reading again, unless a learner says something. What comes meanwhile is answered
+together: without it a crowd of senders has the buffer answer every second message by itself, and each of them is
+woken for that."""
+CROWD_PER_S = 2000.0
+"""Messages a second that are a crowd. Fewer are read at once: to gather them saves little, and a batch would wait
+for it."""
+RATE_S = 0.02
+"""Time that the rate of messages is a mean of."""
 NOBLOCK = int(zmq.NOBLOCK)
 LINGER_MS = 300
 """For the last messages to leave, at the end."""
@@ -166,7 +172,7 @@ class Server:
             if self._disk_bell is not None:
                 poller.register(self._disk_bell, zmq.POLLIN)  # a batch may go out
         everybody.register(self._sockets["rollouts"], zmq.POLLIN)
-        crowded = False
+        crowd = Crowd()
         self._settle()
         while True:
             if self._disk_error is not None:
@@ -174,7 +180,7 @@ class Server:
                     return
                 continue
             with self._timeline.wait("messages"):
-                if crowded:
+                if crowd.is_there:
                     learners.poll(GATHER_MS)
                 ready = dict(everybody.poll(self._timeout_ms()))
             if self._wake_read in ready:
@@ -183,7 +189,7 @@ class Server:
                 said: list[tuple[Socket, zmq.Socket]] = [
                     (name, socket) for name, socket in self._sockets.items() if socket in ready
                 ]
-                crowded = sum(self._answer(name, socket) for name, socket in said) > 1
+                crowd.came(sum(self._answer(name, socket) for name, socket in said), time.monotonic())
                 if not said:
                     self._settle()
 
@@ -334,6 +340,22 @@ class Server:
         write_end, self._wake_write = self._wake_write, -1
         os.close(write_end)
         os.close(self._wake_read)
+
+
+class Crowd:
+    """Whether so many messages come that it pays to answer them together: their rate, forgotten within `RATE_S`."""
+
+    def __init__(self) -> None:
+        self._per_s = 0.0
+        self._at = 0.0
+
+    @property
+    def is_there(self) -> bool:
+        return self._per_s > CROWD_PER_S
+
+    def came(self, count: int, now: float) -> None:
+        self._per_s = self._per_s * math.exp((self._at - now) / RATE_S) + count / RATE_S
+        self._at = now
 
 
 def open_buffer(config: Config, data: str) -> Buffer:
