@@ -76,6 +76,8 @@ impl Timers {
         }
         let mut lanes = self.lanes.iter_mut();
         match lanes.find(|lane| lane.back().is_none_or(|last| *last <= entry)) {
+            // It was cleared, and is still there.
+            Some(lane) if lane.back() == Some(&entry) => {}
             Some(lane) => lane.push_back(entry),
             None => drop(self.rest.insert(entry)),
         }
@@ -208,6 +210,20 @@ mod tests {
             }
             prop_assert_eq!(again.next(), None);
         }
+    }
+
+    #[test]
+    fn a_timer_that_is_set_and_cleared_again_and_again_is_there_once() {
+        let mut timers = Timers::default();
+        timers.set(0.0, Timer::Hold);
+        for _ in 0..10 * SLACK {
+            timers.clear(1.0, Timer::Lease(LeaseId(1)));
+            timers.set(1.0, Timer::Lease(LeaseId(1)));
+        }
+        assert_eq!(timers.lanes.iter().map(VecDeque::len).sum::<usize>(), 2);
+        assert_eq!(timers.pop_due(2.0), Some(Timer::Hold));
+        assert_eq!(timers.pop_due(2.0), Some(Timer::Lease(LeaseId(1))));
+        assert_eq!(timers.pop_due(2.0), None);
     }
 
     #[test]
