@@ -194,6 +194,7 @@ class Buffer:
 
         Raises:
             OSError: the journal cannot be written; the messages are kept for the next call.
+            RuntimeError: the disk has refused what was written before. Only a new start can tell what is there.
         """
     def next_deadline(self) -> float | None:
         """When `tick` has something to do next; None: not before another message."""

@@ -54,8 +54,9 @@ struct State {
     at_once: bool,
     rung: bool,
     ending: bool,
-    /// Until somebody has heard of it nothing is tried again.
-    error: Option<JournalError>,
+    /// What it could not write the operating system forgets: another try would succeed without those bytes, so that
+    /// there is none.
+    error: Option<(PathBuf, Arc<io::Error>)>,
 }
 
 impl State {
@@ -94,11 +95,10 @@ impl Shared {
         };
         let mut state = self.lock();
         loop {
-            let has_failed = state.error.is_some();
-            if state.ending && (state.is_synced() || has_failed) {
+            if state.ending && state.is_synced() {
                 return;
             }
-            let Some(since) = state.since.filter(|_| !has_failed) else {
+            let Some(since) = state.since else {
                 state = wait(state);
                 continue;
             };
@@ -112,24 +112,25 @@ impl Shared {
             let was_asked = state.is_asked();
             (state.bytes, state.since, state.at_once) = (0, None, false);
             drop(state);
-            let error = files
-                .iter()
-                .find_map(|(path, file)| file.sync_data().map_err(JournalError::io(path)).err());
+            let refused = files.into_iter().find_map(|(path, file)| {
+                let error = file.sync_data().err()?;
+                Some((path, Arc::new(error)))
+            });
             state = self.lock();
-            match error {
-                None => {
-                    state.synced = state.synced.max(place);
-                    state.asked_since = state.is_asked().then(Instant::now);
-                }
-                Some(error) => {
-                    state.error = Some(error);
-                    (state.since, state.at_once) = (Some(since), true);
-                }
+            let has_failed = refused.is_some();
+            if has_failed {
+                state.error = refused;
+            } else {
+                state.synced = place;
+                state.asked_since = state.is_asked().then(Instant::now);
             }
-            if was_asked {
+            if was_asked || has_failed {
                 self.ring(&mut state);
             }
             self.done.notify_all();
+            if has_failed {
+                return;
+            }
         }
     }
 }
@@ -179,7 +180,7 @@ impl Disk {
     /// How far the disk has come. One that is late is waited for.
     ///
     /// # Errors
-    /// The disk has refused since this was last asked. It is tried again.
+    /// The disk has refused, now or ever before.
     pub(crate) fn reached(&self) -> Result<Place, JournalError> {
         let mut state = self.shared.lock();
         if std::mem::take(&mut state.rung) {
@@ -197,10 +198,25 @@ impl Disk {
     /// Waits until the disk has come to `place`.
     ///
     /// # Errors
-    /// It refuses.
+    /// The disk has refused, now or ever before.
     pub(crate) fn wait(&self, place: Place) -> Result<(), JournalError> {
         let state = self.shared.lock();
         self.heard(self.until(state, place)).map(drop)
+    }
+
+    /// Waits until all that was written is on the disk.
+    ///
+    /// # Errors
+    /// The disk has refused, now or ever before.
+    pub(crate) fn sync(&self) -> Result<(), JournalError> {
+        let mut state = self.shared.lock();
+        let written = state.written;
+        if !state.is_synced() {
+            state.asked = written;
+            state.asked_since.get_or_insert_with(Instant::now);
+            self.shared.work.notify_one();
+        }
+        self.heard(self.until(state, written)).map(drop)
     }
 
     fn until<'a>(&self, mut state: MutexGuard<'a, State>, place: Place) -> MutexGuard<'a, State> {
@@ -211,24 +227,15 @@ impl Disk {
         state
     }
 
-    fn heard(&self, mut state: MutexGuard<'_, State>) -> Result<Place, JournalError> {
-        match state.error.take() {
+    fn heard(&self, state: MutexGuard<'_, State>) -> Result<Place, JournalError> {
+        match state.error.clone() {
             None => Ok(state.synced),
-            Some(error) => {
-                self.shared.work.notify_one();
-                Err(error)
-            }
+            Some((path, error)) => Err(JournalError::Unsynced { path, error }),
         }
     }
 
-    /// All that was written is on the disk: the caller has waited itself.
-    pub(crate) fn synced(&self) {
-        let mut state = self.shared.lock();
-        state.synced = state.written;
-        (state.bytes, state.since, state.at_once, state.asked_since) = (0, None, false, None);
-    }
-
-    /// Readable when the disk has come to a place that somebody wanted to hear of, until the next `reached`.
+    /// Readable when the disk has come to a place that somebody wanted to hear of, or has refused, until the next
+    /// `reached`.
     pub(crate) fn bell(&self) -> BorrowedFd<'_> {
         self.shared.bell.as_fd()
     }
@@ -296,20 +303,28 @@ mod tests {
     }
 
     #[test]
-    fn a_disk_that_refuses_is_heard_of_and_tried_again() {
+    fn all_that_was_written_is_waited_for() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let (disk, tail) = (disk(), tail(file.path()));
+        disk.sync().unwrap();
+        let quiet = disk.wrote([&tail, &tail], 10, false);
+        disk.sync().unwrap();
+        assert_eq!(disk.reached().unwrap(), quiet);
+        assert!(!has_rung(&disk, &NOW));
+    }
+
+    #[test]
+    fn a_disk_that_has_refused_is_not_believed_again() {
         let file = tempfile::NamedTempFile::new().unwrap();
         let (disk, good) = (disk(), tail(file.path()));
         let bad = tail(Path::new("/dev/null")); // which cannot be waited for
-        let place = disk.wrote([&good, &bad], 10, true);
+        let place = disk.wrote([&good, &bad], 10, false);
+        assert!(disk.sync().is_err());
         assert!(has_rung(&disk, &DEADLINE));
         let error = disk.reached().unwrap_err();
         assert!(error.to_string().starts_with("/dev/null"), "{error}");
-        assert!(
-            disk.wait(place).is_err(),
-            "it is tried again, and refuses again"
-        );
         let after = disk.wrote([&good, &good], 10, true);
-        while disk.wait(after).is_err() {} // of a try that began before
-        assert!(disk.reached().unwrap() >= place);
+        assert!(after > place && disk.wait(after).is_err());
+        assert!(disk.sync().is_err() && disk.reached().is_err());
     }
 }

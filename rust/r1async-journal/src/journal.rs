@@ -250,7 +250,7 @@ impl Journal {
     /// How far the disk has come.
     ///
     /// # Errors
-    /// It has refused since this was last asked; it is tried again.
+    /// It has refused, now or ever before.
     pub fn on_disk(&self) -> Result<Place, JournalError> {
         self.disk.reached()
     }
@@ -258,7 +258,7 @@ impl Journal {
     /// Waits until the disk has come to a place.
     ///
     /// # Errors
-    /// It refuses.
+    /// It has refused, now or ever before.
     pub fn wait(&self, place: Place) -> Result<(), JournalError> {
         self.disk.wait(place)
     }
@@ -273,12 +273,10 @@ impl Journal {
     /// Waits until all that is written is on the disk.
     ///
     /// # Errors
-    /// The operating system refused.
-    pub fn sync(&mut self) -> Result<(), JournalError> {
-        self.payload.sync()?;
-        self.events.sync()?;
-        self.disk.synced();
-        Ok(())
+    /// It has refused, now or ever before.
+    pub fn sync(&self) -> Result<(), JournalError> {
+        // By the thread: the system tells one of two who wait that the disk has refused, and that must be heard.
+        self.disk.sync()
     }
 
     /// Whether the next start would read more than it needs to, and the payload holds more than is live.
@@ -290,7 +288,7 @@ impl Journal {
     /// Saves the whole ledger, as of all that was written, and begins a new payload file.
     ///
     /// # Errors
-    /// The operating system refused; the journal goes on as it was.
+    /// The operating system refused; the journal goes on as it was, unless it is [`JournalError::Unsynced`].
     pub fn snapshot(&mut self, ledger: &[u8]) -> Result<(), JournalError> {
         self.sync()?;
         let generation = self.generation + 1;

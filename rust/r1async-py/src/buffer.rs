@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use numpy::{IntoPyArray, PyReadonlyArray1};
 use pyo3::buffer::PyBuffer;
-use pyo3::exceptions::{PyOSError, PyValueError};
+use pyo3::exceptions::{PyOSError, PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyMemoryView};
 use r1async_core::journal::Pending;
@@ -111,6 +111,9 @@ impl Kept {
 
 /// An OSError with the operating system's number where it refused, a ValueError where the journal is wrong.
 pub(crate) fn journal_error(error: JournalError) -> PyErr {
+    if let JournalError::Unsynced { .. } = error {
+        return PyRuntimeError::new_err(error.to_string()); // Not what a caller may try again, as a full disk.
+    }
     match error.os_error() {
         Some(number) => PyOSError::new_err((number, error.to_string())),
         None => wrong(error),
