@@ -144,6 +144,9 @@ class Buffer:
         """The time of the last call; of a journal, that of its last event: a clock goes on from there."""
     def journal_bytes(self) -> tuple[int, int] | None:
         """Bytes of the journal: (events, payload since the newest snapshot); None: there is none."""
+    def disk_bell(self) -> int | None:
+        """A descriptor that is readable when `outgoing` has more to send because the disk has come further; None: there
+        is no journal."""
     def committed_steps(self) -> int:
         """Steps whose groups are trained: a checkpoint holds them."""
     def share_memory(self, machine: str, cap: int) -> None:
@@ -179,14 +182,19 @@ class Buffer:
         """
     def tick(self, now: float) -> None:
         """Lets deadlines pass; call it at `next_deadline()`, earlier does no harm."""
-    def outgoing(self) -> list[tuple[str, bytes, bytes | memoryview]]:
+    def outgoing(self, *, wait: bool = True) -> list[tuple[str, bytes, bytes | memoryview]]:
         """(socket, peer, frame) of all messages to send now, in order; on "events" the peer is the event's type.
 
         A large frame is an array of the bytes where the core wrote them. Before it returns the journal has all that
         they say.
 
+        Args:
+            wait: for the disk, where a message may not be sent before what it says is there (`journal.durability`).
+                Else that is left to a later call: `disk_bell` says when.
+
         Raises:
             OSError: the journal cannot be written; the messages are kept for the next call.
+            RuntimeError: the disk has refused what was written before. Only a new start can tell what is there.
         """
     def next_deadline(self) -> float | None:
         """When `tick` has something to do next; None: not before another message."""

@@ -8,6 +8,7 @@ disk. It decides nothing: every decision is Rust's (`rust/r1async-core`).
 from __future__ import annotations
 
 import logging
+import math
 import os
 import secrets
 import time
@@ -39,9 +40,14 @@ SEND_HWM = 1000
 BURST = 256
 """Messages read from one socket before the buffer's answers are sent and the other socket is looked at."""
 GATHER_MS = 4
-"""From answering several messages to reading again, unless a learner says something. What comes meanwhile is
-answered together: without it a crowd of senders has the buffer answer every second message by itself, and each of
-them is woken for that. A message that comes alone is read at once."""
+"""From answering a crowd to reading again, unless a learner says something. What comes meanwhile is answered
+together: without it a crowd of senders has the buffer answer every second message by itself, and each of them is
+woken for that."""
+CROWD_PER_S = 2000.0
+"""Messages a second that are a crowd. Fewer are read at once: to gather them saves little, and a batch would wait
+for it."""
+RATE_S = 0.02
+"""Time that the rate of messages is a mean of."""
 NOBLOCK = int(zmq.NOBLOCK)
 LINGER_MS = 300
 """For the last messages to leave, at the end."""
@@ -98,6 +104,7 @@ class Server:
         self._disk_error: OSError | None = None
         """Why the journal cannot be written; nothing is read or sent meanwhile."""
         self._disk_full_since = 0.0
+        self._disk_bell = self._buffer.disk_bell()
         self._wake_read, self._wake_write = os.pipe()
         os.set_blocking(self._wake_write, False)
         self._context = zmq.Context()
@@ -135,7 +142,7 @@ class Server:
         try:
             self._loop()
             self._buffer.stop(self._now())
-            self._settle()
+            self._settle(wait=True)
             write_json(run_dir / "audit.json", self._buffer.audit())
             # However short the run was, its last figures are there to be looked at.
             last = {"buffer": self._buffer.stats(), "waits": self._buffer.waits(self._now()), "peers": []}
@@ -162,8 +169,10 @@ class Server:
         for poller in (learners, everybody):
             poller.register(self._wake_read, zmq.POLLIN)
             poller.register(self._sockets["batches"], zmq.POLLIN)
+            if self._disk_bell is not None:
+                poller.register(self._disk_bell, zmq.POLLIN)  # a batch may go out
         everybody.register(self._sockets["rollouts"], zmq.POLLIN)
-        crowded = False
+        crowd = Crowd()
         self._settle()
         while True:
             if self._disk_error is not None:
@@ -171,7 +180,7 @@ class Server:
                     return
                 continue
             with self._timeline.wait("messages"):
-                if crowded:
+                if crowd.is_there:
                     learners.poll(GATHER_MS)
                 ready = dict(everybody.poll(self._timeout_ms()))
             if self._wake_read in ready:
@@ -180,7 +189,7 @@ class Server:
                 said: list[tuple[Socket, zmq.Socket]] = [
                     (name, socket) for name, socket in self._sockets.items() if socket in ready
                 ]
-                crowded = sum(self._answer(name, socket) for name, socket in said) > 1
+                crowd.came(sum(self._answer(name, socket) for name, socket in said), time.monotonic())
                 if not said:
                     self._settle()
 
@@ -242,16 +251,20 @@ class Server:
             file(name, peer, frame, now)
         return BURST
 
-    def _settle(self) -> None:
-        """Let time pass, send what it has to say, give it what it wants: a batch does not wait for prompts."""
+    def _settle(self, *, wait: bool = False) -> None:
+        """Let time pass, send what it has to say, give it what it wants: a batch does not wait for prompts.
+
+        Args:
+            wait: for what is to be on the disk first; else it is sent when the disk's bell rings.
+        """
         now = self._now()
         self._buffer.tick(now)
         for name, outbox in self._outboxes.items():
             for peer in outbox.retry_all():
                 self._buffer.peer_lost(name, peer, now)
-        self._send(now)
+        self._send(now, wait=wait)
         if self._disk_error is None and self._feed(now):
-            self._send(now)
+            self._send(now, wait=wait)
 
     def _feed(self, now: float) -> bool:
         """Brings the prompts that are wanted; whether there were any."""
@@ -281,9 +294,9 @@ class Server:
         self._buffer.admit(ordinal, prompt.token_ids, encode_meta(prompt), now, source, pool)
         return True
 
-    def _send(self, now: float) -> None:
+    def _send(self, now: float, *, wait: bool = False) -> None:
         # A lost peer's leases go to others at once: that is more to send.
-        while outgoing := self._outgoing():
+        while outgoing := self._outgoing(wait=wait):
             for name, peer, frame in outgoing:
                 if name == "rollouts" or name == "batches":
                     if not self._outboxes[name].send(peer, frame):
@@ -295,10 +308,10 @@ class Server:
             # Not waited for: the journal has it all, and generators and learners wait while we do.
             write_json(self._config.run_dir / "audit.json", self._buffer.audit(), synced=False)
 
-    def _outgoing(self) -> list[tuple[str, bytes, Frame]]:
+    def _outgoing(self, *, wait: bool) -> list[tuple[str, bytes, Frame]]:
         """What the buffer wants sent, once the journal has it; nothing while the disk has no room for that."""
         try:
-            outgoing = self._buffer.outgoing()
+            outgoing = self._buffer.outgoing(wait=wait)
         except OSError as error:
             if not is_full(error, self._config.run_dir):
                 raise
@@ -327,6 +340,22 @@ class Server:
         write_end, self._wake_write = self._wake_write, -1
         os.close(write_end)
         os.close(self._wake_read)
+
+
+class Crowd:
+    """Whether so many messages come that it pays to answer them together: their rate, forgotten within `RATE_S`."""
+
+    def __init__(self) -> None:
+        self._per_s = 0.0
+        self._at = 0.0
+
+    @property
+    def is_there(self) -> bool:
+        return self._per_s > CROWD_PER_S
+
+    def came(self, count: int, now: float) -> None:
+        self._per_s = self._per_s * math.exp((self._at - now) / RATE_S) + count / RATE_S
+        self._at = now
 
 
 def open_buffer(config: Config, data: str) -> Buffer:

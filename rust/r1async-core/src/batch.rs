@@ -195,9 +195,9 @@ pub(crate) struct StepBatch {
     parts: Vec<usize>,
     /// Of its scored members, until all are here.
     shapes: Vec<Shape>,
-    /// What became of its members, until the ledger has told it.
+    /// What became of its members, until the ledger has told it; none if nobody listens.
     #[serde(skip)]
-    trace: Vec<Event>,
+    trace: Option<Vec<Event>>,
     pub(crate) figures: Figures,
 }
 
@@ -401,7 +401,9 @@ impl Ledger {
 
     fn take_filling(&mut self, step: Step) -> StepBatch {
         let new = || StepBatch::new(step, self.settings.groups_per_step);
-        self.filling.take().unwrap_or_else(new)
+        let mut batch = self.filling.take().unwrap_or_else(new);
+        batch.trace = self.trace.is_some().then(Vec::new);
+        batch
     }
 
     /// Groups in the batch that is being bound part by part.
@@ -480,9 +482,8 @@ impl Ledger {
 
     /// What became of the batch's new members.
     fn tell_batch(&mut self, batch: &mut StepBatch) {
-        let told = std::mem::take(&mut batch.trace);
-        if let Some(trace) = &mut self.trace {
-            trace.extend(told);
+        if let (Some(trace), Some(told)) = (&mut self.trace, &mut batch.trace) {
+            trace.append(told);
         }
     }
 
@@ -735,8 +736,14 @@ impl StepBatch {
             dropped: BTreeMap::new(),
             parts: Vec::new(),
             shapes: Vec::new(),
-            trace: Vec::new(),
+            trace: None,
             figures: Figures::default(),
+        }
+    }
+
+    fn tell(&mut self, event: impl FnOnce() -> Event) {
+        if let Some(trace) = &mut self.trace {
+            trace.push(event());
         }
     }
 
@@ -754,7 +761,7 @@ impl StepBatch {
             .collect();
         self.figures.group(&closed.statistics);
         let (step, statistics) = (self.bound.step, closed.statistics);
-        self.trace.push(Event::Bound {
+        self.tell(|| Event::Bound {
             group: group.id,
             step,
             scored: statistics.count as u64,
@@ -794,7 +801,7 @@ impl StepBatch {
         match bind_rollout(rollout, id, advantage, step, source, settings) {
             Ok(bound) => {
                 self.drop_tokens(DropReason::Stale, 0, tokens - bound.loss_tokens());
-                self.trace.push(Event::Taken {
+                self.tell(|| Event::Taken {
                     rollout: id,
                     step,
                     tokens,
@@ -807,7 +814,7 @@ impl StepBatch {
             }
             Err(reason) => {
                 self.drop_tokens(reason, 1, tokens);
-                self.trace.push(Event::LeftOut {
+                self.tell(|| Event::LeftOut {
                     rollout: id,
                     step: Some(step),
                     reason,

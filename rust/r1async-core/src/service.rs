@@ -374,6 +374,11 @@ impl Service {
         self.ledger.take_pending()
     }
 
+    /// The same, behind what is in `unwritten` already.
+    pub fn move_pending(&mut self, unwritten: &mut Pending) {
+        self.ledger.move_pending(unwritten);
+    }
+
     /// The whole ledger, as of all that [`Service::take_pending`] gave.
     #[must_use]
     pub fn snapshot(&self) -> Vec<u8> {

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use r1async_core::journal::{Damage, ReplayError};
 use thiserror::Error;
@@ -16,6 +17,14 @@ pub enum JournalError {
         path: PathBuf,
         /// What it said.
         error: io::Error,
+    },
+    /// The disk refused bytes that the operating system had taken, which forgets them then: to wait again would succeed.
+    #[error("{}: the disk refused what was written: {error}; start again, from what is there", path.display())]
+    Unsynced {
+        /// The file.
+        path: PathBuf,
+        /// What the operating system said.
+        error: Arc<io::Error>,
     },
     /// Bytes that no writer of ours has left. Nothing is skipped: what follows may be whole, but not what it means.
     #[error("{} is damaged at byte {offset}: {damage}; restore the file, or begin anew with another name", path.display())]

@@ -1,14 +1,14 @@
 //! The journal that a running buffer writes.
 
 use std::fs;
+use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use r1async_core::Settings;
 use r1async_core::journal::{Chain, Kind, Pending, Recorded, append, link};
 
+use crate::disk::{Disk, Place};
 use crate::error::JournalError;
 use crate::files::{self, Header, Identity, generations, sync_folder};
 use crate::history::History;
@@ -51,113 +51,6 @@ pub struct Recovery {
     pub seconds: f64,
 }
 
-/// Files that wait for the disk, and the thread that waits with them.
-#[derive(Debug)]
-struct Flusher {
-    shared: Arc<(Mutex<Unsynced>, Condvar)>,
-    thread: Option<JoinHandle<()>>,
-    bytes: u64,
-}
-
-#[derive(Debug, Default)]
-struct Unsynced {
-    files: Vec<(PathBuf, Arc<fs::File>)>,
-    bytes: u64,
-    since: Option<Instant>,
-    urgent: bool,
-    ending: bool,
-    error: Option<JournalError>,
-}
-
-fn lock(mutex: &Mutex<Unsynced>) -> MutexGuard<'_, Unsynced> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-impl Flusher {
-    fn start(interval: Duration, bytes: u64) -> Self {
-        let shared = Arc::<(Mutex<Unsynced>, Condvar)>::default();
-        let theirs = shared.clone();
-        let thread = std::thread::Builder::new()
-            .name("journal".to_owned())
-            .spawn(move || flush(&theirs, interval))
-            .expect("a process that cannot start a thread cannot serve");
-        Self {
-            shared,
-            thread: Some(thread),
-            bytes,
-        }
-    }
-
-    /// These files have new bytes. An error of an earlier wait for the disk surfaces here.
-    fn wrote(&self, tails: [&Tail; 2], bytes: u64) -> Result<(), JournalError> {
-        let (state, wake) = &*self.shared;
-        let mut state = lock(state);
-        if let Some(error) = state.error.take() {
-            return Err(error);
-        }
-        state.files = tails
-            .map(|tail| (tail.path.clone(), tail.file.clone()))
-            .into();
-        state.bytes += bytes;
-        let first = state.since.is_none();
-        state.since.get_or_insert_with(Instant::now);
-        state.urgent |= state.bytes >= self.bytes;
-        if first || state.urgent {
-            wake.notify_one();
-        }
-        Ok(())
-    }
-
-    /// All that was written is on the disk: the caller has waited itself.
-    fn synced(&self) {
-        let mut state = lock(&self.shared.0);
-        (state.bytes, state.since, state.urgent) = (0, None, false);
-    }
-}
-
-impl Drop for Flusher {
-    fn drop(&mut self) {
-        lock(&self.shared.0).ending = true;
-        self.shared.1.notify_one();
-        if let Some(thread) = self.thread.take() {
-            // It ends by itself; a panic there has said so on stderr already.
-            drop(thread.join());
-        }
-    }
-}
-
-/// Waits for the disk `interval` after the first byte that is not on it, or when it is told to.
-fn flush((state, wake): &(Mutex<Unsynced>, Condvar), interval: Duration) {
-    let mut state_now = lock(state);
-    loop {
-        let Some(since) = state_now.since else {
-            if state_now.ending {
-                return;
-            }
-            state_now = wake.wait(state_now).unwrap_or_else(PoisonError::into_inner);
-            continue;
-        };
-        let left = interval.saturating_sub(since.elapsed());
-        if !left.is_zero() && !state_now.urgent && !state_now.ending {
-            state_now = wake
-                .wait_timeout(state_now, left)
-                .unwrap_or_else(PoisonError::into_inner)
-                .0;
-            continue;
-        }
-        let files = state_now.files.clone();
-        (state_now.bytes, state_now.since, state_now.urgent) = (0, None, false);
-        drop(state_now);
-        let error = files
-            .iter()
-            .find_map(|(path, file)| file.sync_data().map_err(JournalError::io(path)).err());
-        state_now = lock(state);
-        if error.is_some() {
-            state_now.error = error;
-        }
-    }
-}
-
 /// The journal of a buffer that runs.
 #[derive(Debug)]
 pub struct Journal {
@@ -170,7 +63,7 @@ pub struct Journal {
     /// Bytes of both streams since the snapshot, and of the snapshot.
     since_snapshot: u64,
     snapshot_size: u64,
-    flusher: Option<Flusher>,
+    disk: Disk,
 }
 
 impl Journal {
@@ -222,7 +115,7 @@ impl Journal {
         let events = Header::new("events", 0, start, &identity);
         let events = Tail::create(files::events(folder), &events)?;
         sync_folder(folder)?;
-        let journal = Self::over(folder, identity, options, (events, payload), 0, 0);
+        let journal = Self::over(folder, identity, options, (events, payload), 0, 0)?;
         Ok((journal, recorded))
     }
 
@@ -279,7 +172,7 @@ impl Journal {
             (events, payload),
             generation,
             size,
-        );
+        )?;
         journal.since_snapshot = journal.payload.length;
         journal.remove_older()?;
         sync_folder(folder)?;
@@ -298,12 +191,12 @@ impl Journal {
         (events, payload): (Tail, Tail),
         generation: u64,
         snapshot_size: u64,
-    ) -> Self {
-        let flusher = match options.durability {
-            Durability::Sync => None,
-            Durability::Group { interval, bytes } => Some(Flusher::start(interval, bytes)),
+    ) -> Result<Self, JournalError> {
+        let (interval, bytes) = match options.durability {
+            Durability::Sync => (Duration::ZERO, 0),
+            Durability::Group { interval, bytes } => (interval, bytes),
         };
-        Self {
+        Ok(Self {
             folder: folder.to_owned(),
             identity,
             options,
@@ -312,44 +205,78 @@ impl Journal {
             generation,
             since_snapshot: 0,
             snapshot_size,
-            flusher,
-        }
+            disk: Disk::new(interval, bytes).map_err(JournalError::io(folder))?,
+        })
     }
 
     /// Writes what is pending; when this returns, what it holds may be answered.
     ///
     /// # Errors
-    /// The operating system refused. Nothing of it counts as written, and it may be tried again.
+    /// The operating system refused. If it refused to write, nothing of it counts as written, and it may be tried again.
     pub fn write(&mut self, pending: &mut Pending) -> Result<(), JournalError> {
+        match self.write_behind(pending)? {
+            Some(place) => self.disk.wait(place),
+            None => Ok(()),
+        }
+    }
+
+    /// Writes what is pending. It may be answered at once, or when the disk has come to the place answered.
+    ///
+    /// # Errors
+    /// The operating system refused. Nothing of it counts as written, and it may be tried again.
+    pub fn write_behind(&mut self, pending: &mut Pending) -> Result<Option<Place>, JournalError> {
         let payload_chain = link(&mut pending.payload, self.payload.chain);
         let events_chain = link(&mut pending.events, self.events.chain);
         self.payload.write(&pending.payload)?;
         self.events.write(&pending.events)?;
-        let bytes = (pending.payload.len() + pending.events.len()) as u64;
-        let waits = pending.urgent || self.flusher.is_none();
-        if waits {
-            self.sync()?;
-        } else if let Some(flusher) = &self.flusher {
-            flusher.wrote([&self.payload, &self.events], bytes)?;
-        }
         self.payload.length += pending.payload.len() as u64;
         self.events.length += pending.events.len() as u64;
         (self.payload.chain, self.events.chain) = (payload_chain, events_chain);
+        let bytes = (pending.payload.len() + pending.events.len()) as u64;
         self.since_snapshot += bytes;
-        Ok(())
+        let urgent = pending.urgent || self.is_sync();
+        let place = self
+            .disk
+            .wrote([&self.payload, &self.events], bytes, urgent);
+        Ok(urgent.then_some(place))
+    }
+
+    /// Whether nothing at all is answered before it is on the disk.
+    #[must_use]
+    pub fn is_sync(&self) -> bool {
+        self.options.durability == Durability::Sync
+    }
+
+    /// How far the disk has come.
+    ///
+    /// # Errors
+    /// It has refused, now or ever before.
+    pub fn on_disk(&self) -> Result<Place, JournalError> {
+        self.disk.reached()
+    }
+
+    /// Waits until the disk has come to a place.
+    ///
+    /// # Errors
+    /// It has refused, now or ever before.
+    pub fn wait(&self, place: Place) -> Result<(), JournalError> {
+        self.disk.wait(place)
+    }
+
+    /// Readable when the disk has come to a place that [`Journal::write_behind`] has answered, until the next
+    /// [`Journal::on_disk`].
+    #[must_use]
+    pub fn bell(&self) -> BorrowedFd<'_> {
+        self.disk.bell()
     }
 
     /// Waits until all that is written is on the disk.
     ///
     /// # Errors
-    /// The operating system refused.
-    pub fn sync(&mut self) -> Result<(), JournalError> {
-        self.payload.sync()?;
-        self.events.sync()?;
-        if let Some(flusher) = &self.flusher {
-            flusher.synced();
-        }
-        Ok(())
+    /// It has refused, now or ever before.
+    pub fn sync(&self) -> Result<(), JournalError> {
+        // By the thread: the system tells one of two who wait that the disk has refused, and that must be heard.
+        self.disk.sync()
     }
 
     /// Whether the next start would read more than it needs to, and the payload holds more than is live.
@@ -361,10 +288,25 @@ impl Journal {
     /// Saves the whole ledger, as of all that was written, and begins a new payload file.
     ///
     /// # Errors
-    /// The operating system refused; the journal goes on as it was.
+    /// The operating system refused; the journal goes on as it was, unless it is [`JournalError::Unsynced`].
     pub fn snapshot(&mut self, ledger: &[u8]) -> Result<(), JournalError> {
         self.sync()?;
         let generation = self.generation + 1;
+        let begun = self.begin_generation(generation, ledger);
+        let (payload, size) = begun.inspect_err(|_| self.give_up_generation(generation))?;
+        self.payload = payload;
+        self.generation = generation;
+        self.since_snapshot = 0;
+        self.snapshot_size = size;
+        self.remove_older()
+    }
+
+    /// A snapshot that is on the disk with its bytes, and the payload file since.
+    fn begin_generation(
+        &self,
+        generation: u64,
+        ledger: &[u8],
+    ) -> Result<(Tail, u64), JournalError> {
         let path = files::snapshot(&self.folder, generation);
         let partial = path.with_extension("partial");
         let events = (self.events.length, self.events.chain);
@@ -382,12 +324,20 @@ impl Journal {
         let header = Header::new("payload", generation, events, &self.identity);
         let payload = Tail::create(files::payload(&self.folder, generation), &header)?;
         fs::rename(&partial, &path).map_err(JournalError::io(&path))?;
-        self.payload = payload;
-        self.generation = generation;
-        self.since_snapshot = 0;
-        self.snapshot_size = records.len() as u64;
         sync_folder(&self.folder)?;
-        self.remove_older()
+        Ok((payload, records.len() as u64))
+    }
+
+    /// What was begun of a snapshot goes. A payload file says that all before it is on the disk: beside one that was
+    /// given up, the torn tail of the payload that the journal goes on with would look like a loss.
+    fn give_up_generation(&self, generation: u64) {
+        let snapshot = files::snapshot(&self.folder, generation);
+        let payload = files::payload(&self.folder, generation);
+        // Whoever called hears why the snapshot failed. What cannot be removed either is made anew by the next one.
+        for path in [snapshot.with_extension("partial"), snapshot, payload] {
+            drop(fs::remove_file(path));
+        }
+        drop(sync_folder(&self.folder));
     }
 
     /// Removes snapshots, and payload unless all is kept, that no start reads any more.

@@ -10,6 +10,7 @@
 //! what they mean is `r1async_core::journal`'s.
 
 mod audit;
+mod disk;
 mod error;
 mod files;
 mod history;
@@ -17,6 +18,7 @@ mod journal;
 mod stream;
 
 pub use audit::{Fate, RunAudit};
+pub use disk::Place;
 pub use error::JournalError;
 pub use files::Identity;
 pub use history::{History, Told};

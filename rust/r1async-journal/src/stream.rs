@@ -53,6 +53,8 @@ impl Tail {
             .open(&path)
             .map_err(JournalError::io(&path))?;
         file.set_len(length).map_err(JournalError::io(&path))?;
+        // A process that was killed may have left it to the system alone: a batch that it bound is answered at once.
+        file.sync_data().map_err(JournalError::io(&path))?;
         Ok(Self {
             path,
             file: Arc::new(file),

@@ -177,6 +177,31 @@ fn payload_on_disk_is_bounded_by_what_is_live() {
 }
 
 #[test]
+fn a_snapshot_that_fails_leaves_nothing_that_a_later_power_cut_trips_over() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut buffer = run(folder.path(), options());
+    let snapshot = buffer.ledger.snapshot();
+    let in_the_way = folder.path().join("snapshot-000001");
+    fs::create_dir(&in_the_way).unwrap(); // The last of its steps cannot be done.
+    let error = buffer.journal.snapshot(&snapshot).unwrap_err();
+    assert!(error.to_string().contains("snapshot-000001"), "{error}");
+    fs::remove_dir(&in_the_way).unwrap();
+    buffer.train(4);
+    buffer.sample(5, 40);
+    drop(buffer.journal);
+    let payload = folder.path().join("payload-000000");
+    let file = fs::OpenOptions::new().write(true).open(&payload).unwrap();
+    file.set_len(size(&payload) - 100).unwrap(); // The events came to the disk before it.
+    let (mut journal, ledger, recovery) =
+        Journal::open(folder.path(), identity(), options(), settings()).unwrap();
+    assert!(recovery.torn > 0);
+    assert_eq!(ledger.audit().difference(), None);
+    journal.snapshot(&ledger.snapshot()).unwrap(); // This time it can.
+    let left = fs::read_dir(folder.path()).unwrap().count();
+    assert_eq!(left, 3, "events, one snapshot and the payload since");
+}
+
+#[test]
 fn a_run_that_keeps_all_is_replayed_to_the_same_batches() {
     let folder = tempfile::tempdir().unwrap();
     let keep = Options {

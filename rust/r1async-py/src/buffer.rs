@@ -1,17 +1,19 @@
 //! The service for Python. A lock of its own, taken without the GIL, makes it safe to call from threads.
 
+use std::collections::VecDeque;
+use std::os::fd::AsRawFd;
 use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use numpy::{IntoPyArray, PyReadonlyArray1};
 use pyo3::buffer::PyBuffer;
-use pyo3::exceptions::{PyOSError, PyValueError};
+use pyo3::exceptions::{PyOSError, PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyMemoryView};
 use r1async_core::journal::Pending;
 use r1async_core::service::{Outgoing, Service, Socket};
-use r1async_journal::{Durability, Identity, Journal, JournalError, Options, Recovery};
+use r1async_journal::{Durability, Identity, Journal, JournalError, Options, Place, Recovery};
 use r1async_memory::Segments;
 
 use crate::figures::to_python;
@@ -29,6 +31,9 @@ struct Kept {
     recovery: Option<Recovery>,
     /// What the journal did not take yet: nothing is sent before it has.
     unwritten: Pending,
+    /// How far the disk must come before the next answers that wait for it are sent; those that wait, in order.
+    wanted: Place,
+    held: VecDeque<(Place, Outgoing)>,
 }
 
 /// An open ROUTER of pyzmq, and the libzmq it belongs to.
@@ -57,34 +62,58 @@ impl Receiver {
 const LARGE_FRAME: usize = 1 << 14;
 
 impl Kept {
-    /// The frames to send now, once the journal has what they say.
-    fn outgoing(&mut self) -> Result<Vec<Outgoing>, JournalError> {
+    fn new(service: Service, journal: Option<Journal>, recovery: Option<Recovery>) -> Self {
+        Self {
+            service,
+            journal,
+            recovery,
+            unwritten: Pending::default(),
+            wanted: Place::default(),
+            held: VecDeque::new(),
+        }
+    }
+
+    /// The frames to send now, once the journal has what they say; `wait`: also those that wait for the disk.
+    fn outgoing(&mut self, wait: bool) -> Result<Vec<Outgoing>, JournalError> {
         self.service.settle(); // before the journal is written: what is handed out is in it too
-        if let Some(journal) = &mut self.journal {
-            let pending = self.service.take_pending();
-            if self.unwritten.is_empty() {
-                self.unwritten = pending.unwrap_or_default();
-            } else if let Some(pending) = pending {
-                self.unwritten.events.extend(pending.events);
-                self.unwritten.payload.extend(pending.payload);
-                self.unwritten.urgent |= pending.urgent;
-            }
-            if !self.unwritten.is_empty() {
-                journal.write(&mut self.unwritten)?;
-                self.unwritten.events.clear();
-                self.unwritten.payload.clear();
-                self.unwritten.urgent = false;
-            }
-            if journal.wants_snapshot() {
-                journal.snapshot(&self.service.snapshot())?;
+        let Some(journal) = &mut self.journal else {
+            return Ok(self.service.outgoing());
+        };
+        self.service.move_pending(&mut self.unwritten);
+        if !self.unwritten.is_empty() {
+            let place = journal.write_behind(&mut self.unwritten)?;
+            self.wanted = place.unwrap_or(self.wanted);
+            self.unwritten.clear();
+        }
+        if journal.wants_snapshot() {
+            journal.snapshot(&self.service.snapshot())?;
+        }
+        if wait {
+            journal.wait(self.wanted)?;
+        }
+        let on_disk = journal.on_disk()?;
+        let mut ready = Vec::new();
+        let come = self.held.partition_point(|(place, _)| *place <= on_disk);
+        ready.extend(self.held.drain(..come).map(|(_, it)| it));
+        let all_wait = journal.is_sync();
+        for it in self.service.outgoing() {
+            // What a learner hears is to be on the disk; events are hints.
+            let waits = it.socket == Socket::Batches || (all_wait && it.socket != Socket::Events);
+            if waits && self.wanted > on_disk {
+                self.held.push_back((self.wanted, it));
+            } else {
+                ready.push(it);
             }
         }
-        Ok(self.service.outgoing())
+        Ok(ready)
     }
 }
 
 /// An OSError with the operating system's number where it refused, a ValueError where the journal is wrong.
 pub(crate) fn journal_error(error: JournalError) -> PyErr {
+    if let JournalError::Unsynced { .. } = error {
+        return PyRuntimeError::new_err(error.to_string()); // Not what a caller may try again, as a full disk.
+    }
     match error.os_error() {
         Some(number) => PyOSError::new_err((number, error.to_string())),
         None => wrong(error),
@@ -158,12 +187,7 @@ impl Buffer {
     #[new]
     fn new(settings: &Settings) -> PyResult<Self> {
         let service = Service::new(settings.0.clone()).map_err(wrong)?;
-        Ok(Self(Mutex::new(Kept {
-            service,
-            journal: None,
-            recovery: None,
-            unwritten: Pending::default(),
-        })))
+        Ok(Self(Mutex::new(Kept::new(service, None, None))))
     }
 
     /// Kept in the journal in `folder`, going on from what is there.
@@ -211,12 +235,8 @@ impl Buffer {
             })
             .map_err(journal_error)?;
         let service = Service::over(settings, recorded).map_err(wrong)?;
-        Ok(Self(Mutex::new(Kept {
-            service,
-            journal: Some(journal),
-            recovery,
-            unwritten: Pending::default(),
-        })))
+        let kept = Kept::new(service, Some(journal), recovery);
+        Ok(Self(Mutex::new(kept)))
     }
 
     /// What a start found in the journal: events, torn (bytes), seconds; None: a new run, or no journal.
@@ -239,6 +259,12 @@ impl Buffer {
     /// Bytes of the journal: (events, payload since the newest snapshot); None: there is none.
     fn journal_bytes(&self) -> Option<(u64, u64)> {
         self.kept(|kept| kept.journal.as_ref().map(Journal::bytes))
+    }
+
+    /// A descriptor that is readable when `outgoing` has more because the disk has come further; None: no journal.
+    fn disk_bell(&self) -> Option<i32> {
+        let bell = |journal: &Journal| journal.bell().as_raw_fd();
+        self.kept(|kept| kept.journal.as_ref().map(bell))
     }
 
     /// Steps whose groups are trained: a checkpoint holds them.
@@ -309,15 +335,18 @@ impl Buffer {
     }
 
     /// (socket, peer, frame) of all messages to send now, in order; on "events" the peer is the event's type. Before it returns
-    /// the journal has all that they say; if it cannot be written they are kept for the next call. A large frame is
+    /// the journal has all that they say; if it cannot be written they are kept for the next call. What is to be on the
+    /// disk first is waited for, or with `wait=False` left to a later call (`disk_bell`). A large frame is
     /// a view of the bytes where the core wrote them, a small one is copied into `bytes`.
+    #[pyo3(signature = (*, wait=true))]
     #[expect(clippy::type_complexity, reason = "a list of plain tuples")]
     fn outgoing<'py>(
         &self,
         py: Python<'py>,
+        wait: bool,
     ) -> PyResult<Vec<(&'static str, Bound<'py, PyBytes>, Bound<'py, PyAny>)>> {
         let messages = py
-            .detach(|| self.kept(Kept::outgoing))
+            .detach(|| self.kept(|kept| kept.outgoing(wait)))
             .map_err(journal_error)?;
         let tuple = |it: Outgoing| {
             let frame = if it.frame.len() < LARGE_FRAME {

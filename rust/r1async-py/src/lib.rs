@@ -16,6 +16,10 @@ use pyo3::types::PyDict;
 
 use settings::{baseline, std_kind};
 
+/// Of what Rust allocates: a rollout is some thirty small pieces, which the C library hands out more slowly.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// count, mean, std, min, max and pass_rate of finite rewards; None of no rewards.
 #[pyfunction]
 #[pyo3(signature = (rewards, std = "population", pass_mark = 1.0))]

@@ -2,11 +2,16 @@
 
 use std::time::Instant;
 
+use mimalloc::MiMalloc;
 use r1async_core::Settings;
 use r1async_sim::{
     Distribution, Failures, Generators, LearnerModel, Lengths, Machine, Model, Rewards, Scorers,
     Weights, simulate,
 };
+
+/// As in the extension, which `r1async simulate` runs in.
+#[global_allocator]
+static ALLOCATOR: MiMalloc = MiMalloc;
 
 fn main() {
     let mut arguments = std::env::args()

@@ -359,9 +359,8 @@ impl Simulation {
             let unit_s = self.token_s(taken) * f64::from(self.model.tokens_per_unit);
             let lead = self.model.generators.start_s / unit_s;
             for lease in &leases {
-                let length = self
-                    .model
-                    .length_units(lease.prompt.ordinal, lease.rollout.0);
+                let (prompts, ordinal) = (&mut self.prompts, lease.prompt.ordinal);
+                let length = self.model.length_units(prompts, ordinal, lease.rollout.0);
                 self.generators[index].seat(lease, length, cap, lead);
             }
         }

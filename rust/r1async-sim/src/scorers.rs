@@ -89,7 +89,7 @@ impl Simulation {
                 return;
             };
             self.scorers[index].idle_workers -= 1;
-            let (seconds, _) = self.model.verdict(work.rollout);
+            let seconds = self.model.grading_s(work.rollout);
             self.tally.grading_s += seconds;
             let graded = Event::Graded {
                 scorer: index,
@@ -104,9 +104,9 @@ impl Simulation {
         scorer.idle_workers += 1;
         scorer.room += 1;
         let holder = scorer.holder;
-        let (_, given) = self.model.verdict(work.rollout);
-        let verdict = if given {
-            let total = self.model.reward(work.ordinal, work.rollout);
+        let verdict = if self.model.is_graded(work.rollout) {
+            let (prompts, ordinal) = (&mut self.prompts, work.ordinal);
+            let total = self.model.reward(prompts, ordinal, work.rollout);
             Verdict::Score {
                 total,
                 parts: Vec::new(),

@@ -8,6 +8,7 @@ use crate::learner::{LearnerState, Training, refused};
 use crate::model::{Model, ModelError};
 use crate::queue::{Event, Queue};
 use crate::results::{LengthBins, Outcome, Parts, Tally};
+use crate::rollouts::Prompts;
 use crate::rooms::Rooms;
 use crate::scorers::Scorer;
 
@@ -69,6 +70,7 @@ pub(crate) struct Simulation {
     /// What every rollout's tokens are: the ledger does not look.
     pub(crate) tokens: Vec<i32>,
     pub(crate) logprobs: Vec<f32>,
+    pub(crate) prompts: Prompts,
     pub(crate) tally: Tally,
     pub(crate) lengths: LengthBins,
     /// Where the measured steps begin and end.
@@ -133,6 +135,7 @@ impl Simulation {
             scoring_wanted: false,
             tokens: vec![0; cap],
             logprobs: vec![0.0; cap],
+            prompts: Prompts::default(),
             tally: Tally::default(),
             lengths: LengthBins::default(),
             measured: (None, None),

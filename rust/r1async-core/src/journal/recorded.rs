@@ -23,6 +23,9 @@ use crate::settings::{Settings, SettingsError};
 /// Layout of a snapshot.
 const FORMAT: u32 = 3;
 
+/// Memory that is kept for the next records, for each stream.
+const KEPT_BYTES: usize = 4 << 20;
+
 /// What is to be written, in both streams, before anything is answered.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Pending {
@@ -39,6 +42,16 @@ impl Pending {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.events.is_empty() && self.payload.is_empty()
+    }
+
+    /// As one that holds nothing yet, but for its memory: a burst of messages fills hundreds of kilobytes, and pages
+    /// that are new each time cost as much as what is written into them.
+    pub fn clear(&mut self) {
+        for records in [&mut self.events, &mut self.payload] {
+            records.clear();
+            records.shrink_to(KEPT_BYTES);
+        }
+        self.urgent = false;
     }
 
     fn payload(&mut self, fill: impl FnOnce(&mut Vec<u8>)) {
@@ -144,6 +157,22 @@ impl Recorded {
             .as_mut()
             .filter(|pending| !pending.is_empty())
             .map(std::mem::take)
+    }
+
+    /// The same, behind what is in `unwritten` already. If that is empty it is exchanged for it, with its memory.
+    pub fn move_pending(&mut self, unwritten: &mut Pending) {
+        let Some(pending) = self.pending.as_mut().filter(|it| !it.is_empty()) else {
+            return;
+        };
+        if unwritten.is_empty() {
+            unwritten.clear();
+            std::mem::swap(pending, unwritten);
+        } else {
+            unwritten.events.extend_from_slice(&pending.events);
+            unwritten.payload.extend_from_slice(&pending.payload);
+            unwritten.urgent |= pending.urgent;
+            pending.clear();
+        }
     }
 
     /// The whole ledger, as of all calls so far.
@@ -387,14 +416,16 @@ impl Recorded {
         verdict: Verdict,
     ) -> VerdictAck {
         self.now = now;
-        let kept = self.pending.is_some().then(|| verdict.clone());
+        // Written down before it is given away, and crossed out should it be late: cheaper than a copy of it.
+        let before = self.pending.as_ref().map_or(0, |it| it.events.len());
+        self.record(&Command::Verdict {
+            holder,
+            lease,
+            verdict: Cow::Borrowed(&verdict),
+        });
         let ack = self.ledger.verdict(now, holder, lease, verdict);
-        if let (VerdictAck::Held, Some(kept)) = (ack, kept) {
-            self.record(&Command::Verdict {
-                holder,
-                lease,
-                verdict: Cow::Owned(kept),
-            });
+        if let (VerdictAck::Lost, Some(pending)) = (ack, &mut self.pending) {
+            pending.events.truncate(before);
         }
         ack
     }
