@@ -189,7 +189,7 @@ def normalise(answer: str) -> str:
         return text
     if not text.isascii():
         text = _to_ascii(text)
-    text = _strip_dollars(text)
+    text = _MATH_ENDS.sub(" ", _strip_dollars(text))
     boxed = _WHOLE_BOX.fullmatch(text)
     text = boxed[1] if boxed else text
     text = _ROOT.sub(r"\\sqrt{\1\2}", _BARE_COMMAND.sub(r"\\\1", text))
@@ -200,7 +200,7 @@ def normalise(answer: str) -> str:
     text = (bold[1] if bold else text).replace("**", "^")
     text = _TWO_DIGITS.sub(r"\\\1{\2}{\3}", text)
     text = _SIGNED_POWER.sub(r"^{\1}", _SPACE_AT_END.sub("", text))
-    text = _THIN.sub(r"\1 ", text)
+    text = _PUNCTUATION.sub(r"\1", _THIN.sub(r"\1 ", text))
     for old, new in _REPLACEMENTS:
         text = text.replace(old, new)
     text = " ".join(text.split())
@@ -300,6 +300,10 @@ _SIGNS = {
 }
 """Minus signs, spaces that cannot be seen, and what LaTeX has a command for. Marks that change the direction of
 writing or strike a letter out are not here: they are left, and nothing is equal to them but themselves."""
+_MATH_ENDS = re.compile(r"(?<!\\)\$(?!\d[^$]*$)|(?<=.)(?<!\\)\$|(?<!\\)\\[()\[\]]")
+"""Where formulas within a text begin and end: what stands on both sides is two things, ``$5$ $6$``."""
+_PUNCTUATION = re.compile(r"(?<![\\a-zA-Z}\]_^])\{([:./!;*+ -])\}")
+"""In braces for its spacing: ``10{:}30``."""
 _WHOLE_BOX = re.compile(r"\\(?:boxed|fbox)\{([^{}]*)\}")
 _TEXT = re.compile(r"\\(?:(?:text|math)(?:rm|bf|it|sf|tt|normal)?|mbox|emph|boldsymbol|bm|operatorname)\s?\{([^{}]*)\}")
 """How letters look; inside of one another two deep."""
@@ -319,7 +323,7 @@ _TIMES_TEN = re.compile(r"(?<=\d)\s?[xX]\s?(?=10\s?\^)")
 """The letter, between a number and a power of ten."""
 _PERCENT = re.compile(r"(?<=[\d}])\s?per\s?cent$", re.IGNORECASE)
 _INFINITE = {"infinity": "\\infty", "+infinity": "\\infty", "-infinity": "-\\infty", "+\\infty": "\\infty"}
-_THIN = re.compile(r"(?<!\\)((?:\\\\)*)\\[ ,;]")
+_THIN = re.compile(r"(?<!\\)((?:\\\\)*)\\[ ,;:>]")
 """A command for space; behind a line break of a matrix there is none."""
 _ROOT = re.compile(r"\\sqrt\s?(?:\(([^(){}]*)\)|(\d))")
 """math-verify reads 4\\sqrt(2) as 4."""

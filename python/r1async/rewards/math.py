@@ -20,16 +20,20 @@ from r1async.rewards.reading import (
     Items,
     Quantity,
     brackets_around,
+    in_order_of_names,
     interval_of,
     items_of,
     joins_more,
+    joins_otherwise,
     lone_unit,
     names_points,
+    other_letter,
     quantity_of,
     same_in_base,
     same_ratio,
     same_time,
     says_more,
+    says_or,
     says_otherwise,
     sides_of,
     units_agree,
@@ -115,7 +119,7 @@ class _Ratio(NamedTuple):
 
 
 _PLAIN = re.compile(
-    r"([+-]?)(?:(\d{1,60}|\d{1,3}(?:,\d{3}){1,20})(?:\.(\d{1,60})|/(\d{1,60}))?|\\d?frac\{(\d{1,60})\}\{(\d{1,60})\})",
+    r"([+-]?)(?:(\d{1,60}|(?!0+,)\d{1,3}(?:,\d{3}){1,20})(?:\.(\d{1,60})|/(\d{1,60}))?|\\d?frac\{(\d{1,60})\}\{(\d{1,60})\})",
     re.ASCII,
 )
 
@@ -165,6 +169,8 @@ def _grade_items(answer: str, gold: str, before_slow: Callable[[], None]) -> Gra
     if len(theirs.members) == 1 and len(ours.members) == 1:
         if joins_more(answer, gold) or (ours.brackets and theirs.members == ("\\emptyset",)):
             return WRONG
+        if ours.members[0].startswith("\\{") != theirs.members[0].startswith("\\{"):
+            return WRONG  # a set of a set
         return _grade_one(ours.members[0], theirs.members[0], before_slow)
     if "\\infty" in gold and brackets_around(answer) and brackets_around(answer) != brackets_around(gold):
         return WRONG  # (1, \infty] is not (1, \infty): algebra does not mind
@@ -172,7 +178,16 @@ def _grade_items(answer: str, gold: str, before_slow: Callable[[], None]) -> Gra
         return _grade_one(answer, gold, before_slow)
     if ours.brackets != theirs.brackets and {ours.brackets, theirs.brackets} not in _ALIKE:
         return WRONG
+    if joins_otherwise(answer, gold):
+        return WRONG
+    if theirs.brackets == "()" and not ours.brackets:
+        in_order = in_order_of_names(ours.members)
+        if in_order is None:
+            return WRONG
+        ours = Items("", in_order)
     names = {sides_of(member)[0] for member in theirs.members}
+    if says_or(answer) and not says_or(gold) and len({sides_of(member)[0] for member in ours.members} - {""}) > 1:
+        return WRONG  # x = 1 or y = 2 does not give both
     if len(names) > 1 and not names & {sides_of(member)[0] for member in ours.members}:
         return _in_order(ours.members, theirs.members, before_slow)  # 2, 3 for x = 2, y = 3
     if ours.ordered or theirs.ordered:
@@ -231,7 +246,7 @@ def _grade_one(answer: str, gold: str, before_slow: Callable[[], None]) -> Grade
     if not wanted and len(golds) > 1:  # an equation
         comparable = len(values) == len(golds) and not name and not says_more(answer, gold)
         return _algebra(answer, gold, before_slow) if comparable else WRONG
-    if not golds or (name and wanted and name != wanted):
+    if not golds or (name and wanted and name != wanted) or len(values) > MAX_ITEMS:
         return WRONG
     if _same_as_written("=".join(values), golds[0]):
         return RIGHT
@@ -244,6 +259,8 @@ def _grade_value(answer: str, gold: str, before_slow: Callable[[], None]) -> Gra
         return WRONG
     if gold.removeprefix("+") == answer.removeprefix("+") == "\\infty":
         return RIGHT
+    if other_letter(answer, gold):
+        return WRONG
     if names_points(gold) or gold.lstrip("+-") == "\\infty":
         return WRONG  # not as written: letters are no product there, and one infinity is like any other to algebra
     ratio = same_ratio(answer, gold)
@@ -391,7 +408,7 @@ def _periodic(match: re.Match[str]) -> Number:
 def _decimal(match: re.Match[str]) -> Number | None:
     sign, whole, decimals, exponent, power = match.groups()
     digits = (whole or "").replace(",", "") + (decimals or "")
-    if not digits:
+    if not digits or (whole and whole.lstrip("0").startswith(",")):
         return None
     shift = int(exponent or power or 0) - len(decimals or "")
     place = Fraction(10) ** shift

@@ -67,6 +67,36 @@ def joins_more(answer: str, gold: str) -> bool:
     return len(_JOINS.findall(answer)) > len(_JOINS.findall(gold))
 
 
+_OR = re.compile(r"\\(?:lor|vee)(?![a-zA-Z])|(?<![a-zA-Z\\])or(?![a-zA-Z])", re.IGNORECASE)
+_AND_SIGN, _OR_SIGN = (re.compile(rf"\\(?:{signs})(?![a-zA-Z])") for signs in ("land|wedge", "lor|vee"))
+
+
+def joins_otherwise(answer: str, gold: str) -> bool:
+    """Whether two formulas are joined by different signs, one by ``\\land`` and the other by ``\\lor``."""
+    ours, theirs = ((bool(_AND_SIGN.search(text)), bool(_OR_SIGN.search(text))) for text in (answer, gold))
+    return ours != theirs and any(ours) and any(theirs)
+
+
+def in_order_of_names(members: tuple[str, ...]) -> tuple[str, ...] | None:
+    """Values that are named one by one, as a tuple without names has them: ``x = 1, y = 2`` of ``y = 2, x = 1``.
+
+    None if they are not the places of one tuple: one letter has two of them, as in ``x = 1, x = 2``.
+    """
+    names = [sides_of(member)[0] for member in members]
+    if not any(names):
+        return members
+    if len(set(names)) < len(names) or not all(names):
+        return None
+    if not (set(names) <= set("xyz") or set(names) <= set("abcd")):
+        return members  # as the question has them, (n, k)
+    return tuple(member for _, member in sorted(zip(names, members, strict=True)))
+
+
+def says_or(text: str) -> bool:
+    """Whether a text leaves a choice."""
+    return _OR.search(text) is not None
+
+
 def brackets_around(text: str) -> tuple[str, str] | tuple[()]:
     """The brackets that open at the first letter and close at the last."""
     opening = next((each for each in ("\\{", "(", "[", "{") if text.startswith(each)), "")
@@ -189,7 +219,9 @@ _SCALES = frozenset(
         "hundredth thousandth squared cubed factorial plus minus time over mod base percent not "
         "kilo mega giga tera milli micro nano pair couple score gross lakh crore double triple twice thrice "
         "sixth seventh eighth ninth eleventh twelfth twentieth ten myriad quadrillion quintillion millionth billionth "
-        "trillionth negative inverse reciprocal doubled tripled halved bn mn mil ppm",
+        "trillionth negative inverse reciprocal doubled tripled halved bn mn mil ppm gros "
+        "zero one two three four five six seven eight nine eleven twelve thirteen fourteen fifteen sixteen seventeen "
+        "eighteen nineteen twenty thirty forty fifty sixty seventy eighty ninety ii iii iv vi vii viii ix",
     )
 )
 """Words that change the number before them."""
@@ -212,9 +244,33 @@ def quantity_of(text: str) -> Quantity:
         return Quantity(text[: match.start()].strip(), f"degree {match[1].lower()}".strip())
     if match := _UNIT.search(text):
         words = re.split(r"([\s./^{}-]+)", match[1].lower().rstrip("."))
-        if not any(word in FUNCTIONS for word in words):
+        spaced = text[match.start()].isspace()
+        if not (_is_product(words[0], spaced=spaced) or any(word in FUNCTIONS - {"min", "sec"} for word in words)):
             return Quantity(text[: match.start()].strip(), _one_unit("".join(map(_one_spelling, words)).strip()))
     return Quantity(text, "")
+
+
+_SHORT_UNITS = frozenset(
+    re.findall(
+        r"\w+",
+        "mm cm dm km nm in ins ft yd yds mi mph kph kmh fps min mins sec secs ms ns hr hrs day days yr yrs kg "
+        "mg lb lbs oz ton tons ml cl dl kl gal qt qts pt pts cc sq cu hz khz mhz ghz kw mw kv mv kj ev kn pa "
+        "kpa mpa atm mol mols bar deg rad cal db kb gb tb mb bit bits bps usd eur gbp us men cup cups box "
+        "eggs egg ways way inch foot feet one hundred dozen mod per old am pm two six ten bn mn mil ppm not "
+        "is at are was be no ish but nor if",
+    )
+)
+
+
+def _is_product(word: str, *, spaced: bool) -> bool:
+    """Whether letters behind a number are variables, the ``xy`` of ``3xy``, and no unit: it must not be left out."""
+    if word in _SHORT_UNITS or not word.isalpha():
+        return False
+    if len(word) == 1:
+        return word not in "mglshjnvwk"  # x/y; m/s is a unit
+    if len(word) > MAX_PRODUCT:
+        return not spaced and sorted(set(word)) == list(word)  # abcd
+    return not (spaced and len(word) == MAX_PRODUCT and word[1] in "aeiou")
 
 
 _POWERS = re.compile(r"(square|sq|cubic|cu)\.? (\w+)")
@@ -234,6 +290,15 @@ def _one_spelling(word: str) -> str:
         return re.sub(r"[\s{}]+", " " if not re.search(r"[/^]", word) else "", word)
     singular = word.removesuffix("s") if len(word) > 2 else word
     return _SPELLINGS.get(singular, singular)
+
+
+_NUMBER_LETTER = re.compile(r"[-+\d.,/ ]*\d ?([a-zA-Z])")
+
+
+def other_letter(ours: str, theirs: str) -> bool:
+    """Whether two numbers have different letters behind them, ``5 m`` and ``5 h``: algebra drops both."""
+    a, b = _NUMBER_LETTER.fullmatch(ours), _NUMBER_LETTER.fullmatch(theirs)
+    return a is not None and b is not None and a[1] != b[1]
 
 
 _LONE = re.compile(r"(?:[\d)}!\]]|\\pi)\s?([a-zA-Z])$")
@@ -296,6 +361,14 @@ _KNOWN = frozenset(
 """Commands that algebra reads or that change nothing; it skips the others, as ``\\phantom`` and ``\\Rightarrow``."""
 _STRANGE = re.compile(r"[#@`\"~?&]|\.\.|->|=>|(?<=\d)'|(?<=[\d)}])(?<!_\d)(?<!_\d\d)(?<!_\{\d\})(?<!_\{\d\d\})\s(?=\d)")
 """What algebra stops at or skips; a question mark, an ellipsis, two numbers side by side."""
+_SYMBOLS = re.compile(r"(?<!\\)(?:\\\\)*\\(?![a-zA-Z{}|\\])|===")
+"""Commands of one sign, ``\\_``, of which none means anything in a formula."""
+_HANGING = re.compile(r"(?:^|(?<=[,(\[=]))\s*[_^]")
+_TRANSPOSED = re.compile(r"\^\s?\{?\s?[T*]")
+"""An index without a letter before it, and a transpose: algebra drops both."""
+_BEHIND_MATRIX = re.compile(r"\\end\s?\{\w+\}\s?(?:[\w(!^]|\\(?!end|right|\\))")
+"""A factor behind a matrix: dropped too."""
+_DROPPED = _SYMBOLS, _HANGING, _TRANSPOSED, _BEHIND_MATRIX
 _UNFINISHED = re.compile(
     r"(?:[-+*/^_=<>.&:]|\\(?:sqrt|frac|binom|sin|cos|tan|ln|log|exp|cdot|times|div|pm|mp|le|ge|ne))\s*$"
 )
@@ -317,6 +390,11 @@ def says_more(answer: str, gold: str) -> bool:
     if set(_NAMED.findall(answer)) - set(_NAMED.findall(gold)) - _KNOWN - FUNCTIONS:
         return True
     if len(_STRANGE.findall(answer)) > len(_STRANGE.findall(gold)) or _UNFINISHED.search(answer):
+        return True
+    if any(
+        len(each.findall(answer)) > len(each.findall(gold))
+        for each in (_SYMBOLS, _HANGING, _TRANSPOSED, _BEHIND_MATRIX)
+    ):
         return True
     if answer.count("|") % 2 != gold.count("|") % 2 or answer.count("'") != gold.count("'"):
         return True
@@ -373,7 +451,7 @@ _UNION = re.compile(r"\\(?:mid|cup|cap|setminus)(?![a-zA-Z])")
 _SETLIKE = re.compile(r"\\(?:mid|cup|cap|setminus|mathbb|emptyset|infty|\{)|[\[|<>]|^\(.*,.*\)$|\\[lg]e")
 
 _INEQUALITY = re.compile(
-    r"(?:((?:[^<>\\,]|\\(?:frac|sqrt|pi|infty))+?)\s?(<|\\leq?|\\leqslant)\s?)?([a-zA-Z])\s?(<|>|\\leq?|\\geq?|\\leqslant|\\geqslant)\s?((?:[^<>\\,]|\\(?:frac|sqrt|pi))+)"
+    r"(?:((?:[^<>\\,]|\\(?:frac|sqrt|pi|infty))+?)\s?(<|\\leqslant|\\leq?(?![a-z]))\s?)?([a-zA-Z])\s?(<|>|\\[lg]eqslant|\\[lg]eq?(?![a-z]))\s?((?:[^<>\\,]|\\(?:frac|sqrt|pi))+)"
 )
 
 
