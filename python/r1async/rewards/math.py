@@ -18,17 +18,13 @@ from r1async.rewards.guards import guard
 from r1async.rewards.reading import (
     MAX_ITEMS,
     Items,
-    Quantity,
     brackets_around,
     in_order_of_names,
     interval_of,
     items_of,
     joins_more,
     joins_otherwise,
-    lone_unit,
     names_points,
-    other_letter,
-    quantity_of,
     same_in_base,
     same_ratio,
     same_time,
@@ -36,12 +32,12 @@ from r1async.rewards.reading import (
     says_or,
     says_otherwise,
     sides_of,
-    units_agree,
     without_doubled,
     without_names,
     without_phrase,
     words_of,
 )
+from r1async.rewards.units import Quantity, lone_unit, other_letter, quantity_of, units_agree
 
 Status = Literal["ok", "wrong", "guard", "ungradable"]
 
