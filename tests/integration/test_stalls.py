@@ -141,7 +141,8 @@ def test_dead_generator_is_named_and_its_rollouts_are_generated_again(started):
 
 
 def test_frozen_generator_is_named_and_started_again(started):
-    run = started("staleness.max_staleness=0", "steps=200", "progress.role_s=5")
+    # A step has more rollouts than one generator has places, so the other cannot do all the rest without this one.
+    run = started("staleness.max_staleness=0", "steps=200", "progress.role_s=5", "generator.slots=8")
     run.await_step(1)
     frozen = run.role("generate")
     frozen.send_signal(signal.SIGSTOP)
