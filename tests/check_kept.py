@@ -211,20 +211,20 @@ def paragraphs(text: str) -> Iterator[str]:
 
 
 def answer_in(text: str) -> str | None:
-    """The last answer in tags, else the last in a box."""
+    """The last answer in tags, else in the last box that is closed: `\\boxed{7}\\boxed{` says 7."""
     end = text.rfind("</answer>")
     if end >= 0 and (begin := text.rfind("<answer>", 0, end)) >= 0:
         text = text[begin + len("<answer>") : end]
         if "\\boxed{" not in text:
             return text
-    begin = text.rfind("\\boxed{")
-    if begin < 0:
-        return None
-    depth, start = 0, begin + len("\\boxed")
-    for i in range(start, len(text)):
-        depth += {"{": 1, "}": -1}.get(text[i], 0)
-        if depth == 0:
-            return text[start + 1 : i]
+    end = len(text)
+    while (begin := text.rfind("\\boxed{", 0, end)) >= 0:
+        depth = 0
+        for i in range(begin + len("\\boxed"), len(text)):
+            depth += {"{": 1, "}": -1}.get(text[i], 0)
+            if depth == 0:
+                return text[begin + len("\\boxed{") : i]
+        end = begin
     return None
 
 

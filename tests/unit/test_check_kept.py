@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.check_kept import check, main, words_alone
+from tests.check_kept import answer_in, check, main, words_alone
 
 EXAM = "how many apples are left after three of seven apples were eaten by the dog"
 Planted = dict[str, str]
@@ -107,3 +107,17 @@ def test_a_card_that_does_not_add_up_is_found(tmp_path):
 def test_texts_are_compared_by_words_numbers_and_operators():
     assert words_alone("5-4 - 0, well-known: −3x²!") == "5 - 4 - 0 well known - 3 x 2"
     assert words_alone("_中文_ a1") == "中 文 a 1"
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        (r"\boxed{7}\boxed{", "7"),
+        (r"\boxed{7}, no, \boxed{\frac{1}{2}}", r"\frac{1}{2}"),
+        ("<answer>7</answer>", "7"),
+        (r"\boxed{7", None),
+        ("7", None),
+    ],
+)
+def test_the_answer_is_in_the_last_box_that_is_closed(text: str, answer: str | None):
+    assert answer_in(text) == answer
