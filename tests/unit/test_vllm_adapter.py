@@ -48,6 +48,7 @@ class FakeVllm:
             "dtype": "float32",
             "max_model_len": 64,
             "max_num_seqs": 4,
+            "enable_chunked_prefill": False,
             "enable_prefix_caching": True,
             "block_size": 16,
             "backend": "r1async",
