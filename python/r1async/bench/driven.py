@@ -30,7 +30,7 @@ class Driven:
     """
 
     def __init__(self, work: Workload, *, groups: int, steps: int) -> None:
-        windows = groups // GROUPS_PER_BATCH + 2
+        windows = groups // GROUPS_PER_BATCH + 2 + steps
         more = (f"staleness.pacing={windows}", f"staleness.max_staleness={windows + steps}")
         config = bench_config("", (1, 2, 3), steps=windows + steps, max_tokens=work.max_tokens, more=more)
         self.buffer, self.now = Buffer(core_settings(config)), 0.0
