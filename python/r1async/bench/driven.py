@@ -30,9 +30,10 @@ class Driven:
     """
 
     def __init__(self, work: Workload, *, groups: int, steps: int) -> None:
+        # Steps take their places along: those are free when a version is installed, and none is here.
         windows = groups // GROUPS_PER_BATCH + 2 + steps
-        more = (f"staleness.pacing={windows}", f"staleness.max_staleness={windows + steps}")
-        config = bench_config("", (1, 2, 3), steps=windows + steps, max_tokens=work.max_tokens, more=more)
+        more = (f"staleness.pacing={windows}", f"staleness.max_staleness={windows}")
+        config = bench_config("", (1, 2, 3), steps=windows, max_tokens=work.max_tokens, more=more)
         self.buffer, self.now = Buffer(core_settings(config)), 0.0
         self._work, self._seen, self._step = work, {GENERATOR: 0, SCORER: 0}, 0
         self.leased: list[tuple[int, int]] = []

@@ -143,22 +143,22 @@ def _difference_cells(pairs: Sequence[Pair]) -> Cells:
     return [head, *rows]
 
 
-def _table(cells: Cells) -> str:
+def _table(cells: Cells, *, others: str = ' class="number"') -> str:
+    """`others`: attributes of all cells but the first of a row."""
     head, *rows = cells
-    first, *others = head
-    top = f"<th>{escape(first)}</th>" + "".join(f'<th class="number">{escape(each)}</th>' for each in others)
-    body = "".join(
-        f"<tr><td>{escape(name)}</td>" + "".join(f'<td class="number">{escape(each)}</td>' for each in row) + "</tr>"
-        for name, *row in rows
-    )
-    return f'<div class="scroll"><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
+
+    def row(tag: str, first: str, *rest: str) -> str:
+        return f"<tr><{tag}>{escape(first)}</{tag}>" + "".join(
+            f"<{tag}{others}>{escape(each)}</{tag}>" for each in rest
+        ) + "</tr>"  # fmt: skip
+
+    body = "".join(row("td", *each) for each in rows)
+    return f'<div class="scroll"><table><thead>{row("th", *head)}</thead><tbody>{body}</tbody></table></div>'
 
 
 def _file_table(path: Path) -> str:
     table = json.loads(path.read_text())
-    head = "".join(f"<th>{escape(cell)}</th>" for cell in table["head"])
-    rows = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in table["rows"])
-    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
+    return _table([table["head"], *table["rows"]], others="")
 
 
 def _text_table(rows: Cells) -> str:
