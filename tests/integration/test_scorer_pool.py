@@ -142,10 +142,12 @@ def test_verdicts_come_back_for_the_rollouts_they_belong_to(drive):
     assert verdicts[5].parts == {"accuracy": 1.0, "format": 1.0}
 
 
-def test_algebra_is_done_in_the_worker_and_never_here(drive):
+def test_algebra_is_done_in_the_worker_and_never_here(drive, monkeypatch: pytest.MonkeyPatch):
+    # Another test of this process may have done algebra: what counts is that grading loads it no more.
+    monkeypatch.delitem(sys.modules, "r1async.rewards.symbolic", raising=False)
     driver = drive(equivalence="symbolic")
     assert [v.total for v in driver.grade(r"\boxed{\sqrt{8}}", "<answer>3</answer>", answer=r"2\sqrt{2}")] == [1.0, 0.0]
-    assert "sympy" not in sys.modules or "r1async.rewards.symbolic" not in sys.modules
+    assert "r1async.rewards.symbolic" not in sys.modules
 
 
 def test_hung_grader_is_killed_and_the_next_rollouts_are_graded(drive):
