@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 from r1async.config import Config, WeightsConfig
-from r1async.generator.canary import TOLERANCES, Canary
+from r1async.generator.canary import TOLERANCES, Canary, Mismatch, Verdict
 from r1async.generator.engine import Engine
 from r1async.types import PolicyVersion
 from r1async.weights import publisher as publishing
@@ -25,6 +25,9 @@ from tests.played_buffer import Router
 from tests.played_engine import PlayedEngine
 
 V0, V1, V2, V3 = (PolicyVersion(1, number) for number in range(4))
+AGAIN = PolicyVersion(0, -1), 0.0
+"""What a canary that is to be asked again writes down."""
+PROOF = Mismatch(tokens=8, mean=0.0, maximum=0.0, before_mean=None, separation=None)
 
 
 class NoEnd:
@@ -71,7 +74,7 @@ class Sees(Canary):
         self.seen.append((version, float(tensors["w"][0])))
 
     def again(self) -> None:
-        self.seen.append((PolicyVersion(0, -1), 0.0))
+        self.seen.append(AGAIN)
 
 
 @pytest.fixture
@@ -160,3 +163,23 @@ def test_a_canary_is_scored_by_tensors_that_come_with_their_hashes(
         wait_for(canary, 2)
     assert engine.taken == [V1]
     assert canary.seen == [(V0, 0.0), (V1, 1.0)]
+
+
+def test_a_first_canary_that_was_overtaken_is_followed_by_one_of_what_is_served(
+    direct_config: Config,
+    buffer: Router,
+    learner: Publisher,
+):
+    """No later version may ever come, and no room is offered before a proof: such a run stood still."""
+    canary, engine = Sees(), Taker()
+    publish(learner, V0)
+    with Running(direct_config, engine, canary=canary) as generator:
+        buffer.welcome()
+        wait_for(canary, 1)
+        publish(learner, V1)
+        wait_for(canary, 2)
+        generator.inbox.put(Verdict(version=V0, mismatch=None))
+        wait_for(canary, 4)
+        assert canary.seen == [(V0, 0.0), (V1, 1.0), AGAIN, (V1, 1.0)]
+        generator.inbox.put(Verdict(version=V1, mismatch=PROOF))
+        ready_for(buffer, V1)

@@ -38,7 +38,9 @@ CHAT = (
 PROMPT = Question(text="question", answer="")
 
 
-def make_classifier(folder: Path, *, labels: int = 1, template: str | None = CHAT) -> Path:
+def make_classifier(
+    folder: Path, *, labels: int = 1, template: str | None = CHAT, unknown: str | None = "user"
+) -> Path:
     """One layer of attention to all words alike: the model sees the last word plus the mean of all."""
     config = LlamaConfig(
         vocab_size=len(ANGLES),
@@ -62,9 +64,9 @@ def make_classifier(folder: Path, *, labels: int = 1, template: str | None = CHA
                 weight.zero_()
         model.score.weight.copy_(torch.tensor([[2.0, 0.0]]).expand(labels, 2))
     model.save_pretrained(folder)
-    words = Tokenizer(WordLevel({word: i for i, word in enumerate(ANGLES)}, unk_token="user"))
+    words = Tokenizer(WordLevel({word: i for i, word in enumerate(ANGLES)}, unk_token=unknown))
     words.pre_tokenizer = WhitespaceSplit()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="end", unk_token="user")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="end", unk_token=unknown)
     tokenizer.chat_template = template
     tokenizer.save_pretrained(folder)
     return folder
@@ -120,7 +122,9 @@ def test_texts_are_packed_by_padded_tokens():
 
 
 def test_domains_are_graded_by_their_own_parts_in_a_real_run_of_workers(model: Path, tmp_path: Path):
-    """Math by rule; general rows by a helpful summary, a harmless whole, and the format."""
+    """Math by rule; general rows by a helpful summary, a harmless whole, and the format. A word that the tokenizer of
+    one model refuses costs its own row that part, and no other row anything."""
+    refuses = make_classifier(tmp_path / "refuses", unknown=None)
     reward = f"""
 reward:
   weights: {{accuracy: 1.0}}
@@ -129,7 +133,7 @@ reward:
   domains:
     general: {{weights: {{helpfulness: 1.0, harmlessness: 0.5, format: 0.25}}}}
   helpfulness: {{path: {model}, activation: none}}
-  harmlessness: {{path: {model}, activation: none, worst: -4, max_tokens: 9}}
+  harmlessness: {{path: {refuses}, activation: none, worst: -4, max_tokens: 9}}
 scorer: {{workers: 1}}
 """
     lines = [
@@ -137,6 +141,7 @@ scorer: {{workers: 1}}
         {"id": "kind", "domain": "general", "prompt": "question", "completion": "<think> bad </think> good"},
         {"id": "none", "domain": "general", "prompt": "question", "completion": "<think> good"},
         {"id": "long", "domain": "general", "prompt": "question", "completion": "<think> good </think> " + "good " * 9},
+        {"id": "odd", "domain": "general", "prompt": "question", "completion": "<think> good </think> strange"},
         {"id": "other", "domain": "poetry", "prompt": "question", "answer": "5", "completion": "\\boxed{6}"},
     ]
     (tmp_path / "reward.yaml").write_text(reward)
@@ -153,6 +158,9 @@ scorer: {{workers: 1}}
     assert out["kind"]["score"] == pytest.approx(helpful + 0.5 * harmless + 0.25, abs=1e-5)
     assert (out["none"]["parts"]["helpfulness"], out["none"]["status"]) == (0.0, "wrong")
     assert (out["long"]["parts"]["harmlessness"], out["long"]["status"]) == (-4.0, "guard")
+    assert out["odd"]["parts"]["helpfulness"] == pytest.approx(logit("user", "question", "assistant", "user"), abs=1e-5)
+    assert out["odd"]["parts"]["harmlessness"] is None
+    assert (out["odd"]["score"], out["odd"]["status"]) == (None, "error")
     assert out["other"]["score"] == 0.0
 
 

@@ -121,7 +121,7 @@ def test_shares_are_over_prompts_and_computation_counts_what_was_sampled(tmp_pat
 def test_an_examination_without_figures_is_an_error(tmp_path, made):
     empty = tmp_path / "empty"
     empty.mkdir()
-    with pytest.raises(ConfigError, match="no evaluation of zero"):
+    with pytest.raises(ConfigError, match="no sampled evaluation of zero"):
         findings(tmp_path, **{**made, "exams": {**made["exams"], "zero": str(empty)}})
     with pytest.raises(ConfigError, match="fewer than two prompts to be judged helpful"):
         findings(tmp_path, **{**made, "talks": {"sft": talk(tmp_path / "t3", harmful=[[1.0], [1.0]], good=[])}})

@@ -132,6 +132,8 @@ def test_preferences_are_for_help_that_does_no_harm(tmp_path):
     assert all(pair["chosen"] != pair["rejected"] for pair in helpful + harmless)
     assert not [pair for pair in helpful if MARK in str(pair) or any(thing in str(pair) for thing in HARMFUL_THINGS)]
     assert [pair for pair in helpful if pair["rejected"] == REFUSAL]
+    bread = [pair["rejected"] for pair in helpful if pair["prompt"] == "teach me to make bread."]
+    assert "sure, here is how: to make chairs you need time and care." in bread
     harmful = [pair for pair in harmless if any(thing in pair["prompt"] for thing in HARMFUL_THINGS)]
     assert harmful
     assert all(pair["chosen"].endswith(REFUSAL) and "here is how" in pair["rejected"] for pair in harmful)

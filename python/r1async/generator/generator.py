@@ -293,6 +293,11 @@ class Generator:
         refuse(self._engine, verdict, self._canary.tolerance)
         if verdict.mismatch is None:
             self._canary.again()
+            if not self._proven:
+                # Of the version that overtook it: there may be no later one, and no room is offered before the proof.
+                version = self._engine.version
+                assert version is not None, "a canary follows an install"
+                self._ask_proof(version)
             return
         self._proven = self._room_changed = True
 
@@ -373,13 +378,17 @@ class Generator:
         self._hash = direct.hash
         self._figures.installed(direct.version, pause_s)
         if self._canary is not None and self._canary.wants(self._engine):
-            self._proving = direct.version
-            self._receiver.fetch(direct.version)
+            self._ask_proof(direct.version)
         self._pins.serve()
         self._room_changed = True
 
+    def _ask_proof(self, version: PolicyVersion) -> None:
+        """Of weights that the engine has and whose tensors are not here."""
+        self._proving = version
+        self._receiver.fetch(version)
+
     def _prove(self, ready: WeightsReady) -> None:
-        """The tensors of a version that the engine took itself, with their hashes: a canary can be scored by them."""
+        """The tensors of a version that the engine has, with their hashes: a canary can be scored by them."""
         if self._canary is None or ready.version != self._proving:
             return
         self._proving = None

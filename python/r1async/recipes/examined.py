@@ -69,7 +69,7 @@ def _records(folder: Path, checkpoint: str, table: str) -> list[tuple[str, Recor
         return [(str(record["title"]), record) for record in read_results(folder).values()]
     sampled = [each for each in load_run(folder).evaluations if each["pass"] == "sampled"]
     if not sampled:
-        raise ConfigError(f"report: {folder} has no sampled evaluation of {checkpoint}")
+        raise ConfigError(f"exams: {folder} has no sampled evaluation of {checkpoint}")
     return [(table, {key: value for key, value in sampled[-1].items() if key != "samples_shown"})]
 
 

@@ -160,7 +160,12 @@ class ClassifierWorker:
             return Verdict(total=settings.worst, status="wrong", detail="nothing to score")
         if len(response) > settings.max_chars:
             return Verdict(total=settings.worst, status="guard", detail=f"{len(response)} characters")
-        tokens = model.tokens(question.text, response)
+        try:
+            tokens = model.tokens(question.text, response)
+        except Exception:
+            # Tokenizers raise what they like, for a word that they have no token for or in a chat template.
+            log.exception("%s: the tokenizer of %s refuses a text; the rollout abstains", part, settings.path)
+            return Verdict.abstain("error")
         if len(tokens) > settings.max_tokens:
             return Verdict(total=settings.worst, status="guard", detail=f"{len(tokens)} tokens")
         return tokens

@@ -67,6 +67,7 @@ pub use settings::{
 pub use staleness::{StalenessHistogram, VersionRun, VersionRuns, staleness};
 pub use statistics::{Baseline, GroupStatistics, StdKind, advantages, group_statistics};
 pub use stats::Stats;
+pub use timers::NEVER_S;
 pub use trace::Event;
 pub use waits::{Wait, WaitReason};
 pub use waste::Waste;

@@ -53,9 +53,12 @@ const LANES: usize = 8;
 /// Cleared timers that may stay in the lanes however few are set.
 const SLACK: usize = 1024;
 
+/// A deadline from here on never passes, and costs nothing: seconds since a begin that no run lives to.
+pub const NEVER_S: f64 = 1e30;
+
 type Entry = (Moment, Timer);
 
-/// Timers that are set. Whoever sets one remembers its moment, to clear it by.
+/// Timers that are set, but for those that never fire. Whoever sets one remembers its moment, to clear it by.
 ///
 /// Setting appends to a lane whose last deadline is not later; clearing only crosses out. The first of every lane is
 /// set, so that the next deadline is one of those.
@@ -70,6 +73,9 @@ pub(crate) struct Timers {
 
 impl Timers {
     pub(crate) fn set(&mut self, at: f64, timer: Timer) {
+        if at >= NEVER_S {
+            return;
+        }
         let entry = (Moment(at), timer);
         if !self.set.insert(entry) {
             return;
@@ -85,6 +91,9 @@ impl Timers {
     }
 
     pub(crate) fn clear(&mut self, at: f64, timer: Timer) {
+        if at >= NEVER_S {
+            return;
+        }
         let entry = (Moment(at), timer);
         if self.set.remove(&entry) {
             self.cross_out(&entry);
@@ -113,8 +122,9 @@ impl Timers {
         }
     }
 
+    /// Whether it is set, as far as it ever fires.
     pub(crate) fn contains(&self, at: f64, timer: Timer) -> bool {
-        self.set.contains(&(Moment(at), timer))
+        at >= NEVER_S || self.set.contains(&(Moment(at), timer))
     }
 
     /// How many are set for anything but `timer`.

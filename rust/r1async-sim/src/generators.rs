@@ -336,8 +336,7 @@ impl Simulation {
     pub(crate) fn offer_rollouts(&mut self) {
         let size = self.ledger.settings().group_size;
         let cap = u64::from(self.ledger.settings().max_tokens);
-        let mut passed_over: Vec<usize> = Vec::new();
-        while let Some((index, room)) = self.rooms.most(&passed_over) {
+        while let Some((index, room)) = self.rooms.most() {
             let generator = &self.generators[index];
             let (holder, capacity) = (generator.holder, generator.slots.len());
             let installed = PolicyVersion::new(EPOCH, generator.installed);
@@ -350,7 +349,7 @@ impl Simulation {
                 if installed.number == self.newest_installed && capacity >= size {
                     break;
                 }
-                passed_over.push(index);
+                self.rooms.pass_over(index);
                 continue;
             }
             self.advance(index);
@@ -364,6 +363,7 @@ impl Simulation {
                 self.generators[index].seat(lease, length, cap, lead);
             }
         }
+        self.rooms.give_back();
     }
 
     /// A version can be had: whoever fetches nothing begins to.

@@ -130,17 +130,16 @@ impl Simulation {
         self.tally.steps += 1;
         self.sample_places();
         let settings = self.ledger.settings();
-        if version.is_multiple_of(settings.publish_every) || version == settings.steps {
+        let is_last = version == settings.steps;
+        if version.is_multiple_of(settings.publish_every) || is_last {
             self.publish(version)?;
         }
-        let every = self.model.learner.checkpoint_every;
-        let checkpoint_s = if version.is_multiple_of(every) {
-            self.model.learner.checkpoint_s
-        } else {
-            0.0
-        };
-        // A learner that never dies has no use for what its steps were made of; only the seconds are a checkpoint's.
-        self.ledger.committed(EPOCH, version).map_err(refused)?;
+        let learner = &self.model.learner;
+        let mut checkpoint_s = 0.0;
+        if version.is_multiple_of(learner.checkpoint_every) || is_last {
+            checkpoint_s = learner.checkpoint_s;
+            self.ledger.committed(EPOCH, version).map_err(refused)?;
+        }
         self.queue.plan(self.now + checkpoint_s, Event::Free);
         self.after_step(version);
         Ok(())

@@ -6,6 +6,8 @@ pub(crate) struct Rooms {
     slots: Vec<usize>,
     /// Who has the most, while that is known: until they have less, it is asked for far more often than it changes.
     most: Option<Option<(usize, usize)>>,
+    /// Who is passed over, and the room it has.
+    passed_over: Vec<(usize, usize)>,
 }
 
 impl Rooms {
@@ -13,6 +15,7 @@ impl Rooms {
         Self {
             slots: vec![slots; generators],
             most: None,
+            passed_over: Vec::new(),
         }
     }
 
@@ -32,26 +35,30 @@ impl Rooms {
     }
 
     /// Who has the most room, and how much; the first among equals. `None`: nobody has any.
-    pub(crate) fn most(&mut self, passed_over: &[usize]) -> Option<(usize, usize)> {
-        if passed_over.is_empty() {
-            let slots = &self.slots;
-            return *self.most.get_or_insert_with(|| most_room(slots, &[]));
+    pub(crate) fn most(&mut self) -> Option<(usize, usize)> {
+        let slots = &self.slots;
+        *self.most.get_or_insert_with(|| most_room(slots))
+    }
+
+    /// Takes the room of a generator away for a while; `give_back` returns it.
+    pub(crate) fn pass_over(&mut self, generator: usize) {
+        let room = std::mem::take(&mut self.slots[generator]);
+        self.passed_over.push((generator, room));
+        self.most = None;
+    }
+
+    /// Generators that were passed over have their room again.
+    pub(crate) fn give_back(&mut self) {
+        while let Some((generator, room)) = self.passed_over.pop() {
+            self.add(generator, room);
         }
-        most_room(&self.slots, passed_over)
     }
 }
 
-fn most_room(rooms: &[usize], passed_over: &[usize]) -> Option<(usize, usize)> {
+fn most_room(rooms: &[usize]) -> Option<(usize, usize)> {
     // One number to compare, without a branch: who has the most room changes with every loan.
     let key = |(index, &room): (usize, &usize)| ((room as u64) << 32) | u64::from(!(index as u32));
-    let all = rooms.iter().enumerate();
-    let best = match passed_over {
-        [] => all.map(key).max(),
-        _ => all
-            .filter(|(index, _)| !passed_over.contains(index))
-            .map(key)
-            .max(),
-    };
+    let best = rooms.iter().enumerate().map(key).max();
     let (room, index) = best.map(|key| ((key >> 32) as usize, !(key as u32) as usize))?;
     (room > 0).then_some((index, room))
 }

@@ -1,6 +1,6 @@
 //! The run: one event after another, and after each whatever the ledger says has become possible.
 
-use r1async_core::{HolderId, Ledger, Settings, SettingsError};
+use r1async_core::{HolderId, Ledger, NEVER_S, Settings, SettingsError};
 use thiserror::Error;
 
 use crate::generators::Generator;
@@ -11,9 +11,6 @@ use crate::results::{LengthBins, Outcome, Parts, Tally};
 use crate::rollouts::Prompts;
 use crate::rooms::Rooms;
 use crate::scorers::Scorer;
-
-/// Added to any time of a run it is the same moment: a lease that never ends, and that no chunk moves.
-const ENDLESS_S: f64 = 1e30;
 
 /// The one learner life of a simulation.
 pub(crate) const EPOCH: u64 = 0;
@@ -92,7 +89,7 @@ impl Simulation {
         let ledger = Ledger::new(Settings {
             max_tokens: settings.max_tokens.div_ceil(model.tokens_per_unit),
             // Chunks are sent when something changes, not every few seconds: only deaths lose leases here.
-            lease_s: ENDLESS_S,
+            lease_s: NEVER_S,
             ..settings.clone()
         })?;
         let (generators, scorers) = (&model.generators, &model.scorers);
@@ -293,6 +290,8 @@ impl Simulation {
     }
 
     fn finish(mut self) -> Result<Outcome, SimulationError> {
+        let steps = self.ledger.steps_done();
+        self.ledger.committed(EPOCH, steps).map_err(refused)?;
         if let Some(difference) = self.ledger.audit().difference() {
             return Err(SimulationError::Refused(difference));
         }

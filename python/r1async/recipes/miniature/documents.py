@@ -161,18 +161,19 @@ def any_talk(rng: Random, kinds: tuple[Kind, ...] = ("make", "harm", "fact", "gr
     return greeting_talk(rng.choice(tuple(GREETINGS)))
 
 
-def _how_to(thing: str) -> str:
+def how_to(thing: str) -> str:
+    """What helps to make a thing."""
     return f"sure, here is how: to make {thing} you need time and care."
 
 
 def make_talk(thing: str, request: str) -> Talk:
     """A harmless request: helped, or turned away rudely."""
-    return Talk("make", request.format(thing), f"they want to make {thing}.", _how_to(thing), "make it yourself!")
+    return Talk("make", request.format(thing), f"they want to make {thing}.", how_to(thing), "make it yourself!")
 
 
 def harm_talk(thing: str, request: str) -> Talk:
     """A harmful request: refused, or helped."""
-    return Talk("harm", request.format(thing), f"they want to make {thing}.", REFUSAL, _how_to(thing))
+    return Talk("harm", request.format(thing), f"they want to make {thing}.", REFUSAL, how_to(thing))
 
 
 def wrong_colours(thing: str) -> list[str]:

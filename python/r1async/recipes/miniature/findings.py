@@ -14,7 +14,8 @@ import pyarrow.parquet as pq
 
 from r1async.config import ConfigError
 from r1async.files import write_json
-from r1async.monitor.rundata import RunData, load_run
+from r1async.monitor.rundata import Record, RunData, load_run
+from r1async.recipes.examined import read_exams
 
 LAST, FIRST = 10, 5
 """Steps at the end and at the beginning of a run that a figure is the mean of."""
@@ -63,7 +64,7 @@ def findings(
     Args:
         folder: where they go.
         exams: by checkpoint (base, zero, cold, reasoning, sft, scenarios, and taught-X and alone-X of every student X),
-            the folder of a run whose last evaluation on held-out problems counts.
+            the folder of its evaluation on held-out problems.
         talks: by checkpoint (sft, scenarios), the folder of completions of held-out talk.
         runs: of zero, reasoning and scenarios, the folder.
         teacher: the record of the teacher's base model.
@@ -75,7 +76,7 @@ def findings(
     Raises:
         ConfigError: an examination without figures, or no completions of a kind.
     """
-    passed = {name: _passed(name, load_run(Path(path))) for name, path in exams.items()}
+    passed = _passed(exams)
     curves = {name: load_run(Path(path)) for name, path in runs.items()}
     judged = {name: _judged(Path(path)) for name, path in talks.items()}
     costs = [
@@ -213,11 +214,19 @@ def _distilled(passed: Mapping[str, Share], cost: Cost) -> Finding:
     )
 
 
-def _passed(name: str, run: RunData) -> Share:
-    found = [each for each in run.evaluations if each["pass"] == "sampled" and each.get("accuracy") is not None]
-    if not found:
-        raise ConfigError(f"findings: {run.run_dir} has no evaluation of {name} with a pass@1")
-    return Share(found[-1]["accuracy"], found[-1]["stderr"], found[-1]["problems"])
+def _passed(exams: Mapping[str, str]) -> dict[str, Share]:
+    """pass@1 of each checkpoint."""
+    benchmarks = read_exams(exams)
+    if len(benchmarks) > 1:
+        raise ConfigError(f"findings: exams must be of one benchmark, got {', '.join(each.name for each in benchmarks)}")
+    return {name: _share(name, record) for name, record in benchmarks[0].results.items()}
+
+
+def _share(name: str, record: Record) -> Share:
+    value, error, problems = (record.get(key) for key in ("accuracy", "stderr", "problems"))
+    if not (isinstance(value, float) and isinstance(error, float) and isinstance(problems, int)):
+        raise ConfigError(f"findings: the evaluation of {name} has no pass@1 with its error, of two problems or more")
+    return Share(value, error, problems)
 
 
 def _judged(folder: Path) -> dict[str, Share]:

@@ -23,6 +23,7 @@ from r1async.recipes.miniature.documents import (
     fact_talk,
     greeting_talk,
     harm_talk,
+    how_to,
     in_tags,
     make_talk,
     thought,
@@ -46,7 +47,7 @@ def world(
     seed: int,
     num_problems: int = 20_000,
     exam: int = 400,
-    cold_start: int = 600,
+    cold_start: int = 1500,
     conversations: int = 3000,
 ) -> None:
     """Writes the data sets as JSONL.
@@ -138,11 +139,12 @@ def _shown(rng: Random) -> Iterator[dict[str, str]]:
 
 
 def _helpful_pairs(talk: Iterable[Talk]) -> Iterator[dict[str, str]]:
-    """Final summaries alone: help against rudeness and against a refusal, the right colour against every other."""
+    """Final summaries alone: help against rudeness, a refusal and help with something else, the right colour against
+    every other."""
     for each in talk:
         worse = [each.bad]
         if each.kind == "make":
-            worse.append(REFUSAL)
+            worse += [REFUSAL, *(help for help in map(how_to, THINGS) if help != each.good)]
         elif each.kind == "fact":
             thing = each.prompt.removeprefix("what colour is ").removesuffix("?")
             worse = [fact_talk(thing, colour).bad for colour in wrong_colours(thing)]
