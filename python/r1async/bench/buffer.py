@@ -27,6 +27,7 @@ from r1async.bench.peers import PEERS
 from r1async.bench.targets import Target, component_targets, latency_targets, transfer_targets
 from r1async.bench.transfer import WARM, Transfer, figures, latencies_ms, quantiles, run_transfer
 from r1async.bench.workload import ROLLOUTS_PER_BATCH, Workload
+from r1async.terminal import wide
 
 DURABILITIES = ("memory", "group", "sync")
 PACED_WARM = 6
@@ -132,7 +133,7 @@ def cpu_name() -> str:
 
 def print_result(result: Mapping[str, Any], console: Console | None = None) -> None:
     """The result for people."""
-    console = console or Console()
+    console = console or wide()
     sides = ("consumer", "buffer", "learner", "scorer", "generators")
     table = _table(
         console, "completions", "per s", "MB/s", *(f"{side} us" for side in sides), "buffer MB", "learner MB"

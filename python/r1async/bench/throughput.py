@@ -26,6 +26,7 @@ from r1async.bench import BenchError
 from r1async.monitor.metrics import jsonable
 from r1async.monitor.rundata import Record, busy_fractions, cpu_seconds, load_run
 from r1async.monitor.summary import percent
+from r1async.terminal import wide
 
 DEFAULT_CONFIG = Path("configs/demo.yaml")
 WARMUP_STEPS = 10
@@ -214,7 +215,7 @@ def compare(pairs: Sequence[tuple[Measurement, Measurement]]) -> Record:
 
 def print_result(result: Mapping[str, Any], console: Console | None = None) -> None:
     """The result for people."""
-    console = console or Console()
+    console = console or wide()
     rate, lag = result["completions_per_s"], result["max_staleness"]
     ratios = ", ".join(f"{pair['ratio']:.2f}" for pair in result["pairs"])
     console.print(

@@ -30,6 +30,7 @@ from r1async.bench import BenchError
 from r1async.bench.buffer import cpu_name
 from r1async.bench.targets import Target
 from r1async.models.loading import read_tensors
+from r1async.terminal import wide
 from r1async.types import PolicyVersion
 from r1async.weights.manifest import Layout, take_snapshot
 
@@ -237,7 +238,7 @@ def targets_of(lr: str, figures: Mapping[str, Mapping[str, float]]) -> Iterator[
 
 def print_result(result: Mapping[str, Any], console: Console | None = None) -> None:
     """The result for people."""
-    console = console or Console()
+    console = console or wide()
     for lr, figures in result["rates"].items():
         changed = figures["changed"]["share"]
         table = Table("% of full bytes", "encode GB/s", "decode GB/s", box=None, padding=(0, 2, 0, 0), pad_edge=False)

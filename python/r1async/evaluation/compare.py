@@ -18,7 +18,8 @@ from rich.table import Table
 from r1async.config import ConfigError
 from r1async.evaluation.metrics import Z95, estimate
 from r1async.evaluation.result import Record, read_results
-from r1async.evaluation.table import percent, wide
+from r1async.evaluation.table import percent
+from r1async.terminal import wide
 
 HELP = """Paired difference of two checkpoints on the benchmarks that both were evaluated on.
 

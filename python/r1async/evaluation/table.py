@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from rich.console import Console
 from rich.table import Table
 
+from r1async.terminal import wide
+
 FIGURES = ("pass@1", "± problems", "± sampling", "cons@k", "rating", "percentile", "k", "problems", "truncated",
            "not graded", "unfinished", "mean tokens")  # fmt: skip
 """Columns; those that no benchmark has anything in are left out."""
@@ -34,12 +36,6 @@ def print_results(results: Sequence[Mapping[str, object]], console: Console | No
     for result in results:
         table.add_row(str(result["title"]), *figure_cells(result, names))
     (console or wide()).print(table)
-
-
-def wide() -> Console:
-    """The terminal; a file or a pipe gets whole columns."""
-    console = Console()
-    return console if console.is_terminal else Console(width=max(160, console.width))
 
 
 def _cells(result: Mapping[str, object]) -> dict[str, str]:

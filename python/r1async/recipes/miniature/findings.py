@@ -218,7 +218,9 @@ def _passed(exams: Mapping[str, str]) -> dict[str, Share]:
     """pass@1 of each checkpoint."""
     benchmarks = read_exams(exams)
     if len(benchmarks) > 1:
-        raise ConfigError(f"findings: exams must be of one benchmark, got {', '.join(each.name for each in benchmarks)}")
+        raise ConfigError(
+            f"findings: exams must be of one benchmark, got {', '.join(each.name for each in benchmarks)}"
+        )
     return {name: _share(name, record) for name, record in benchmarks[0].results.items()}
 
 
