@@ -1,10 +1,10 @@
-"""Slow rewards beside fast ones: `python benches/slow_rewards.py [STEPS]`, from the root of the repository.
+"""Slow rewards beside fast ones: `python benches/slow_rewards.py [STEPS [PAIRS]]`, from the root of the repository.
 
-Runs configs/demo.yaml twice, with smaller batches and a quarter of the problems of the source `slow`: their rollouts
-are also put before a judge on this machine that answers at once in the first run, and in the second after 50 steps of
-the first run (lognormal, sigma 0.7, at most five times that), as test suites of a repository do. Its answers weigh
-nothing, so that both runs learn from the same rewards. Prints throughput, the slow source's share of trained groups,
-and the staleness of each source, all of the second half: in the first the slow source's window fills. Under 500 steps
+Runs configs/demo.yaml in turns, with smaller batches and a quarter of the problems of the source `slow`: their rollouts
+are also put before a judge on this machine that answers at once in every other run, and in those between after 50 steps
+of the first one (lognormal, sigma 0.7, at most five times that), as test suites of a repository do. Its answers weigh
+nothing, so that all learn from the same rewards. Prints throughput, the slow source's share of trained groups, and the
+staleness of each source, all of the second halves: in the first the slow source's window fills. Under 500 steps
 few slow verdicts are there by then, and the figures say only that everything works.
 """
 
@@ -19,6 +19,7 @@ import sys
 import tempfile
 import threading
 from pathlib import Path
+from statistics import median
 from typing import NamedTuple
 
 from aiohttp import web
@@ -72,29 +73,45 @@ class Judge:
 
 
 def main() -> None:
-    steps = int(sys.argv[1]) if len(sys.argv) > 1 else 640
+    steps, pairs = (int(sys.argv[i]) if len(sys.argv) > i else default for i, default in ((1, 640), (2, 3)))
     judge = Judge()
     with tempfile.TemporaryDirectory() as folder:
-        fast = played(judge, Path(folder), "instant", steps)
-        judge.median_s = FACTOR * fast.step_s
-        print(f"verdicts of the slow source take {judge.median_s:.1f} s now, {FACTOR:g} steps (median)", flush=True)
-        slow = played(judge, Path(folder), "slow", steps)
+        instant = [played(judge, Path(folder), "instant-0", steps)]
+        verdict_s = FACTOR * instant[0].step_s
+        print(f"verdicts of the slow source take {verdict_s:.1f} s, {FACTOR:g} steps (median)", flush=True)
+        slow: list[Played] = []
+        for pair in range(pairs):
+            judge.median_s = verdict_s
+            slow.append(played(judge, Path(folder), f"slow-{pair}", steps))
+            judge.median_s = 0.0
+            instant.append(played(judge, Path(folder), f"instant-{pair + 1}", steps))
+    # Each slow run between its neighbours: a machine that grows slower meanwhile is none of the judge's doing.
+    ratios = [(before.step_s + after.step_s) / 2 / each.step_s
+              for before, each, after in zip(instant, slow, instant[1:], strict=False)]  # fmt: skip
     print(
-        f"throughput beside slow verdicts: {fast.step_s / slow.step_s:.3f} of that beside instant ones (wanted: 0.95)"
+        f"throughput beside slow verdicts: {median(ratios):.3f} of that beside instant ones (wanted: 0.95); "
+        f"{', '.join(f'{ratio:.3f}' for ratio in ratios)}"
     )
+    groups, of_slow, wanted = (sum(getattr(each, name) for each in slow) for name in ("groups", "slow", "wanted"))
+    print(f"share of the slow source: {of_slow / groups:.4f} of {groups} groups, {of_slow / wanted:.3f} of its "
+          "share of the data (0.95 to 1.05)")  # fmt: skip
+    print(f"oldest token of the slow source that was trained: {max(each.oldest[True] for each in slow)} steps (its "
+          f"bound: {BOUND})")  # fmt: skip
     print(
-        f"share of the slow source: {slow.share:.4f}, {slow.share / SHARE:.3f} of its share of the data (0.95 to 1.05)"
+        f"oldest token of the others: {max(each.oldest[False] for each in slow)} steps (their bound: {slow[0].bound})"
     )
-    print(f"oldest token of the slow source that was trained: {slow.oldest[True]} steps (its bound: {BOUND})")
-    print(f"oldest token of the others: {slow.oldest[False]} steps (their bound: {slow.bound})")
 
 
 class Played(NamedTuple):
     """What a run was like in its second half."""
 
     step_s: float
-    share: float
-    """Of the slow source, among trained groups."""
+    groups: int
+    """Trained."""
+    slow: int
+    """Of them those of the slow source."""
+    wanted: float
+    """How many that would be by its share of all prompts that the run was given."""
     oldest: dict[bool, int]
     """By source (slow or not) the most steps that any token was behind which had a loss."""
     bound: int
@@ -114,15 +131,16 @@ def played(judge: Judge, folder: Path, name: str, steps: int) -> Played:
     run = load_run(folder / name)
     settled = [record["time"] for record in run.steps if record["step"] >= steps // 2]
     step_s = (settled[-1] - settled[0]) / (len(settled) - 1)
-    share, groups, stale = told(folder / name, steps // 2)
+    groups, slow, data, stale = told(folder / name, steps // 2)
     whole_s = run.steps[-1]["time"] - run.steps[0]["time"]
     print(
-        f"{name}: a step takes {step_s:.3f} s ({16 / step_s:.1f} completions/s), all {whole_s:.0f} s; "
-        f"{share:.4f} of {groups} groups are slow ones; oldest trained token: slow {stale[True]} steps, others "
-        f"{stale[False]}; judge asked {judge.asked} times",
+        f"{name}: a step takes {step_s:.4f} s ({16 / step_s:.1f} completions/s), all {whole_s:.0f} s; "
+        f"{slow / groups:.4f} of {groups} groups are slow ones, of the data {data:.4f}; oldest trained token: slow "
+        f"{stale[True]} steps, others {stale[False]}; judge asked {judge.asked} times",
         flush=True,
     )
-    return Played(step_s, share, stale, load_config(folder / name / "config.yaml").staleness.max_staleness)
+    bound = load_config(folder / name / "config.yaml").staleness.max_staleness
+    return Played(step_s, groups, slow, data * groups, stale, bound)
 
 
 class NoTokenizer:
@@ -135,19 +153,21 @@ class NoTokenizer:
         return ""
 
 
-def told(run_dir: Path, warm: int) -> tuple[float, int, dict[bool, int]]:
-    """Share of slow groups among those trained from step `warm` on, those groups, and by source (slow or not) the most
-    steps that any token was behind which had a loss."""
+def told(run_dir: Path, warm: int) -> tuple[int, int, float, dict[bool, int]]:
+    """Groups trained from step `warm` on and the slow ones among them, the share of slow ones among all prompts, and by
+    source (slow or not) the most steps that any token was behind which had a loss."""
     config = load_config(run_dir / "config.yaml")
     source = ChainModSource(seed=config.seed, tokenizer=NoTokenizer(), slow_share=config.data.slow_share)
     slow: set[int] = set()
+    admitted = 0
     trained: list[int] = []
     oldest: dict[int, int] = {}
     stale = {True: 0, False: 0}
     for _, event in events_of(run_dir):
         match event["what"]:
-            case "admitted" if source.prompt(event["ordinal"]).source:
-                slow.add(event["group"])
+            case "admitted":
+                admitted += 1
+                slow |= {event["group"]} if source.prompt(event["ordinal"]).source else set()
             case "tokens":
                 versions = [run["version"]["number"] for run in event["runs"]]
                 oldest[event["rollout"]] = min([oldest.get(event["rollout"], 1 << 30), *versions])
@@ -156,7 +176,7 @@ def told(run_dir: Path, warm: int) -> tuple[float, int, dict[bool, int]]:
             case "taken" if event["loss_tokens"] == event["tokens"]:
                 of_slow = event["rollout"] // config.group.group_size in slow
                 stale[of_slow] = max(stale[of_slow], event["step"] - oldest[event["rollout"]])
-    return sum(group in slow for group in trained) / max(1, len(trained)), len(trained), stale
+    return len(trained), sum(group in slow for group in trained), len(slow) / admitted, stale
 
 
 if __name__ == "__main__":

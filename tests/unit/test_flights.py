@@ -86,3 +86,13 @@ def test_greedy_tokens_have_logprob_zero_and_flush_takes_all_that_is_certain():
     made.extend(3, [8], [-1.0], None)
     (progress,) = made.flush()
     assert (progress.token_ids.tolist(), progress.logprobs.tolist()) == ([7], [0.0])
+
+
+def test_who_was_told_of_tokens_that_are_gone_is_told_of_the_next():
+    made, told = flights(chunk_tokens=1)
+    made.extend(1, [7], [-1.0], V1)
+    made.forget([1])
+    assert not made.busy  # so that nobody collects
+    made.begin([Request(id=2, rollout=2, prompt_ids=np.array([5], np.int32), sampling=PLAIN)])
+    made.extend(2, [7], [-1.0], V1)
+    assert told == [1, 1]

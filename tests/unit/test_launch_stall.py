@@ -109,3 +109,9 @@ def test_run_is_not_ended_within_the_longest_wait_of_its_own():
     assert end_s(load_config(None, [*slow, "progress.limit_s=30"])) == 930.0
     assert end_s(load_config(None, [*slow, "progress.limit_s=300"])) == 1500.0
     assert end_s(load_config(None, [*slow, "progress.limit_s=30", "progress.end_s=40"])) == 40.0
+
+
+def test_a_wait_for_late_members_can_be_blamed():
+    watch = StallWatch(10.0, now=0.0, end_s=50.0)
+    watch.saw(stats(7, {"name": "late", "text": "late: step 2, the last, waits for 1 rollouts of groups 1"}), now=0.0)
+    assert watch.diagnose(12.0).name == "late"

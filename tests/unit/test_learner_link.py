@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -51,3 +52,15 @@ def test_published_never_overtakes_stepped_in_a_new_session(monkeypatch: pytest.
         link.wait_committed(1, deadline_s=0.05)
     assert [kind for session, kind in connection.sent if session == 1] == ["stepped", "next_batch", "published"]
     assert [kind for session, kind in connection.sent if session == 2] == ["stepped", "published", "next_batch"]
+
+
+def test_a_learner_serves_its_last_version_however_long_an_evaluation_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It used to end with an error after twice `eval.deadline_s`, which a benchmark may take for a single sample."""
+    monkeypatch.setattr("r1async.learner.link.Connection", FakeConnection)
+    inbox = Inbox()
+    link = Link(Config(name="run", endpoints=EndpointsConfig(batches="ipc:///unused")), inbox, rank=0, epoch=1, step=0,
+                stats=dict)  # fmt: skip
+    timer = threading.Timer(0.5, lambda: inbox.put(Message({"t": "alive", "state": "stopping"}, {})))
+    timer.start()
+    link.serve(0.1)
+    timer.join()

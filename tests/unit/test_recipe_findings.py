@@ -10,7 +10,7 @@ from r1async.config import ConfigError
 from r1async.recipes.miniature.findings import JUDGING, findings
 
 EXAMS = {
-    "base": 0.30, "zero": 0.88, "cold": 0.85, "reasoning": 0.90, "sft": 0.89, "scenarios": 0.88,
+    "base": 0.30, "zero": 0.88, "consistent": 0.86, "cold": 0.85, "reasoning": 0.90, "sft": 0.89, "scenarios": 0.88,
     "taught-small": 0.80, "alone-small": 0.60,
 }  # fmt: skip
 STEPS = 20
@@ -42,7 +42,7 @@ def talk(path: Path, *, harmful: list[list[float]], good: list[list[float]]) -> 
     rows += [{f"{JUDGING}:good_reply": value} for each in good for value in each]
     ordinals = [number for number, each in enumerate(harmful + good) for _ in each]
     (path / "samples").mkdir(parents=True)
-    table = pa.table({"ordinal": ordinals, "parts": [json.dumps(row) for row in rows]})
+    table = pa.table({"ordinal": ordinals, "parts": [json.dumps(row) for row in rows], "status": ["ok"] * len(rows)})
     pq.write_table(table, path / "samples" / "part-0.parquet")
     return str(path)
 
@@ -71,7 +71,8 @@ def made(tmp_path):
         },
         "runs": {
             "zero": folder_of(tmp_path / "z", {"length/mean": (12, 18), reflects: (0.1, 0.3), mixes: (0.3, 0.4)}),
-            "reasoning": folder_of(tmp_path / "r", {"reward/language": (0.8, 0.99), mixes: (0.3, 0.0)}),
+            "consistent": folder_of(tmp_path / "c", {"reward/language": (0.8, 0.99), mixes: (0.3, 0.0)}),
+            "reasoning": folder_of(tmp_path / "r", {"reward/language": (0.99, 0.99)}),
             "scenarios": folder_of(tmp_path / "s", {"reward/language": (0.99, 0.99)}),
         },
         "teacher": write(tmp_path / "teacher.json", {"parameters": 100}),
@@ -89,7 +90,7 @@ def holds(folder: Path) -> dict[str, bool]:
 def test_all_as_in_the_paper(tmp_path, made):
     findings(tmp_path, **made)
     found = holds(tmp_path)
-    assert len(found) == 12
+    assert len(found) == 14
     assert all(found.values())
     table = json.loads((tmp_path / "table.json").read_text())
     assert {row[-1] for row in table["rows"]} == {"as in the paper"}
@@ -104,7 +105,21 @@ def test_what_differs_is_said(tmp_path, made):
     assert [says for says, true in holds(tmp_path).items() if not true] == [
         "fine-tuning of the base model on what stage 3 wrote is as good (within the error)",
         "reinforcement learning for all scenarios halves harmful answers",
-        "without refusing others",
+        "without refusing others (at most 0.05 of good answers less)",
+        "distillation beats reinforcement learning on a student of 40 parameters",
+    ]
+
+
+def test_what_was_never_there_is_not_called_ended_or_halved(tmp_path, made):
+    """A run that begins in one language, and no harmful answer to begin with; a distillation that computed more."""
+    reward = {"reward/language": (0.99, 0.99), f"reward/{JUDGING}:mixes": (0.0, 0.0)}
+    made["runs"] |= {"consistent": folder_of(tmp_path / "one", reward)}
+    made["talks"] |= {"sft": talk(tmp_path / "t4", harmful=[[0.0], [0.0]], good=[[1.0], [1.0]])}
+    made["lessons"] = write(tmp_path / "long.json", {"completions": {"tokens": 10**6, "sampled": 10}})
+    findings(tmp_path, **made)
+    assert [says for says, true in holds(tmp_path).items() if not true] == [
+        "language consistency in the reward ends it (0.95 or more, from 0.1 of thoughts mixed)",
+        "reinforcement learning for all scenarios halves harmful answers",
         "distillation beats reinforcement learning on a student of 40 parameters",
     ]
 

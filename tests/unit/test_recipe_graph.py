@@ -7,7 +7,7 @@ import pytest
 from r1async.config import ConfigError
 from r1async.recipes.digests import digests
 from r1async.recipes.graph import Recipe, load_recipe
-from r1async.recipes.plan import begin, check, finish, forget, plan
+from r1async.recipes.plan import _sources, begin, check, finish, forget, plan
 from r1async.recipes.runner import Selection, select
 from r1async.tasks.file import digest_of
 
@@ -132,7 +132,29 @@ def test_an_evaluation_without_a_benchmark_is_refused(tmp_path):
 
 def test_an_input_may_lie_beside_the_recipe(tmp_path):
     (tmp_path / "n.txt").write_text("4")
-    assert read(tmp_path, "inputs: {n: n.txt}\n" + CHAIN).inputs == {"n": tmp_path / "n.txt"}
+    text = "inputs: {n: n.txt}\n" + CHAIN.replace("value: 1", 'value: 1, plus: "${inputs.n}"')
+    assert read(tmp_path, text).inputs == {"n": tmp_path / "n.txt"}
+
+
+def test_the_order_of_a_functions_table_counts(tmp_path):
+    text = 'stages:\n  page: {make: "r1async.recipes.report:report", set: {title: T, exams: {a: x, b: y}}}\n'
+    first, second = (
+        plan(read(tmp_path, each))["page"].key for each in (text, text.replace("a: x, b: y", "b: y, a: x"))
+    )
+    assert first != second
+
+
+def test_a_functions_code_is_what_it_imports_and_not_its_neighbours():
+    found = set(_sources("r1async.recipes.miniature.base"))
+    assert {"r1async.recipes.miniature.documents", "r1async.recipes.cold_start"} <= found
+    assert not {"r1async.recipes.miniature.findings", "r1async.recipes.report"} & found
+
+
+def test_arguments_of_functions_are_checked_before_anything_runs(tmp_path):
+    text = 'stages:\n  page: {make: "r1async.recipes.report:report", set: {titel: T, exams: {}}}\n'
+    titel, title = check(plan(read(tmp_path, text)), tmp_path)
+    assert titel.startswith("stages.page: set.titel: no argument of report; it has title, exams")
+    assert title == "stages.page: set.title: must be set"
 
 
 @pytest.mark.parametrize(
@@ -148,6 +170,12 @@ def test_an_input_may_lie_beside_the_recipe(tmp_path):
         ("inputs: {x: /no/such}\n" + CHAIN, "/no/such does not exist; give it, or inputs.x=PATH"),
         (CHAIN.replace("value: 1", 'value: "${each.out}"'), "the stage has no `each`"),
         ("stages: []\n", "stages: must be a table"),
+        ("inputs: {m: .}\n" + CHAIN, "inputs.m: no stage takes it"),
+        (
+            f"{CHAIN}  b-a: {{{NUMBER}, each: [a], set: {{value: 1}}}}\n  b-a-a: {{{NUMBER}}}\n",
+            "two stages have this name",
+        ),
+        (CHAIN.replace("alone:", "logs:"), "stages.logs: a stage's name is"),
         (CHAIN.replace("tests.recipe_steps:number", "tests.no_such:number"), "no module 'tests.no_such'"),
     ],
 )
@@ -211,7 +239,7 @@ def test_a_stage_that_is_half_forgotten_is_not_done(tmp_path, monkeypatch):
         patched.setattr("shutil.rmtree", killed)
         with pytest.raises(KeyboardInterrupt):
             forget(job)
-    assert job.begun
+    assert not job.begun
     forget(job)
     assert not job.folder.exists()
     forget(job)

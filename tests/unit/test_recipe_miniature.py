@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from r1async.recipes.cold_start import imitation_loss, pad
+from r1async.recipes.cold_start import accumulate, imitation_loss, pad
 from r1async.recipes.cold_start_data import cold_start_data
 from r1async.recipes.miniature import base, judging
 from r1async.recipes.miniature.documents import REFUSAL, Shares, any_talk, documents, thought
@@ -66,7 +66,7 @@ def test_a_slip_is_taken_back():
 def test_a_batch_in_parts_has_the_loss_and_gradients_of_the_whole():
     model = base.make_model(0, 32, 1)
     parts = next(base.batches(0))
-    loss = base.accumulate(model, parts)
+    loss = accumulate(model, parts)
     gradients = [each.grad for each in model.parameters()]
     model.zero_grad(set_to_none=True)
     rows = [(ids, mask.tolist()) for part in parts for ids, mask in zip(part.token_ids, part.loss_mask, strict=True)]

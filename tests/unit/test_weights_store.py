@@ -208,3 +208,18 @@ def test_a_manifest_says_what_is_wrong_with_it(field: str, value: object, text: 
     message.header[field] = value
     with pytest.raises(WireError, match=text):
         Manifest.from_message(message)
+
+
+def test_a_proof_does_not_take_the_pin_of_an_evaluation() -> None:
+    made = store(newest=0)
+    before = taken(0)
+    for number in range(1, 7):
+        snapshot = taken(number)
+        made.add(snapshot, 1.0, encoded(snapshot, before))
+        before = snapshot
+        if number < 5:
+            made.retain(version(number), 1.0)
+            made.get(version(1), pin=True)  # evaluated now
+        else:
+            made.get(version(number), pin=True)  # a generator's proof of the newest, which nobody retains
+    assert version(1) in made.versions()

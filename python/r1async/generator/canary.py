@@ -204,7 +204,8 @@ class Canary:
         self._version: PolicyVersion | None = None
         self._tensors: Mapping[str, Tensor] = {}
         self._birds: dict[int, Sample] = {}
-        self._thread: threading.Thread | None = None
+        self._judging = False
+        """A verdict is to come."""
 
     @property
     def tolerance(self) -> Tolerance:
@@ -217,7 +218,7 @@ class Canary:
 
     @property
     def under_way(self) -> bool:
-        return bool(self._birds) or (self._thread is not None and self._thread.is_alive())
+        return bool(self._birds) or self._judging
 
     def wants(self, engine: Engine) -> bool:
         """The engine has weights that are not here: whether they are to be fetched and given to `installed`."""
@@ -253,11 +254,15 @@ class Canary:
             return True
         bird.take(progress)
         if all(each.finished for each in self._birds.values()):
-            self._thread = threading.Thread(target=self._judge, args=(list(self._birds.values()),), name="canary")
-            self._thread.daemon = True
-            self._birds = {}
-            self._thread.start()
+            birds = list(self._birds.values())
+            self._birds, self._judging = {}, True
+            thread = threading.Thread(target=self._judge, args=(birds,), name="canary", daemon=True)
+            thread.start()
         return True
+
+    def judged(self) -> None:
+        """The verdict is here: another canary may follow, though the thread has not quite ended."""
+        self._judging = False
 
     def again(self) -> None:
         """Asks with the next install, whenever it is due."""

@@ -176,6 +176,8 @@ class Flights:
                 self._due.pop(request_id, None)
                 if flight is not None and flight.finish is None:
                     dropped.append(request_id)
+            # Nothing is left to collect of what was told: the next tokens are told again.
+            self._told = self._told and bool(self._due or self._failure)
             return dropped
 
     def _tell(self) -> None:

@@ -15,7 +15,7 @@ from r1async.client import Connected, Connection, greeting
 from r1async.config import Config
 from r1async.engines import FENCED_EXIT_CODE, engine_of
 from r1async.generator.canary import REQUESTS, Canary, EngineUntrusted, Verdict, refuse
-from r1async.generator.engine import Engine, Progress, TakesDirect
+from r1async.generator.engine import Engine, EngineError, Progress, TakesDirect
 from r1async.generator.engines import evaluates, make_canary, make_engine, scratch_folder, trains
 from r1async.generator.environments import make_turns
 from r1async.generator.figures import Figures
@@ -82,6 +82,11 @@ def run(
     try:
         with timeline.busy("load"):
             engine, canary = make()
+            if canary is not None and engine.capacity <= REQUESTS:
+                raise EngineError(
+                    f"{engine.describe()} takes {engine.capacity} requests at a time; want more than the {REQUESTS} "
+                    "that canaries keep: give it more, or set generator.canary_every=0"
+                )
             turns = make_turns(config, inbox.put)
         record = MetricsWriter(run_dir / "metrics" / f"{name}-engine.jsonl", started=run_started(run_dir))
         figures = Figures(timeline, engine.describe(), record)
@@ -245,7 +250,9 @@ class Generator:
         if self._engine.busy:
             name, span = "tokens of the engine", self._timeline.busy("decode")
         elif not self._proven:
-            name, span = "the proof of the engine", self._timeline.busy("canary")
+            name = "the proof of the engine"
+            # Its weights have to come first where they are not here.
+            span = self._timeline.busy("canary") if self._proving is None else self._timeline.wait("weights to prove")
         elif self._turns is not None and self._turns.held:
             name, span = f"{self._turns.held} environments", self._timeline.wait("environments")
         elif fetching:
@@ -272,8 +279,11 @@ class Generator:
                 case WeightsReady():
                     self._prove(item)
                     if item.version == self._pins.fetching:
+                        claimed = self._pins.claimed
                         with self._timeline.busy("install"):
                             self._pins.arrived(item)
+                        # A claim may end without an install: its leases were lost while the weights were on their way.
+                        self._room_changed |= claimed and not self._pins.claimed
                 case WeightsMissing():
                     self._on_missing(item)
                 case Verdict():
@@ -289,6 +299,7 @@ class Generator:
 
     def _on_verdict(self, verdict: Verdict) -> None:
         assert self._canary is not None
+        self._canary.judged()
         self._figures.proven(verdict)
         refuse(self._engine, verdict, self._canary.tolerance)
         if verdict.mismatch is None:
@@ -392,7 +403,8 @@ class Generator:
         if self._canary is None or ready.version != self._proving:
             return
         self._proving = None
-        if self._engine.version == ready.version:
+        # Places of a claimed engine are the evaluation's, all of them.
+        if self._engine.version == ready.version and not self._pins.claimed:
             self._canary.installed(ready.version, ready.tensors, self._engine)
         else:
             self._canary.again()

@@ -12,8 +12,8 @@ END_AFTER = 5
 """Limits without progress after which the run is ended, unless a wait within its own deadline may take longer."""
 
 CAUSES = (
-    "role", "learner", "weights", "fenced", "scoring", "generating", "train", "filters", "hold", "end_of_data",
-    "prompts", "scorer", "generator", "evaluation", "places", "groups",
+    "role", "learner", "weights", "fenced", "scoring", "generating", "train", "filters", "hold", "late",
+    "end_of_data", "prompts", "scorer", "generator", "evaluation", "places", "groups",
 )  # fmt: skip
 """Waits of the buffer, those that explain others first: a learner that waits for groups does so because a scorer is
 busy, never the other way round."""

@@ -253,7 +253,7 @@ class Learner:
             link.wait_committed(self.core.version)
             link.finish()
         with self.timeline.wait("end of the run"):
-            link.serve(deadline_s=2 * self.config.eval.deadline_s + 60.0)
+            link.serve(self.config.progress.limit_s)
 
     def _export(self) -> None:
         """The model as a Hugging Face directory, in the dtype that generators served; collective."""

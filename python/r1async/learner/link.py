@@ -196,10 +196,14 @@ class Link:
         self._say(("finish", {}))
         self._until("the end of the run to be noted", REPLY_S, ("ok",))
 
-    def serve(self, deadline_s: float) -> None:
-        """Until a signal, or the buffer stops."""
+    def serve(self, say_s: float) -> None:
+        """Until a signal, or the buffer stops. Evaluations have deadlines of their own, so every `say_s` seconds the
+        wait is only said; the connection itself fails if the buffer is gone."""
         while not self.stopping and self.state != "stopping":
-            self._until("the run's end", deadline_s, (), stoppable=True, once=True)
+            try:
+                self._until("the run's end", say_s, (), stoppable=True, once=True)
+            except DeadlineExceeded as late:
+                log.info("%s", late)
 
     def close(self) -> None:
         self._connection.close()

@@ -13,7 +13,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
@@ -112,18 +112,24 @@ def cache_key(settings: ColdStartConfig, seed: int) -> str:
 
 def make_model(seed: int) -> Qwen2ForCausalLM:
     """101,056 parameters, freshly initialised. Head size 32 is the smallest that serving engines take."""
+    return tiny_qwen2(seed, words=len(chain_mod.VOCABULARY), hidden=64, heads=2, positions=128)
+
+
+def tiny_qwen2(seed: int, *, words: int, hidden: int, heads: int, positions: int) -> Qwen2ForCausalLM:
+    """Two layers with one head of keys and values, freshly initialised, for vocabularies as `chain_mod.word_tokenizer`
+    wants them."""
     torch.manual_seed(seed)
     return Qwen2ForCausalLM(
         Qwen2Config(
-            vocab_size=len(chain_mod.VOCABULARY),
-            hidden_size=64,
+            vocab_size=words,
+            hidden_size=hidden,
             num_hidden_layers=2,
-            num_attention_heads=2,
+            num_attention_heads=heads,
             num_key_value_heads=1,
-            intermediate_size=192,
+            intermediate_size=3 * hidden,
             tie_word_embeddings=True,
             rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
-            max_position_embeddings=128,
+            max_position_embeddings=positions,
             pad_token_id=chain_mod.PAD,
             bos_token_id=chain_mod.BOS,
             eos_token_id=chain_mod.EOS,
@@ -157,20 +163,55 @@ def train(settings: ColdStartConfig, seed: int, report: Report) -> Result:
 def _attempt(settings: ColdStartConfig, seed: int, attempt: int, report: Report) -> Result:
     """One initialisation, until the criterion holds or the steps are used up."""
     model = make_model(seed + attempt * ATTEMPT_STRIDE)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=settings.lr, betas=(0.9, 0.98), weight_decay=0.0, fused=True)
     dev = list(islice(chain_mod.problems(Random(seed + chain_mod.DEV_SEED), held_out=False), DEV_PROBLEMS))
+    return imitate(
+        model,
+        ([batch] for batch in batches(seed, settings.batch_size)),
+        lambda: thinking_accuracy(model, dev),
+        target=settings.target_accuracy,
+        lr=settings.lr,
+        warmup_steps=settings.warmup_steps,
+        max_steps=settings.max_steps,
+        look_every=settings.eval_every,
+        report=lambda line: report(f"cold start: {line}"),
+    )
+
+
+def imitate(
+    model: Qwen2ForCausalLM,
+    batches: Iterable[Sequence[Demonstrations]],
+    accuracy_of: Callable[[], float],
+    *,
+    target: float,
+    lr: float,
+    warmup_steps: int,
+    max_steps: int,
+    look_every: int,
+    report: Report,
+) -> Result:
+    """Trains the model until `accuracy_of` says `target` or more, or `max_steps` are used up.
+
+    Args:
+        batches: one a step, in parts, each padded to a length of its own.
+        accuracy_of: looks at the model as it is; called every `look_every` steps and after the last.
+        report: takes a line at each look.
+    """
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=0.0, fused=True)
     start, step, loss, accuracy = time.perf_counter(), 0, 0.0, 0.0
-    for step, batch in enumerate(islice(batches(seed, settings.batch_size), settings.max_steps), start=1):
+    for step, batch in enumerate(islice(batches, max_steps), start=1):
         for group in optimizer.param_groups:
-            group["lr"] = settings.lr * min(1.0, step / max(1, settings.warmup_steps))
-        loss = _train_step(model, optimizer, batch)
-        if step % settings.eval_every == 0 or step == settings.max_steps:
-            accuracy = thinking_accuracy(model, dev)
+            group["lr"] = lr * min(1.0, step / max(1, warmup_steps))
+        optimizer.zero_grad()
+        loss = accumulate(model, batch)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        if step % look_every == 0 or step == max_steps:
+            accuracy = accuracy_of()
             report(
-                f"cold start: step {step}, loss {loss:.3f}, dev accuracy {accuracy:.3f} of {settings.target_accuracy},"
+                f"step {step}, loss {loss:.3f}, dev accuracy {accuracy:.3f} of {target},"
                 f" {time.perf_counter() - start:.0f} s"
             )
-            if accuracy >= settings.target_accuracy:
+            if accuracy >= target:
                 break
     return Result(model, step, loss, accuracy)
 
@@ -197,13 +238,15 @@ def pad(pairs: Sequence[tuple[list[int], list[int]]]) -> Demonstrations:
     return Demonstrations(torch.tensor(ids), torch.tensor(mask))
 
 
-def _train_step(model: Qwen2ForCausalLM, optimizer: torch.optim.Optimizer, batch: Demonstrations) -> float:
-    loss = imitation_loss(model, batch)
-    optimizer.zero_grad()
-    loss.backward()
-    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-    optimizer.step()
-    return loss.item()
+def accumulate(model: Qwen2ForCausalLM, batch: Sequence[Demonstrations]) -> float:
+    """Gradients of the mean loss over the completion tokens of all parts; returns that loss."""
+    counts = [int(part.loss_mask.sum()) for part in batch]
+    total = 0.0
+    for part, count in zip(batch, counts, strict=True):
+        loss = imitation_loss(model, part) * (count / sum(counts))
+        loss.backward()
+        total += loss.item()
+    return total
 
 
 def imitation_loss(model: Qwen2ForCausalLM, batch: Demonstrations) -> Tensor:

@@ -15,13 +15,14 @@
 A stage names one command with its settings file (beside the recipe), and `set` what differs. An input is a path from
 where one is, or from the recipe's folder. A value that holds
 `${stage.output}` makes the stage wait for that one. `each` makes a stage of its own for every name in the list:
-`exam-zero`; `${exam}` elsewhere is the table of them all.
+`exam-zero`; `${exam.folder}` elsewhere is the table of them all.
 """
 
 from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
@@ -34,14 +35,15 @@ from r1async.settings import Tree, read_tree
 
 _REFERENCE = re.compile(r"\$\{([A-Za-z0-9_-]+)(?:\.([A-Za-z0-9_-]+))?\}")
 _NAME = re.compile(r"[a-z][a-z0-9_-]*")
-_RESERVED = ("inputs", "seed", "each")
+_RESERVED = ("inputs", "seed", "each", "lock", "logs")
+"""Names of references, and of what else lies in the recipe's folder."""
 _TOP = ("name", "seed", "folder", "inputs", "stages")
 _STAGE = ("set", "outputs", "each", "about")
 
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """What `${stage.output}` names; `output` is empty in `${seed}` and in `${stage}` of an `each`."""
+    """What `${stage.output}` names; `output` is empty in `${seed}` and `${each}`."""
 
     of: str
     output: str = ""
@@ -239,6 +241,8 @@ class _Reader:
                 self._errors.append(f"stages.{name}: must be a table, got {body!r}")
             else:
                 found += self._stage(str(name), body)
+        twice = sorted(name for name, count in Counter(each.name for each in found).items() if count > 1)
+        self._errors += [f"stages.{name}: two stages have this name; an `each` makes STAGE-NAME" for name in twice]
         return found
 
     def _stage(self, name: str, body: Tree) -> list[Stage]:
@@ -339,6 +343,15 @@ class _Reader:
             for each in references(stage.settings):
                 if problem := _unknown(each, recipe):
                     self._errors.append(f"stages.{stage.name}: {each}: {problem}")
+        named = [
+            each.output
+            for stage in recipe.stages.values()
+            for each in references(stage.settings)
+            if each.of == "inputs"
+        ]
+        for name in [name for name in recipe.inputs if name not in named]:
+            near = get_close_matches(name, named, n=1)
+            self._errors.append(f"inputs.{name}: no stage takes it" + (f"; did you mean {near[0]}?" if near else ""))
 
     def _refuse_unknown(self, tree: Tree, known: Sequence[str], prefix: str) -> None:
         for key in tree:

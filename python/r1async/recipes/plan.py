@@ -6,6 +6,7 @@ stages it needs; so a changed setting gives new keys to that stage and to all th
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import importlib.util
 import json
@@ -85,7 +86,8 @@ def _key(stage: Stage, settings: object) -> str:
     deciding = {
         "format": FORMAT,
         "command": stage.command.name,
-        "settings": settings,
+        # A function sees the order of its tables, and mixed-in rows are numbered by it; to other jobs it is nothing.
+        "settings": json.dumps(settings, default=str) if stage.command.name in ("make", "sample") else settings,
         "outputs": dict(stage.outputs),
         "code": "" if stage.command.takes_file else _code(stage),
     }
@@ -93,7 +95,7 @@ def _key(stage: Stage, settings: object) -> str:
 
 
 def _code(stage: Stage) -> str:
-    """A function of a `make` and the digest of the package it stands in: its neighbours decide what it makes, too.
+    """A function of a `make` and the digest of the modules that decide what it makes.
 
     Raises:
         ConfigError: there is no such module.
@@ -101,21 +103,47 @@ def _code(stage: Stage) -> str:
     module = stage.target.partition(":")[0]
     if (here := os.getcwd()) not in sys.path:
         sys.path.insert(0, here)  # as for `python -m r1async`, which a stage is
+    if _file_of(module) is None:
+        raise ConfigError(f"stages.{stage.name}.make: no module {module!r}; it is written module:function")
+    sources = sorted(_sources(module).items())
+    return f"{stage.target} {hashlib.sha256(b''.join(text for _, text in sources)).hexdigest()}"
+
+
+def _sources(module: str) -> dict[str, bytes]:
+    """The module and those of its part of the package (two names deep: r1async.recipes) that it imports, and so on.
+
+    Not its neighbours that it does not import: a change of the page would train all models again.
+    """
+    part, found, left = ".".join(module.split(".")[:2]), dict[str, bytes](), [module]
+    while left:
+        name = left.pop()
+        file = _file_of(name)
+        if name in found or file is None:
+            continue
+        found[name] = file.read_bytes()
+        for node in ast.walk(ast.parse(found[name])):
+            named = [each.name for each in node.names] if isinstance(node, ast.Import | ast.ImportFrom) else []
+            if isinstance(node, ast.ImportFrom):
+                named = [str(node.module), *(f"{node.module}.{each}" for each in named)]
+            left += [each for each in named if each.startswith(f"{part}.")]
+    return found
+
+
+def _file_of(module: str) -> Path | None:
     try:
         found = importlib.util.find_spec(module)
     except ModuleNotFoundError:
-        found = None
-    if found is None or found.origin is None:
-        raise ConfigError(f"stages.{stage.name}.make: no module {module!r}; it is written module:function")
-    file = Path(found.origin)
-    sources = sorted(file.parent.glob("*.py")) if (file.parent / "__init__.py").is_file() else [file]
-    return f"{stage.target} {hashlib.sha256(b''.join(each.read_bytes() for each in sources)).hexdigest()}"
+        return None
+    return Path(found.origin) if found is not None and found.origin is not None else None
 
 
 def check(jobs: Mapping[str, Job], scratch: Path) -> list[str]:
     """What is wrong with the settings of any stage, so that a mistake in the last one shows before the first runs."""
     found = []
     for job in jobs.values():
+        if not job.stage.command.takes_file:
+            found += [f"stages.{job.stage.name}: {line}" for line in _argument_problems(job)]
+            continue
         path = scratch / f"{job.stage.name}.yaml"
         path.write_text(_yaml(job.settings))
         try:
@@ -123,6 +151,28 @@ def check(jobs: Mapping[str, Job], scratch: Path) -> list[str]:
         except ConfigError as error:
             found += [f"stages.{job.stage.name}: {line}" for line in str(error).splitlines()]
     return found
+
+
+def _argument_problems(job: Job) -> list[str]:
+    """Settings that are no arguments of a `make`'s function, and those it lacks; read, not imported, which is slow."""
+    module, _, name = job.stage.target.partition(":")
+    file = _file_of(module)
+    assert file is not None, "the key has read it"
+    body = ast.parse(file.read_bytes()).body
+    function = next((each for each in body if isinstance(each, ast.FunctionDef) and each.name == name), None)
+    if function is None or function.args.kwarg is not None:
+        return []  # defined elsewhere, or takes anything: the call will tell
+    takes = function.args
+    optional = len(takes.args) - len(takes.defaults)
+    wanted = {each.arg: number >= optional for number, each in enumerate(takes.args)}
+    wanted |= {each.arg: given is not None for each, given in zip(takes.kwonlyargs, takes.kw_defaults, strict=True)}
+    del wanted[takes.args[0].arg]  # the folder
+    unknown = [
+        f"set.{key}: no argument of {name}; it has {', '.join(wanted)}" for key in job.settings if key not in wanted
+    ]
+    return unknown + [
+        f"set.{key}: must be set" for key, has_default in wanted.items() if not has_default and key not in job.settings
+    ]
 
 
 def begin(job: Job) -> Path:
@@ -150,6 +200,11 @@ def finish(job: Job, seconds: float) -> None:
         "outputs": {name: {"path": str(path), "sha256": digest_of(path)} for name, path in _own(job).items()},
     }
     write_json(job.folder / DONE, record)
+    point(job)
+
+
+def point(job: Job) -> None:
+    """Points STAGE, without the key, at the stage's folder."""
     link = job.folder.parent / job.stage.name
     staged = link.with_name(f".{job.stage.name}.link")
     staged.unlink(missing_ok=True)
@@ -163,10 +218,13 @@ def _own(job: Job) -> dict[str, Path]:
 
 
 def forget(job: Job) -> None:
-    """Removes what the stage made; its mark first, so that it is not done when we are killed on the way."""
-    (job.folder / DONE).unlink(missing_ok=True)
+    """Removes what the stage made, all at once: a job would go on from half of it, or take it for done."""
+    doomed = job.folder.with_name(f".{job.folder.name}.forgotten")
+    if doomed.is_dir():
+        shutil.rmtree(doomed)
     if job.folder.is_dir():
-        shutil.rmtree(job.folder)
+        job.folder.rename(doomed)
+        shutil.rmtree(doomed)
 
 
 def _yaml(settings: Tree) -> str:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import cycle, islice
 from pathlib import Path
 from random import Random
 from typing import Any
 
 from r1async.config import ConfigError
+from r1async.config_sample import DecontaminateConfig
 from r1async.files import replacing, write_json
+from r1async.sample.overlap import Overlap
+from r1async.sample.prompts import evaluation_texts
 from r1async.tasks import PromptError
 from r1async.tasks.file import RowError, Rows, question_of, read_any
 from r1async.tasks.swe import SweRows
@@ -38,6 +41,10 @@ def mixed_prompts(
     model: str = "",
     template: Template = "chat",
     max_prompt_tokens: int = 8192,
+    against: Mapping[str, str] | None = None,
+    keys: Sequence[str] = DecontaminateConfig().keys,
+    ngram: int = DecontaminateConfig().ngram,
+    short: int = DecontaminateConfig().short,
 ) -> None:
     """Writes `prompts.jsonl`, rows of all sources in one shuffled order, and `card.json`, how many of each there are.
 
@@ -56,6 +63,10 @@ def mixed_prompts(
         model: whose tokenizer counts; needed with instances.
         template: of the prompts; its tokens count.
         max_prompt_tokens: of one prompt for an instance.
+        against: evaluation sets by name; prompts that overlap with them are left out and counted.
+        keys: their columns that count, as in `sample.decontaminate`.
+        ngram: tokens in a row that are an overlap.
+        short: an evaluation text of at least so many and fewer than `ngram` is one where it stands whole.
 
     Raises:
         ConfigError: a file that cannot be read, or a row without a prompt.
@@ -65,8 +76,16 @@ def mixed_prompts(
     if instances and not model:
         raise ConfigError("mixed_prompts: instances need a model, whose tokens count; set model")
     tables = {domain: _records(domain, Path(path), prompt_key) for domain, path in sources.items()}
-    order = [(domain, index) for domain, table in tables.items() for index in range(len(table))]
-    counts: Counter[str] = Counter(domain for domain, _ in order)
+    sets = {
+        name: evaluation_texts(Path(path), tuple(keys), f"against.{name}") for name, path in (against or {}).items()
+    }
+    overlap, counts = Overlap(sets, ngram=ngram, short=short), Counter[str]()
+    order: list[tuple[str, int]] = []
+    for domain, table in tables.items():
+        for index in range(len(table)):
+            found = overlap.find(question_text(table[index][prompt_key]), prompt=True)
+            counts[domain if found is None else f"{domain}, in {found}"] += 1
+            order += [(domain, index)] if found is None else []
     asked: list[Record] = []
     if instances:
         rows = SweRows(Path(instances), repos, cache, load_tokenizer(Path(model)), template, max_prompt_tokens)

@@ -23,7 +23,7 @@ from r1async.launch.local import CHECKPOINT_S, END_S
 from r1async.launch.supervise import Exit, Role, Signals, Supervisor, end_interrupted
 from r1async.monitor.summary import duration
 from r1async.recipes.graph import Recipe, load_recipe
-from r1async.recipes.plan import Job, begin, check, finish, forget, plan
+from r1async.recipes.plan import Job, begin, check, finish, forget, plan, point
 
 SAY_S = 10.0
 """Between two lines of progress."""
@@ -156,6 +156,7 @@ class _Runner:
         began = time.monotonic()
         for name in self._selected:
             if name not in self._waiting:
+                point(self._jobs[name])  # it may have pointed elsewhere since, or we were killed before it did
                 print(f"{self._head(name)}: done earlier, {self._jobs[name].folder}", flush=True)
         code = 0
         try:

@@ -135,6 +135,7 @@ _BLOCKS = (("```", "```"), ("~~~", "~~~"), ("\\begin{", _END), ("$$", "$$"), ("\
 _CODE = ("```", "~~~")
 _SPANS = re.compile(r"\$[^$\n]*\$|`[^`\n]*`|<[/|]?[a-zA-Z|][^<>\n]*>|\\[a-zA-Z]+\*?(?:\s?\{[^{}]*\})*")
 """These end in their line or are none: a lone dollar is money. No letter is looked at twice."""
+_BACKSLASHES = re.compile(r"\\{3,}")
 _ADDRESS = re.compile(r"(?:https?|ftp)://[^\s<>\"'）)\]。，]*|\bwww\.[^\s<>\"'）)\]。，]*")
 
 
@@ -144,6 +145,8 @@ def stripped(text: str) -> str:
         text = _without(text, opener, closer)
     if "://" in text or "www." in text:
         text = _ADDRESS.sub(" ", text)
+    if "\\\\\\" in text:
+        text = _BACKSLASHES.sub(r"\\\\", text)  # each would be looked at as the begin of a command
     return _SPANS.sub(" ", text)
 
 

@@ -184,12 +184,7 @@ class Sampler:
     def _hold(self, link: Link) -> None:
         """Answers the buffer in the learner's place until we close."""
         try:
-            while not link.stopping:
-                try:
-                    link.serve(3600.0)
-                except DeadlineExceeded:
-                    continue
-                return
+            link.serve(3600.0)
         except BaseException as error:
             self._inbox.fail(error)
             raise

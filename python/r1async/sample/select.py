@@ -105,6 +105,7 @@ def _keep(config: Config, asked: Asked, parts: Parts, account: Account) -> Kept:
             account.completion(domain, reason or "kept")
             if reason is None:
                 mine += 1
+                seen.add(fingerprint(prompt.text, graded.text))
                 kept[number, graded.member] = domain
     return kept
 
@@ -118,11 +119,7 @@ def _seen_before(prompt: Prompt, graded: Graded, asked: Asked, seen: set[bytes])
     found = asked.overlap.find(graded.text)
     if found is not None:
         return f"contaminated:{found}"
-    mark = fingerprint(prompt.text, graded.text)
-    if mark in seen:
-        return "duplicate"
-    seen.add(mark)
-    return None
+    return "duplicate" if fingerprint(prompt.text, graded.text) in seen else None
 
 
 def _choose(

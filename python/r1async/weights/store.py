@@ -127,7 +127,8 @@ class VersionStore:
         """`pin`: it was asked for by name. If it is retained it stays so until its release, or the next pin."""
         with self._lock:
             snapshot = self._snapshots.get(version)
-            if pin and snapshot is not None:
+            # A canary's proof names a version too, which nobody retains.
+            if pin and version in self._retained:
                 self._pinned = version
             return snapshot
 

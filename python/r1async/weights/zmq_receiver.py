@@ -97,6 +97,8 @@ class ZmqReceiver:
         self._newest, self._pinned = _Want(pinned=False), _Want(pinned=True)
         self._pins: deque[tuple[PolicyVersion, Base | None]] = deque()
         self._attached = False
+        self._asked_direct = False
+        """A question of `direct` has no answer yet."""
         self._ordering = threading.Lock()
         self._since = self._said = time.monotonic()
         self._context = zmq.Context()
@@ -205,6 +207,7 @@ class ZmqReceiver:
             self._ask(self._pinned)
         else:
             log.warning("lost the publisher at %s; keeping what is installed", self.endpoint)
+            self._answer_direct({"error": f"lost the learner at {self.endpoint}"})
 
     def _obey(self) -> bool:
         """Carries out the main thread's orders; False at the last."""
@@ -220,9 +223,18 @@ class ZmqReceiver:
                 case "fetch":
                     self._pins.append((read_version(header["version"]), read_base(header["base"])))
                     self._next_pin()
+                case "direct":
+                    self._asked_direct = True
+                    if not self._send(header):
+                        self._answer_direct({"error": f"nobody answers at {self.endpoint}"})
                 case _:
                     self._send(header)
         return True
+
+    def _answer_direct(self, answer: Mapping[str, object]) -> None:
+        if self._asked_direct:
+            self._asked_direct = False
+            self._sink.direct(answer)
 
     def _next_pin(self) -> None:
         if self._pins and not self._pinned.active:
@@ -263,7 +275,9 @@ class ZmqReceiver:
             case "missing":
                 self._on_missing(want, header)
             case "directed":
-                self._sink.direct(header)
+                self._answer_direct(header)
+            case "error" if header.get("about") == "direct":
+                self._answer_direct({"error": str(header.get("message"))})
             case "error" if header.get("code") == "run":
                 raise PublisherError(f"the publisher at {self.endpoint} refused us: {header.get('message')}")
             case "error":

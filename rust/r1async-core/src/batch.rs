@@ -459,7 +459,7 @@ impl Ledger {
                 open,
             }));
         }
-        if all_here && self.ready.len() <= want && self.late_unfinished() > 0 {
+        if self.only_late_left() {
             return Some(Bind::Wait(self.wait_for_late(step)));
         }
         let dying = self.dying(step, &chosen);
@@ -526,6 +526,12 @@ impl Ledger {
             }
             _ => want,
         }
+    }
+
+    /// Whether the last batch waits for late members: nothing else is left to train.
+    fn only_late_left(&self) -> bool {
+        let all_here = self.prompts_used_up() && self.queued.is_empty() && self.open.len() == 0;
+        all_here && self.ready.len() <= self.missing() && self.late_unfinished() > 0
     }
 
     fn wait_for_late(&self, step: Step) -> WaitReason {
@@ -664,6 +670,9 @@ impl Ledger {
         }
         let (want, open) = (self.settings.groups_per_step, self.open.len());
         let step = Step(self.learner.stepped);
+        if self.only_late_left() {
+            return Some(self.wait_for_late(step));
+        }
         let filled = self.filled();
         let ready = filled + self.candidates(step, self.missing()).groups.len();
         (ready < want).then_some(WaitReason::Groups {

@@ -377,6 +377,9 @@ fn the_last_batch_of_the_prompts_waits_for_late_members_and_leaves_none_behind()
         run.wait(2).to_string(),
         "late: step 2, the last, waits for 1 rollouts of groups 1"
     );
+    let waits = run.ledger.waits(run.now);
+    let names: Vec<&str> = waits.iter().map(|wait| wait.name).collect();
+    assert_eq!(names, ["late"]);
     run.finish(leases[3].lease, 1, &[(1, 1)]);
     run.score(&[1.0]);
     assert_eq!(run.batch(2).late.len(), 1);

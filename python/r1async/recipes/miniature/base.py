@@ -9,20 +9,20 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from random import Random
-from typing import NamedTuple
 
 import torch
-from transformers import Qwen2Config, Qwen2ForCausalLM
+from transformers import Qwen2ForCausalLM
 
 from r1async.answers import extract_answer
 from r1async.config import ConfigError
 from r1async.models.export import export_model
-from r1async.recipes.cold_start import ATTEMPT_STRIDE, Demonstrations, greedy_tokens, imitation_loss, pad
+from r1async.recipes.cold_start import ATTEMPT_STRIDE, Demonstrations, greedy_tokens, imitate, pad, tiny_qwen2
 from r1async.recipes.miniature.documents import Shares, documents
-from r1async.recipes.miniature.language import BOS, EOS, PAD, VOCABULARY, decode, encode, hf_tokenizer
+from r1async.recipes.miniature.language import BOS, EOS, VOCABULARY, decode, encode, hf_tokenizer
 from r1async.tasks.chain_mod import Problem, problems
 
 BATCH = 64
@@ -34,12 +34,6 @@ DEV_PROBLEMS = 200
 MAX_NEW_TOKENS = 24
 MAX_TOKENS = 192
 """Positions of the models: an example, a question and a thought fit twice."""
-
-
-class Trained(NamedTuple):
-    model: Qwen2ForCausalLM
-    steps: int
-    accuracy: float
 
 
 def base(
@@ -73,9 +67,20 @@ def base(
     """
     torch.set_num_threads(1)
     began, best = time.process_time(), 0.0
+    dev = list(islice(problems(Random(seed + DEV_SEED), held_out=False), DEV_PROBLEMS))
     for attempt in range(attempts):
         model = make_model(seed + attempt * ATTEMPT_STRIDE, hidden, heads)
-        trained = _train(model, seed, target, lr, max_steps, look_every)
+        trained = imitate(
+            model,
+            batches(seed),
+            partial(thinking_accuracy, model, dev),
+            target=target,
+            lr=lr,
+            warmup_steps=WARMUP,
+            max_steps=max_steps,
+            look_every=look_every,
+            report=lambda line: print(f"base: {line}", flush=True),
+        )
         best = max(best, trained.accuracy)
         if trained.accuracy >= target:
             record = {
@@ -97,53 +102,7 @@ def base(
 
 def make_model(seed: int, hidden: int, heads: int) -> Qwen2ForCausalLM:
     """Freshly initialised."""
-    torch.manual_seed(seed)
-    return Qwen2ForCausalLM(
-        Qwen2Config(
-            vocab_size=len(VOCABULARY),
-            hidden_size=hidden,
-            num_hidden_layers=2,
-            num_attention_heads=heads,
-            num_key_value_heads=1,
-            intermediate_size=3 * hidden,
-            tie_word_embeddings=True,
-            rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
-            max_position_embeddings=MAX_TOKENS,
-            pad_token_id=PAD,
-            bos_token_id=BOS,
-            eos_token_id=EOS,
-        )
-    )
-
-
-def _train(model: Qwen2ForCausalLM, seed: int, target: float, lr: float, max_steps: int, look_every: int) -> Trained:
-    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=0.0, fused=True)
-    dev = list(islice(problems(Random(seed + DEV_SEED), held_out=False), DEV_PROBLEMS))
-    accuracy, step = 0.0, 0
-    for step, batch in enumerate(islice(batches(seed), max_steps), start=1):
-        for group in optimizer.param_groups:
-            group["lr"] = lr * min(1.0, step / WARMUP)
-        optimizer.zero_grad()
-        loss = accumulate(model, batch)
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        if step % look_every == 0:
-            accuracy = thinking_accuracy(model, dev)
-            print(f"base: step {step}, loss {loss:.3f}, accuracy {accuracy:.3f} of {target}", flush=True)
-            if accuracy >= target:
-                break
-    return Trained(model, step, accuracy)
-
-
-def accumulate(model: Qwen2ForCausalLM, batch: Sequence[Demonstrations]) -> float:
-    """Gradients of the mean loss over the completion tokens of all parts; returns that loss."""
-    counts = [int(part.loss_mask.sum()) for part in batch]
-    total = 0.0
-    for part, count in zip(batch, counts, strict=True):
-        loss = imitation_loss(model, part) * (count / sum(counts))
-        loss.backward()
-        total += loss.item()
-    return total
+    return tiny_qwen2(seed, words=len(VOCABULARY), hidden=hidden, heads=heads, positions=MAX_TOKENS)
 
 
 def batches(seed: int) -> Iterator[list[Demonstrations]]:

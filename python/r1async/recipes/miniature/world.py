@@ -68,7 +68,6 @@ def world(
     math = [_math(problem.text, problem.answer) for problem in train]
     _write(folder / "problems.jsonl", math)
     _write(folder / "exam_math.jsonl", (_math(problem.text, problem.answer) for problem in held_out))
-    _write(folder / "talk.jsonl", (_general(each) for each in talk.train))
     _write(folder / "exam_talk.jsonl", (_general(each) for each in talk.held_out))
     _write(folder / "mixed.jsonl", _mixed(rng, math, talk.train))
     _write(folder / "shown.jsonl", islice(_shown(rng), cold_start))

@@ -109,7 +109,11 @@ impl Service {
 
     fn waits_for(&self, peer: &Peer) -> String {
         match &peer.state {
-            RoleState::Generator(generator) if generator.installed.is_none() => "weights".into(),
+            // It says ready once its engine has proven itself; what it has installed, its heartbeat says before.
+            RoleState::Generator(generator) if generator.installed.is_none() => {
+                let installed = peer.stats.get("version").is_some_and(|&version| version >= 0.0);
+                if installed { "the proof of its engine" } else { "weights" }.into()
+            }
             RoleState::Generator(generator) if generator.credits.room(TRAINING) > 0 => {
                 "leases".into()
             }

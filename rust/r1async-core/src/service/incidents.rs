@@ -2,7 +2,7 @@
 
 use super::peers::{Peer, RoleState};
 use super::{Figure, Service};
-use crate::ids::{GroupId, HolderId, RolloutId};
+use crate::ids::{GroupId, HolderId, PolicyVersion, RolloutId};
 use crate::incident::{Incident, NAMED};
 use crate::messages::{Reported, Role};
 use crate::waits::{Wait, Work};
@@ -65,9 +65,14 @@ impl Service {
         let RoleState::Generator(generator) = &peer.state else {
             return None;
         };
+        let (published, _) = self.ledger.published_version()?;
         let steps = self.ledger.steps_done();
-        let oldest = steps.saturating_sub(self.settings.ledger.pacing);
-        let installed = generator.installed.filter(|it| it.number < oldest)?;
+        let oldest = PolicyVersion::new(
+            published.epoch,
+            steps.saturating_sub(self.ledger.pacing().ceil() as u64),
+        );
+        let lags = |it: &PolicyVersion| it.epoch != oldest.epoch || it.number < oldest.number;
+        let installed = generator.installed.filter(lags)?;
         let text = format!(
             "{} has version {installed}; leases need version {oldest} or newer",
             peer.name
