@@ -256,8 +256,8 @@ def test_a_malformed_question_is_an_error_and_nothing_is_begun(links: Links, cha
     receiver.installed(ready)
     links.publish(V1)
     asked = {"version": [1, 1], "way": "vllm-nccl", "base": None, "workers": 1, "device": "cuda", "fresh": True}
-    with pytest.raises(DirectError, match=r"no answer of the learner within 0\.2 s"):
-        direct_of(inbox).send({**asked, **change}, 0.2)
+    answer = direct_of(inbox).send({**asked, **change}, 10.0)
+    assert next(iter(change)) in str(answer["error"])
     assert links.ends == []
 
 
