@@ -11,6 +11,7 @@ few slow verdicts are there by then, and the figures say only that everything wo
 from __future__ import annotations
 
 import asyncio
+import json
 import math
 import random
 import re
@@ -92,6 +93,11 @@ def main() -> None:
         f"throughput beside slow verdicts: {median(ratios):.3f} of that beside instant ones (wanted: 0.95); "
         f"{', '.join(f'{ratio:.3f}' for ratio in ratios)}"
     )
+    waited = [median(each.waited for each in runs) for runs in (instant, slow)]
+    print(
+        f"the learner waited for batches {waited[1]:.3f} of the run beside slow verdicts, {waited[0]:.3f} beside "
+        "instant ones"
+    )
     groups, of_slow, wanted = (sum(getattr(each, name) for each in slow) for name in ("groups", "slow", "wanted"))
     print(f"share of the slow source: {of_slow / groups:.4f} of {groups} groups, {of_slow / wanted:.3f} of its "
           "share of the data (0.95 to 1.05)")  # fmt: skip
@@ -112,6 +118,8 @@ class Played(NamedTuple):
     """Of them those of the slow source."""
     wanted: float
     """How many that would be by its share of all prompts that the run was given."""
+    waited: float
+    """Share of the learner's whole run in which it waited for a batch."""
     oldest: dict[bool, int]
     """By source (slow or not) the most steps that any token was behind which had a loss."""
     bound: int
@@ -133,14 +141,18 @@ def played(judge: Judge, folder: Path, name: str, steps: int) -> Played:
     step_s = (settled[-1] - settled[0]) / (len(settled) - 1)
     groups, slow, data, stale = told(folder / name, steps // 2)
     whole_s = run.steps[-1]["time"] - run.steps[0]["time"]
+    lines = map(json.loads, (folder / name / "metrics" / "learner.jsonl").open())
+    totals = [line for line in lines if line["kind"] == "timeline_totals"][-1]
+    waited = totals.get("wait_s:batch", 0.0) / totals["wall_s"]
     print(
         f"{name}: a step takes {step_s:.4f} s ({16 / step_s:.1f} completions/s), all {whole_s:.0f} s; "
         f"{slow / groups:.4f} of {groups} groups are slow ones, of the data {data:.4f}; oldest trained token: slow "
-        f"{stale[True]} steps, others {stale[False]}; judge asked {judge.asked} times",
+        f"{stale[True]} steps, others {stale[False]}; the learner waited for batches {waited:.3f} of "
+        f"the run; judge asked {judge.asked} times",
         flush=True,
     )
     bound = load_config(folder / name / "config.yaml").staleness.max_staleness
-    return Played(step_s, groups, slow, data * groups, stale, bound)
+    return Played(step_s, groups, slow, data * groups, waited, stale, bound)
 
 
 class NoTokenizer:

@@ -530,7 +530,7 @@ impl Ledger {
 
     /// Whether the last batch waits for late members: nothing else is left to train.
     fn only_late_left(&self) -> bool {
-        let all_here = self.prompts_used_up() && self.queued.is_empty() && self.open.len() == 0;
+        let all_here = self.prompts_used_up() && self.queued.is_empty() && self.open.is_empty();
         all_here && self.ready.len() <= self.missing() && self.late_unfinished() > 0
     }
 

@@ -111,8 +111,16 @@ impl Service {
         match &peer.state {
             // It says ready once its engine has proven itself; what it has installed, its heartbeat says before.
             RoleState::Generator(generator) if generator.installed.is_none() => {
-                let installed = peer.stats.get("version").is_some_and(|&version| version >= 0.0);
-                if installed { "the proof of its engine" } else { "weights" }.into()
+                let installed = peer
+                    .stats
+                    .get("version")
+                    .is_some_and(|&version| version >= 0.0);
+                if installed {
+                    "the proof of its engine"
+                } else {
+                    "weights"
+                }
+                .into()
             }
             RoleState::Generator(generator) if generator.credits.room(TRAINING) > 0 => {
                 "leases".into()
