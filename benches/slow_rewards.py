@@ -11,7 +11,6 @@ few slow verdicts are there by then, and the figures say only that everything wo
 from __future__ import annotations
 
 import asyncio
-import json
 import math
 import random
 import re
@@ -141,9 +140,8 @@ def played(judge: Judge, folder: Path, name: str, steps: int) -> Played:
     step_s = (settled[-1] - settled[0]) / (len(settled) - 1)
     groups, slow, data, stale = told(folder / name, steps // 2)
     whole_s = run.steps[-1]["time"] - run.steps[0]["time"]
-    lines = map(json.loads, (folder / name / "metrics" / "learner.jsonl").open())
-    totals = [line for line in lines if line["kind"] == "timeline_totals"][-1]
-    waited = totals.get("wait_s:batch", 0.0) / totals["wall_s"]
+    bins = run.bins["learner"]
+    waited = sum(each["wait"].get("batch", 0.0) for each in bins) / sum(each["span_s"] for each in bins)
     print(
         f"{name}: a step takes {step_s:.4f} s ({16 / step_s:.1f} completions/s), all {whole_s:.0f} s; "
         f"{slow / groups:.4f} of {groups} groups are slow ones, of the data {data:.4f}; oldest trained token: slow "
@@ -179,7 +177,8 @@ def told(run_dir: Path, warm: int) -> tuple[int, int, float, dict[bool, int]]:
         match event["what"]:
             case "admitted":
                 admitted += 1
-                slow |= {event["group"]} if source.prompt(event["ordinal"]).source else set()
+                if source.prompt(event["ordinal"]).source:
+                    slow.add(event["group"])
             case "tokens":
                 versions = [run["version"]["number"] for run in event["runs"]]
                 oldest[event["rollout"]] = min([oldest.get(event["rollout"], 1 << 30), *versions])

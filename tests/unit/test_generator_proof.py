@@ -111,6 +111,12 @@ class Driven:
     def take(self, *items: object) -> None:
         self.generator._take(items)
 
+    def prove(self, version: PolicyVersion) -> None:
+        """Installs it, and waits for the verdict and the end of the canary's thread."""
+        self.canary.stays.set()
+        self.take(ready(version))
+        self.turn()
+
     def turn(self) -> None:
         """What the loop does, until there was nothing to do for a while."""
         end = time.monotonic() + QUIET_S
@@ -182,9 +188,7 @@ def test_a_version_that_comes_while_the_thread_of_the_last_verdict_still_ends(dr
 
 def test_a_proof_that_comes_during_a_claim_takes_no_places(drive):
     driven = drive(0)
-    driven.canary.stays.set()
-    driven.take(ready(V0))
-    driven.turn()
+    driven.prove(V0)
     driven.take(direct(V1))
     assert driven.weights.fetched == [V1]  # to be proven
     room = driven.said["eval_free"]
@@ -197,11 +201,8 @@ def test_a_proof_that_comes_during_a_claim_takes_no_places(drive):
 
 def test_a_claim_that_ends_without_an_install_says_that_there_is_room(drive):
     driven = drive(0)
-    driven.canary.stays.set()
-    driven.take(ready(V0))
-    driven.turn()
-    driven.take(ready(V1))
-    driven.turn()
+    driven.prove(V0)
+    driven.prove(V1)
     driven.take(message((9, 9), pin=V0, seq=1))
     driven.turn()
     assert driven.said["free"] == 0

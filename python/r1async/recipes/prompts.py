@@ -14,7 +14,7 @@ from r1async.config import ConfigError
 from r1async.config_sample import DecontaminateConfig
 from r1async.files import replacing, write_json
 from r1async.sample.overlap import Overlap
-from r1async.sample.prompts import evaluation_texts
+from r1async.sample.prompts import evaluation_sets
 from r1async.tasks import PromptError
 from r1async.tasks.file import RowError, Rows, question_of, read_any
 from r1async.tasks.swe import SweRows
@@ -76,9 +76,7 @@ def mixed_prompts(
     if instances and not model:
         raise ConfigError("mixed_prompts: instances need a model, whose tokens count; set model")
     tables = {domain: _records(domain, Path(path), prompt_key) for domain, path in sources.items()}
-    sets = {
-        name: evaluation_texts(Path(path), tuple(keys), f"against.{name}") for name, path in (against or {}).items()
-    }
+    sets = evaluation_sets(against or {}, tuple(keys), "against")
     overlap, counts = Overlap(sets, ngram=ngram, short=short), Counter[str]()
     order: list[tuple[str, int]] = []
     for domain, table in tables.items():

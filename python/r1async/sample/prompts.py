@@ -177,10 +177,7 @@ def open_asked(config: Config) -> Asked:
 def open_overlap(config: Config, source: PromptSource) -> Overlap:
     """The evaluation sets; what `data.eval_path` holds, all of it, and not just as much as an evaluation asks."""
     decontaminate = config.sample.decontaminate
-    sets = {
-        name: evaluation_texts(Path(path), decontaminate.keys, f"sample.decontaminate.against.{name}")
-        for name, path in decontaminate.against.items()
-    }
+    sets = evaluation_sets(decontaminate.against, decontaminate.keys, "sample.decontaminate.against")
     data = config.data
     if data.task == "file" and data.eval_path not in ("", data.path):
         path, keys = Path(data.eval_path), (data.prompt_key, data.answer_key)
@@ -190,6 +187,15 @@ def open_overlap(config: Config, source: PromptSource) -> Overlap:
         held_out = source.held_out(config.eval.prompts)
         sets[HELD_OUT] = [prompt.text for prompt in held_out]
     return Overlap(sets, ngram=decontaminate.ngram, short=decontaminate.short)
+
+
+def evaluation_sets(against: Mapping[str, str], keys: tuple[str, ...], setting: str) -> dict[str, list[str]]:
+    """The texts of each evaluation set, by its name.
+
+    Raises:
+        ConfigError: one cannot be read, or has a row with none of the columns.
+    """
+    return {name: evaluation_texts(Path(path), keys, f"{setting}.{name}") for name, path in against.items()}
 
 
 def evaluation_texts(path: Path, keys: tuple[str, ...], setting: str) -> list[str]:

@@ -445,7 +445,7 @@ impl Ledger {
         let filled = self.filled();
         let want = self.missing();
         let open = self.open.len();
-        let all_here = self.prompts_used_up() && self.queued.is_empty() && open == 0;
+        let all_here = self.all_here();
         if all_here && filled == 0 && self.ready.len() == 0 && self.late.is_empty() {
             return Some(Bind::Finished);
         }
@@ -528,10 +528,14 @@ impl Ledger {
         }
     }
 
+    /// Whether no further group will become ready.
+    fn all_here(&self) -> bool {
+        self.prompts_used_up() && self.queued.is_empty() && self.open.is_empty()
+    }
+
     /// Whether the last batch waits for late members: nothing else is left to train.
     fn only_late_left(&self) -> bool {
-        let all_here = self.prompts_used_up() && self.queued.is_empty() && self.open.is_empty();
-        all_here && self.ready.len() <= self.missing() && self.late_unfinished() > 0
+        self.all_here() && self.ready.len() <= self.missing() && self.late_unfinished() > 0
     }
 
     fn wait_for_late(&self, step: Step) -> WaitReason {

@@ -60,9 +60,16 @@ pub(crate) struct LearnerPosition {
     pub(crate) next_bind: u64,
 }
 
-/// Whether a generator with `installed` may sample for training: it lags no more than the pacing allows.
+/// The oldest version that may sample for training: it lags no more than the pacing allows.
+pub(crate) fn oldest_sampling(w: f64, position: LearnerPosition) -> PolicyVersion {
+    let number = position.stepped.saturating_sub(w.ceil() as u64);
+    PolicyVersion::new(position.epoch, number)
+}
+
+/// Whether a generator with `installed` may sample for training.
 pub(crate) fn may_sample(w: f64, position: LearnerPosition, installed: PolicyVersion) -> bool {
-    installed.epoch == position.epoch && installed.number + w.ceil() as u64 >= position.stepped
+    let oldest = oldest_sampling(w, position);
+    installed.epoch == oldest.epoch && installed.number >= oldest.number
 }
 
 /// Whether what `installed` samples for `source` is young enough for the first step that could train it.

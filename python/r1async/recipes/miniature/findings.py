@@ -88,7 +88,7 @@ def findings(
         *_zero(passed, curves["zero"]),
         *_language(passed, curves["consistent"]),
         *_reasoning(passed, curves["reasoning"]),
-        _not_below(passed, "sft", "reasoning", "fine-tuning of the base model on what stage 3 wrote is as good"),
+        _keeps(passed, "sft", "reasoning", "fine-tuning of the base model on what stage 3 wrote is as good"),
         *_scenarios(passed, judged, curves["scenarios"]),
         *(_distilled(passed, cost) for cost in costs),
     ]
@@ -134,7 +134,7 @@ def _language(passed: Mapping[str, Share], run: RunData) -> Iterator[Finding]:
         shown=f"{consistent_before:.3f} to {consistent:.3f}; {mixed_before:.3f} to {mixed:.3f} of thoughts mixed",
         holds=consistent >= 0.95 and mixed_before >= 0.1,
     )
-    yield _at_most_less(passed, "consistent", "zero", 0.05, "at little cost")
+    yield _keeps(passed, "consistent", "zero", "at little cost", 0.05)
 
 
 def _reasoning(passed: Mapping[str, Share], run: RunData) -> Iterator[Finding]:
@@ -144,24 +144,17 @@ def _reasoning(passed: Mapping[str, Share], run: RunData) -> Iterator[Finding]:
         shown=f"{consistent:.3f}",
         holds=consistent >= 0.95,
     )
-    yield _at_most_less(passed, "reasoning", "zero", 0.05, "and reasons as well as R1-Zero")
+    yield _keeps(passed, "reasoning", "zero", "and reasons as well as R1-Zero", 0.05)
 
 
-def _at_most_less(passed: Mapping[str, Share], name: str, than: str, margin: float, says: str) -> Finding:
+def _keeps(passed: Mapping[str, Share], name: str, than: str, says: str, margin: float | None = None) -> Finding:
+    """pass@1 is no more than `margin` lower; None: than the error of the difference."""
     ours, theirs = passed[name], passed[than]
+    rule = "within the error" if margin is None else f"at most {margin:.2f} of pass@1 less"
     return Finding(
-        says=f"{says} (at most {margin:.2f} of pass@1 less)",
+        says=f"{says} ({rule})",
         shown=f"{theirs} to {ours}",
-        holds=ours.value >= theirs.value - margin,
-    )
-
-
-def _not_below(passed: Mapping[str, Share], name: str, than: str, says: str) -> Finding:
-    ours, theirs = passed[name], passed[than]
-    return Finding(
-        says=f"{says} (within the error)",
-        shown=f"{theirs} to {ours}",
-        holds=ours.value >= theirs.value - _error(ours, theirs),
+        holds=ours.value >= theirs.value - (_error(ours, theirs) if margin is None else margin),
     )
 
 
@@ -180,7 +173,7 @@ def _scenarios(
         shown=f"{before} to {after} good answers to held-out harmless prompts",
         holds=after.value >= before.value - 0.05,
     )
-    yield _at_most_less(passed, "scenarios", "sft", 0.03, "and reasoning stays")
+    yield _keeps(passed, "scenarios", "sft", "and reasoning stays", 0.03)
     _, language = _ends(run, "reward/language")
     yield Finding(says="as does the language (0.95 or more)", shown=f"{language:.3f}", holds=language >= 0.95)
 

@@ -2,9 +2,10 @@
 
 use super::peers::{Peer, RoleState};
 use super::{Figure, Service};
-use crate::ids::{GroupId, HolderId, PolicyVersion, RolloutId};
+use crate::ids::{GroupId, HolderId, RolloutId};
 use crate::incident::{Incident, NAMED};
 use crate::messages::{Reported, Role};
+use crate::pacing::{may_sample, oldest_sampling};
 use crate::waits::{Wait, Work};
 
 /// Incidents of one name that are told; more are only counted.
@@ -65,14 +66,12 @@ impl Service {
         let RoleState::Generator(generator) = &peer.state else {
             return None;
         };
-        let (published, _) = self.ledger.published_version()?;
-        let steps = self.ledger.steps_done();
-        let oldest = PolicyVersion::new(
-            published.epoch,
-            steps.saturating_sub(self.ledger.pacing().ceil() as u64),
-        );
-        let lags = |it: &PolicyVersion| it.epoch != oldest.epoch || it.number < oldest.number;
-        let installed = generator.installed.filter(lags)?;
+        self.ledger.published_version()?; // Before that it is the weights that are waited for.
+        let (w, position) = (self.ledger.pacing(), self.ledger.position()?);
+        let oldest = oldest_sampling(w, position);
+        let installed = generator
+            .installed
+            .filter(|&it| !may_sample(w, position, it))?;
         let text = format!(
             "{} has version {installed}; leases need version {oldest} or newer",
             peer.name
